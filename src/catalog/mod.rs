@@ -1,0 +1,3 @@
+//! What the servers know about relations, functions and types.
+
+pub mod model;

@@ -1,0 +1,3 @@
+//! Settings: what was typed (`raw`), what was meant (`model`), how one becomes the other (`validate`), and live reload.
+
+pub mod model;

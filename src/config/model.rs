@@ -1,0 +1,415 @@
+//! What the TOML meant: typed, defaulted and checked. Everything else in pgherd reads settings from here.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// The whole configuration, as one value that a reload replaces.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Config {
+    /// Where clients connect.
+    pub listen: Listen,
+    /// Databases by the name that clients use.
+    pub databases: BTreeMap<String, Arc<Database>>,
+    /// Users by name.
+    pub users: BTreeMap<String, Arc<User>>,
+    /// The result cache.
+    pub cache: Cache,
+    /// Fan-out over shards.
+    pub fanout: Fanout,
+    /// Limits on clients.
+    pub security: Security,
+    /// Logs and metrics.
+    pub telemetry: Telemetry,
+    /// Runtime threads; `None` is one per core.
+    pub threads: Option<usize>,
+}
+
+/// `[listen]`
+#[derive(Debug, Clone, PartialEq)]
+pub struct Listen {
+    /// Where PostgreSQL clients connect.
+    pub address: SocketAddr,
+    /// A directory for a Unix socket `.s.PGSQL.<port>`, if one is wanted.
+    pub unix_socket_dir: Option<PathBuf>,
+    /// Where `/metrics` and `/healthz` answer.
+    pub http: Option<SocketAddr>,
+    /// TLS towards clients.
+    pub tls: ListenTls,
+    /// Clients at most, all databases together.
+    pub max_clients: usize,
+    /// How long a client may take from connecting to being authenticated.
+    pub login_timeout: Duration,
+    /// How long a drain waits for open transactions.
+    pub shutdown_timeout: Duration,
+}
+
+/// TLS towards clients.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ListenTls {
+    /// Whether TLS is offered, demanded, or demanded with a client certificate.
+    pub mode: ListenTlsMode,
+    /// The server's certificate chain (PEM).
+    pub cert: Option<PathBuf>,
+    /// Its private key (PEM).
+    pub key: Option<PathBuf>,
+    /// The authorities that client certificates are checked against (PEM), for `verify-client` and `auth = "cert"`.
+    pub client_ca: Option<PathBuf>,
+}
+
+/// Whether TLS is offered or demanded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ListenTlsMode {
+    /// SSLRequest is declined.
+    Off,
+    /// TLS is there for whom asks.
+    Prefer,
+    /// A client without TLS is turned away.
+    Require,
+    /// A client without TLS and a valid certificate is turned away.
+    VerifyClient,
+}
+
+/// When a client gives its server connection back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PoolMode {
+    /// At the end of each transaction.
+    Transaction,
+    /// When the client leaves.
+    Session,
+}
+
+/// Bounds and times of one pool: `[pool]`, overridden by a `[[database]]` or a `[[user]]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pool {
+    /// When a server connection is given back.
+    pub mode: PoolMode,
+    /// Server connections at most, per (database, user, server).
+    pub max_connections: u32,
+    /// Server connections kept open at least.
+    pub min_connections: u32,
+    /// How long a client waits for a server connection.
+    pub acquire_timeout: Duration,
+    /// How long a connection above the minimum may lie idle.
+    pub idle_timeout: Option<Duration>,
+    /// How old a server connection may grow.
+    pub max_lifetime: Option<Duration>,
+    /// How long connecting to a server and logging in may take.
+    pub connect_timeout: Duration,
+    /// How often idle connections are tried.
+    pub health_check_interval: Duration,
+    /// How long a statement may run; `None` is for ever.
+    pub query_timeout: Option<Duration>,
+    /// How long a transaction may lie idle; `None` is for ever.
+    pub idle_transaction_timeout: Option<Duration>,
+    /// How long a client may lie idle outside a transaction; `None` is for ever.
+    pub client_idle_timeout: Option<Duration>,
+    /// Prepared statements kept on one server connection.
+    pub prepared_statements: usize,
+}
+
+/// Where reads go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reads {
+    /// To the primary.
+    Primary,
+    /// To a replica that has replayed this session's last write.
+    Replica,
+}
+
+/// One `[[database]]`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Database {
+    /// The name clients connect to.
+    pub name: String,
+    /// The server that takes writes.
+    pub primary: ServerAddress,
+    /// Its streaming replicas.
+    pub replicas: Vec<ServerAddress>,
+    /// Where reads go.
+    pub reads: Reads,
+    /// The shards, in the order that hash remainders and `on` numbers refer to.
+    pub shards: Vec<ServerAddress>,
+    /// Sharded and reference tables.
+    pub tables: Vec<Table>,
+    /// The pool's settings, defaults filled in.
+    pub pool: Pool,
+    /// Whether results of this database may be cached.
+    pub cache: bool,
+    /// Plan and time out a statement of this database as OLAP after this long.
+    pub olap_timeout: Duration,
+}
+
+/// A server, from a libpq connection string or URI (PostgreSQL manual, 34.1.1).
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct ServerAddress {
+    /// A host name, an IP address, or the directory of a Unix socket (leading `/`).
+    pub host: String,
+    /// The port, which also names the Unix socket.
+    pub port: u16,
+    /// The database on that server; `None` is the name the client used.
+    pub dbname: Option<String>,
+    /// The role to log in as; `None` is the client's own user name.
+    pub user: Option<String>,
+    /// The password for `user`, if it is not the `[[user]]`'s own.
+    pub password: Option<Secret>,
+    /// How TLS is used.
+    pub sslmode: SslMode,
+    /// Authorities for `verify-ca` and `verify-full` (PEM); `None` is the system's.
+    pub sslrootcert: Option<PathBuf>,
+    /// The client certificate (PEM).
+    pub sslcert: Option<PathBuf>,
+    /// Its key (PEM).
+    pub sslkey: Option<PathBuf>,
+    /// Direct TLS without SSLRequest (PostgreSQL 17 and later).
+    pub sslnegotiation_direct: bool,
+    /// Whether channel binding is demanded of the server.
+    pub channel_binding: ChannelBinding,
+    /// `application_name` at login.
+    pub application_name: Option<String>,
+    /// How long connecting may take, if the string says so.
+    pub connect_timeout: Option<Duration>,
+}
+
+/// libpq's `channel_binding`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum ChannelBinding {
+    /// Never used.
+    Disable,
+    /// Used where the server offers it.
+    Prefer,
+    /// Login fails without it.
+    Require,
+}
+
+/// libpq's `sslmode` (PostgreSQL manual, 34.19).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum SslMode {
+    /// No TLS.
+    Disable,
+    /// No TLS unless the server insists.
+    Allow,
+    /// TLS if the server has it.
+    Prefer,
+    /// TLS, without looking at the certificate.
+    Require,
+    /// TLS, and the certificate's chain must hold.
+    VerifyCa,
+    /// TLS, and chain and host name must hold.
+    VerifyFull,
+}
+
+/// One `[[database.table]]`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Table {
+    /// Its schema.
+    pub schema: String,
+    /// Its name.
+    pub name: String,
+    /// How its rows are spread.
+    pub distribution: Distribution,
+}
+
+/// How a table's rows are spread over the shards.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Distribution {
+    /// The whole table on every shard.
+    Reference,
+    /// By PostgreSQL's hash partitioning: shard `i` of `n` holds `MODULUS n, REMAINDER i`.
+    Hash {
+        /// The shard key's column.
+        column: String,
+    },
+    /// By ranges of the key, lower bound included, upper excluded.
+    Range {
+        /// The shard key's column.
+        column: String,
+        /// The ranges, none overlapping.
+        ranges: Vec<RangePart>,
+    },
+    /// By listed values of the key.
+    List {
+        /// The shard key's column.
+        column: String,
+        /// The values by shard.
+        parts: Vec<ListPart>,
+    },
+}
+
+/// One range of a range-sharded table.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RangePart {
+    /// Lower bound in PostgreSQL's text form, included; `None` is unbounded.
+    pub from: Option<String>,
+    /// Upper bound in PostgreSQL's text form, excluded; `None` is unbounded.
+    pub to: Option<String>,
+    /// Index into `shards`.
+    pub shard: usize,
+}
+
+/// The listed values of one shard.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ListPart {
+    /// Values in PostgreSQL's text form; `None` is NULL.
+    pub values: Vec<Option<String>>,
+    /// Index into `shards`.
+    pub shard: usize,
+}
+
+/// One `[[user]]`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct User {
+    /// The name clients log in with.
+    pub name: String,
+    /// How they prove it.
+    pub auth: AuthMethod,
+    /// What the proof is checked against, and what servers are logged in with.
+    pub password: Option<Secret>,
+    /// A stored `SCRAM-SHA-256$...` verifier, instead of a password.
+    pub scram_secret: Option<String>,
+    /// Databases this user may connect to; empty is all.
+    pub databases: Vec<String>,
+    /// Pool mode for this user, if not the database's.
+    pub pool_mode: Option<PoolMode>,
+    /// Server connections at most for this user, if not the database's.
+    pub max_connections: Option<u32>,
+    /// Clients at most that are logged in as this user.
+    pub max_clients: Option<usize>,
+}
+
+/// How a client proves who it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AuthMethod {
+    /// SCRAM-SHA-256, and -PLUS over TLS (RFC 5802, RFC 7677).
+    Scram,
+    /// PostgreSQL's md5.
+    Md5,
+    /// The password itself; only over TLS.
+    Cleartext,
+    /// A client certificate whose common name is the user.
+    Cert,
+    /// No proof; only where the TOML says so, and only from loopback or a Unix socket.
+    Trust,
+}
+
+/// `[cache]`
+#[derive(Debug, Clone, PartialEq)]
+pub struct Cache {
+    /// Whether results are cached at all.
+    pub enabled: bool,
+    /// How old an answer from memory may grow.
+    pub ttl: Duration,
+    /// Bytes of results in memory.
+    pub memory_bytes: u64,
+    /// Bytes of one result at most.
+    pub max_entry_bytes: usize,
+    /// What an answer promises.
+    pub consistency: Consistency,
+    /// The shared tier.
+    pub redis: Option<Redis>,
+    /// Per-table rules by `schema.table`: a TTL of `None` means never cached.
+    pub tables: BTreeMap<String, Option<Duration>>,
+    /// Whether only analytical shapes are cached (`true`) or every cacheable read.
+    pub olap_only: bool,
+}
+
+/// What a cached answer promises.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Consistency {
+    /// What the query would have returned after the last commit acknowledged through any pgherd of this Redis.
+    Strict,
+    /// At most the TTL old.
+    Bounded,
+}
+
+/// What happens to a write while Redis cannot be told of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OnRedisLoss {
+    /// It waits until no other pgherd can serve a strict hit, then goes on.
+    Wait,
+    /// It is refused.
+    RefuseWrite,
+}
+
+/// `[cache] redis = {...}`
+#[derive(Debug, Clone, PartialEq)]
+pub struct Redis {
+    /// `redis://` or `rediss://`, with user, password and database number.
+    pub url: Secret,
+    /// How long an entry stays in Redis.
+    pub ttl: Duration,
+    /// How long an answer may take before it counts as a miss.
+    pub timeout: Duration,
+    /// Prefix of all keys.
+    pub prefix: String,
+    /// How long a registration holds without being renewed.
+    pub lease: Duration,
+    /// What a write does while Redis is gone.
+    pub on_loss: OnRedisLoss,
+}
+
+/// `[fanout]`
+#[derive(Debug, Clone, PartialEq)]
+pub struct Fanout {
+    /// Legs of one statement that run at once.
+    pub max_parallel: usize,
+    /// Bytes buffered by one statement at most.
+    pub memory_bytes: usize,
+    /// Functions outside pg_catalog that a distributed statement may call, as `schema.name(type, ...)`.
+    pub pure_functions: Vec<String>,
+    /// How long a distributed statement may run.
+    pub query_timeout: Duration,
+}
+
+/// `[security]`
+#[derive(Debug, Clone, PartialEq)]
+pub struct Security {
+    /// Clients at most from one address.
+    pub max_connections_per_ip: Option<usize>,
+    /// New connections per minute from one address.
+    pub rate_limit_per_minute: Option<u32>,
+}
+
+/// `[telemetry]`
+#[derive(Debug, Clone, PartialEq)]
+pub struct Telemetry {
+    /// A filter as in `RUST_LOG`.
+    pub log: String,
+    /// How log lines look.
+    pub format: LogFormat,
+    /// Statements slower than this are logged.
+    pub slow_statement: Option<Duration>,
+}
+
+/// How log lines look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// A text that never shows in logs, errors or `Debug`.
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub struct Secret(String);
+
+impl Secret {
+    /// Wraps a text.
+    pub fn new(text: impl Into<String>) -> Self {
+        Self(text.into())
+    }
+
+    /// The text itself: for sending, never for showing.
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl std::fmt::Debug for Secret {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("\"***\"")
+    }
+}

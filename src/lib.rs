@@ -1,0 +1,12 @@
+//! pgherd: one PostgreSQL port in front of a herd of servers. This file is the map of the house.
+//!
+//! A statement's way: `net` -> `session` (handshake, then one turn a message) -> `sql` (facts) -> `plan` (a decision, as data)
+//! -> `exec` (relay, cached, fan-out, local) -> `wire` -> the client's socket. `app` wires the parts together.
+
+pub mod catalog;
+pub mod config;
+pub mod error;
+pub mod limits;
+pub mod plan;
+pub mod sql;
+pub mod wire;
