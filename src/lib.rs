@@ -4,6 +4,7 @@
 //! -> `exec` (relay, cached, fan-out, local) -> `wire` -> the client's socket. `app` wires the parts together.
 
 pub mod catalog;
+pub mod commands;
 pub mod config;
 pub mod error;
 pub mod limits;

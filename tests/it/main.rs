@@ -1,0 +1,6 @@
+//! End-to-end tests on real servers, one binary: each module tells its own stories.
+
+#[path = "../harness/mod.rs"]
+mod harness;
+
+mod servers;
