@@ -34,7 +34,7 @@ impl Certificates {
         let mut params = CertificateParams::default();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-        params.distinguished_name.push(DnType::CommonName, "pgherd test authority");
+        params.distinguished_name.push(DnType::CommonName, super::unique("pgherd test authority"));
         let key = KeyPair::generate().expect("key");
         let ca = params.self_signed(&key).expect("authority").pem();
         let issuer = Issuer::new(params, key);

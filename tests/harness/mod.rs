@@ -5,6 +5,10 @@
 #![allow(dead_code, unreachable_pub, clippy::unwrap_used, reason = "each test binary uses a part of the harness")]
 
 pub mod certificates;
+pub mod faults;
+pub mod scripted;
+pub mod tls;
+pub mod wire;
 
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
