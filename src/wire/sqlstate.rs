@@ -23,6 +23,8 @@ states! {
     CANNOT_CONNECT = "08001";
     /// feature_not_supported
     FEATURE_NOT_SUPPORTED = "0A000";
+    /// character_not_in_repertoire
+    CHARACTER_NOT_IN_REPERTOIRE = "22021";
     /// invalid_parameter_value
     INVALID_PARAMETER_VALUE = "22023";
     /// active_sql_transaction
@@ -49,6 +51,8 @@ states! {
     SYNTAX_ERROR = "42601";
     /// duplicate_prepared_statement
     DUPLICATE_PREPARED_STATEMENT = "42P05";
+    /// insufficient_privilege
+    INSUFFICIENT_PRIVILEGE = "42501";
     /// undefined_table
     UNDEFINED_TABLE = "42P01";
     /// program_limit_exceeded
