@@ -1,0 +1,290 @@
+//! Every key that the TOML may hold, with its type, default and whether a reload applies it: the one list that reading,
+//! suggestions, defaults and `docs/configuration.md` agree on.
+
+/// What kind of value a key takes.
+#[derive(Debug, Clone, Copy)]
+pub enum Kind {
+    /// A string.
+    Text,
+    /// A string that is never shown.
+    Secret,
+    /// A path, relative to the TOML's folder.
+    Path,
+    /// `"30s"`
+    Duration,
+    /// `"30s"`, or `"off"` for no limit.
+    DurationOrOff,
+    /// `"64MiB"` or bytes.
+    Size,
+    /// A whole number.
+    Count,
+    /// `true` or `false`.
+    Flag,
+    /// One of a few words.
+    Choice(&'static [&'static str]),
+    /// An array of strings.
+    Texts,
+    /// An array of strings that may hold passwords.
+    Secrets,
+    /// An array of strings and numbers.
+    Values,
+    /// A string or a number.
+    Value,
+    /// A table with keys of its own.
+    Table(&'static Section),
+    /// An array of tables.
+    Tables(&'static Section),
+    /// A table whose keys the user chooses; values are durations or `"off"`.
+    DurationByName,
+}
+
+/// When a changed value takes effect.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Applies {
+    /// At the next reload of the file.
+    Live,
+    /// Only after a restart; a reload says so.
+    Restart,
+}
+
+/// One key.
+#[derive(Debug, Clone, Copy)]
+pub struct Key {
+    /// Its name.
+    pub name: &'static str,
+    /// What it takes.
+    pub kind: Kind,
+    /// What it is when nothing is said, as it would be typed; `None` where there is no default.
+    pub default: Option<&'static str>,
+    /// When a change takes effect.
+    pub applies: Applies,
+}
+
+/// One table of keys.
+#[derive(Debug)]
+pub struct Section {
+    /// Its path as documentation writes it, without indexes: `database.table`.
+    pub path: &'static str,
+    /// Its keys.
+    pub keys: &'static [Key],
+    /// Keys of the design that this version does not have, with what to use instead.
+    pub unsupported: &'static [(&'static str, &'static str)],
+}
+
+impl Section {
+    /// The key of that name.
+    pub fn key(&self, name: &str) -> Option<&'static Key> {
+        self.keys.iter().find(|key| key.name == name)
+    }
+}
+
+const fn key(name: &'static str, kind: Kind, default: Option<&'static str>) -> Key {
+    Key { name, kind, default, applies: Applies::Live }
+}
+
+const fn fixed(name: &'static str, kind: Kind, default: Option<&'static str>) -> Key {
+    Key { name, kind, default, applies: Applies::Restart }
+}
+
+use Kind::{Choice, Count, Duration, DurationByName, DurationOrOff, Flag, Path, Secret, Secrets, Size, Table, Tables};
+use Kind::{Text, Texts, Value, Values};
+
+/// The top of the file.
+pub static ROOT: Section = Section {
+    path: "",
+    keys: &[
+        fixed("threads", Count, None),
+        fixed("listen", Table(&LISTEN), None),
+        key("pool", Table(&POOL), None),
+        key("database", Tables(&DATABASE), None),
+        key("user", Tables(&USER), None),
+        key("cache", Table(&CACHE), None),
+        key("fanout", Table(&FANOUT), None),
+        key("security", Table(&SECURITY), None),
+        key("telemetry", Table(&TELEMETRY), None),
+    ],
+    unsupported: &[],
+};
+
+static LISTEN: Section = Section {
+    path: "listen",
+    keys: &[
+        fixed("address", Text, Some("127.0.0.1:6432")),
+        fixed("unix_socket_dir", Path, None),
+        fixed("http", Text, None),
+        key("tls", Table(&LISTEN_TLS), None),
+        key("max_clients", Count, Some("10000")),
+        key("login_timeout", Duration, Some("60s")),
+        key("shutdown_timeout", Duration, Some("30s")),
+    ],
+    unsupported: &[],
+};
+
+static LISTEN_TLS: Section = Section {
+    path: "listen.tls",
+    keys: &[
+        key("mode", Choice(&["off", "prefer", "require", "verify-client"]), Some("off")),
+        key("cert", Path, None),
+        key("key", Path, None),
+        key("client_ca", Path, None),
+    ],
+    unsupported: &[],
+};
+
+static POOL: Section = Section { path: "pool", keys: POOL_KEYS, unsupported: &[] };
+
+static DATABASE_POOL: Section = Section { path: "database.pool", keys: POOL_KEYS, unsupported: &[] };
+
+/// Words of a pool's mode. `statement` is not among them: see `validate::pool`.
+pub const POOL_MODES: &[&str] = &["transaction", "session"];
+
+const POOL_KEYS: &[Key] = &[
+    key("mode", Choice(POOL_MODES), Some("transaction")),
+    key("max_connections", Count, Some("100")),
+    key("min_connections", Count, Some("10")),
+    key("acquire_timeout", Duration, Some("30s")),
+    key("idle_timeout", DurationOrOff, Some("600s")),
+    key("max_lifetime", DurationOrOff, Some("1800s")),
+    key("connect_timeout", Duration, Some("10s")),
+    key("health_check_interval", Duration, Some("60s")),
+    key("query_timeout", DurationOrOff, Some("off")),
+    key("idle_transaction_timeout", DurationOrOff, Some("off")),
+    key("client_idle_timeout", DurationOrOff, Some("off")),
+    key("prepared_statements", Count, Some("500")),
+];
+
+static DATABASE: Section = Section {
+    path: "database",
+    keys: &[
+        key("name", Text, None),
+        key("primary", Secret, None),
+        key("replicas", Secrets, None),
+        key("reads", Choice(&["primary", "replica"]), Some("primary")),
+        key("shards", Secrets, None),
+        key("table", Tables(&TABLE), None),
+        key("pool", Table(&DATABASE_POOL), None),
+        key("cache", Flag, Some("true")),
+        key("olap_timeout", Duration, Some("30s")),
+    ],
+    unsupported: &[],
+};
+
+static TABLE: Section = Section {
+    path: "database.table",
+    keys: &[
+        key("name", Text, None),
+        key("reference", Flag, Some("false")),
+        key("shard_key", Text, None),
+        key("method", Choice(&["hash", "range", "list"]), None),
+        key("ranges", Tables(&RANGE), None),
+        key("lists", Tables(&LIST), None),
+    ],
+    unsupported: &[],
+};
+
+static RANGE: Section = Section {
+    path: "database.table.ranges",
+    keys: &[key("from", Value, None), key("to", Value, None), key("shard", Count, None)],
+    unsupported: &[],
+};
+
+static LIST: Section = Section {
+    path: "database.table.lists",
+    keys: &[key("values", Values, None), key("null", Flag, Some("false")), key("shard", Count, None)],
+    unsupported: &[],
+};
+
+static USER: Section = Section {
+    path: "user",
+    keys: &[
+        key("name", Text, None),
+        key("auth", Choice(&["scram", "md5", "cleartext", "cert", "trust"]), Some("scram")),
+        key("password", Secret, None),
+        key("password_file", Path, None),
+        key("scram_secret", Secret, None),
+        key("databases", Texts, None),
+        key("pool_mode", Choice(POOL_MODES), None),
+        key("max_connections", Count, None),
+        key("max_clients", Count, None),
+    ],
+    unsupported: &[
+        ("auth_query", "name each user in a [[user]] with password_file, password or scram_secret"),
+        ("passthrough", "give the password of each user in a [[user]], or user and password in the connection string"),
+    ],
+};
+
+static CACHE: Section = Section {
+    path: "cache",
+    keys: &[
+        key("enabled", Flag, Some("false")),
+        key("ttl", Duration, Some("5m")),
+        fixed("memory", Size, Some("256MiB")),
+        key("max_entry", Size, Some("4MiB")),
+        key("consistency", Choice(&["strict", "bounded"]), Some("strict")),
+        key("olap_only", Flag, Some("true")),
+        key("on_redis_loss", Choice(&["wait", "refuse-write"]), Some("wait")),
+        fixed("redis", Table(&REDIS), None),
+        key("tables", DurationByName, None),
+    ],
+    unsupported: &[],
+};
+
+static REDIS: Section = Section {
+    path: "cache.redis",
+    keys: &[
+        fixed("url", Secret, None),
+        key("ttl", Duration, Some("1h")),
+        key("timeout", Duration, Some("5ms")),
+        fixed("prefix", Text, Some("pgherd:")),
+        fixed("lease", Duration, Some("10s")),
+    ],
+    unsupported: &[],
+};
+
+static FANOUT: Section = Section {
+    path: "fanout",
+    keys: &[
+        key("max_parallel", Count, Some("4")),
+        key("memory", Size, Some("64MiB")),
+        key("pure_functions", Texts, None),
+        key("query_timeout", Duration, Some("30s")),
+    ],
+    unsupported: &[(
+        "coordinator",
+        "remove it: what pgherd cannot merge while it streams is refused with 0A000 in this version",
+    )],
+};
+
+static SECURITY: Section = Section {
+    path: "security",
+    keys: &[key("max_connections_per_ip", Count, None), key("rate_limit_per_minute", Count, None)],
+    unsupported: &[(
+        "audit_log",
+        "remove it; PostgreSQL's own log_statement or the pgaudit extension record statements",
+    )],
+};
+
+static TELEMETRY: Section = Section {
+    path: "telemetry",
+    keys: &[
+        key("log", Text, Some("info")),
+        fixed("format", Choice(&["text", "json"]), Some("text")),
+        key("slow_statement", DurationOrOff, Some("off")),
+    ],
+    unsupported: &[("otlp", "remove it; logs go to standard error and metrics to [listen] http")],
+};
+
+/// Every section, each once, with the shared ones under each of their paths.
+pub fn sections() -> Vec<&'static Section> {
+    fn walk(section: &'static Section, out: &mut Vec<&'static Section>) {
+        out.push(section);
+        for key in section.keys {
+            if let Table(inner) | Tables(inner) = key.kind {
+                walk(inner, out);
+            }
+        }
+    }
+    let mut out = Vec::new();
+    walk(&ROOT, &mut out);
+    out
+}

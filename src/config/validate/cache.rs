@@ -1,0 +1,74 @@
+//! `[cache]`: the result cache and its shared tier.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use super::redis;
+use crate::config::model::{Cache, Consistency, OnRedisLoss};
+use crate::config::raw::Table;
+use crate::config::{names, units};
+
+/// Bytes of memory below which a cache only costs.
+const LEAST_MEMORY_BYTES: u64 = 1 << 20;
+
+pub(super) fn read(table: &Table<'_>) -> Cache {
+    let consistency = [Consistency::Strict, Consistency::Bounded][table.choice("consistency").unwrap_or(0)];
+    let on_loss = [OnRedisLoss::Wait, OnRedisLoss::RefuseWrite][table.choice("on_redis_loss").unwrap_or(0)];
+    let redis = redis::read(&table.table("redis"), consistency, on_loss);
+    if table.has("on_redis_loss") && !table.has("redis") {
+        table.warn("on_redis_loss", "there is no Redis to lose", "remove it, or add redis = { url = \"...\" }");
+    }
+    let cache = Cache {
+        enabled: table.flag("enabled"),
+        ttl: table.duration("ttl"),
+        memory_bytes: table.size("memory"),
+        max_entry_bytes: usize::try_from(table.size("max_entry")).unwrap_or(usize::MAX),
+        consistency,
+        redis,
+        tables: tables(table),
+        olap_only: table.flag("olap_only"),
+    };
+    if cache.memory_bytes < LEAST_MEMORY_BYTES {
+        table.fault("memory", "this is too little to hold results in", "give at least \"1MiB\"");
+    }
+    if cache.max_entry_bytes == 0 || cache.max_entry_bytes as u64 > cache.memory_bytes {
+        table.fault("max_entry", "one result must fit into memory", "give more than nothing and at most memory");
+    }
+    if let Some(redis) = &cache.redis
+        && redis.ttl < cache.ttl
+    {
+        table.warn("ttl", "an entry outlives its copy in Redis", "let redis.ttl be at least ttl");
+    }
+    cache
+}
+
+/// `[cache.tables]`: names become `schema.table` as PostgreSQL stores them.
+fn tables(table: &Table<'_>) -> BTreeMap<String, Option<Duration>> {
+    let mut out = BTreeMap::new();
+    for (typed, value) in table.by_name("tables") {
+        let name = match names::qualified(&typed) {
+            Ok((schema, name)) => format!("{}.{name}", schema.as_deref().unwrap_or("public")),
+            Err(problem) => {
+                let help = "write schema.table in quotes, as \"public.orders\" = \"30s\"";
+                table.fault("tables", format!("\"{}\": {problem}", typed.escape_debug()), help);
+                continue;
+            }
+        };
+        let ttl = match value.as_str() {
+            "off" => None,
+            text => match units::duration(text) {
+                Ok(ttl) if !ttl.is_zero() => Some(ttl),
+                Ok(_) => None,
+                Err(problem) => {
+                    let help = "write a duration, as \"30s\", or \"off\"";
+                    table.fault("tables", format!("\"{}\": {problem}", typed.escape_debug()), help);
+                    continue;
+                }
+            },
+        };
+        if out.insert(name, ttl).is_some() {
+            table.fault("tables", format!("\"{}\" stands here twice", typed.escape_debug()), "keep one of the two");
+        }
+    }
+    out
+}

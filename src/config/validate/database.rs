@@ -1,0 +1,105 @@
+//! `[[database]]`: its servers, pool and tables.
+
+use super::{pool, table};
+use crate::config::dsn;
+use crate::config::model::{ChannelBinding, Database, Distribution, Pool, Reads, ServerAddress, SslMode};
+use crate::config::raw::Table;
+
+/// Shards at most, a bound on what one statement can fan out to.
+const SHARDS: usize = 1024;
+
+pub(super) fn read(table: &Table<'_>, defaults: &Pool) -> Database {
+    let name = table.required_text("name", "give the name that clients connect to").unwrap_or_default();
+    let primary = table
+        .required_text("primary", "write a connection string, as \"host=10.0.0.1 port=5432 dbname=app\"")
+        .and_then(|text| server(table, "primary", &text));
+    let replicas = servers(table, "replicas");
+    let shards = servers(table, "shards");
+    if shards.len() > SHARDS {
+        table.fault("shards", format!("there are more than {SHARDS} shards"), "use fewer");
+    }
+    let reads = [Reads::Primary, Reads::Replica][table.choice("reads").unwrap_or(0)];
+    if reads == Reads::Replica && replicas.is_empty() && !table.has("replicas") {
+        table.fault("reads", "there are no replicas to read from", "name them in replicas, or set reads = \"primary\"");
+    }
+    let tables = table::read_all(table, table.texts_len("shards"));
+    let sharded = tables.iter().any(|table| table.distribution != Distribution::Reference);
+    if !shards.is_empty() && !sharded {
+        table.warn("shards", "no table is sharded, so only reference tables use them", "add a [[database.table]]");
+    }
+    check_distinct(table, "shards", &shards);
+    check_distinct(table, "replicas", &replicas);
+    if let Some(primary) = &primary
+        && replicas.iter().any(|replica| is_same(replica, primary))
+    {
+        table.fault("replicas", "the primary is named among its replicas", "remove it there");
+    }
+    Database {
+        name,
+        primary: primary.unwrap_or_else(nowhere),
+        replicas,
+        reads,
+        shards,
+        tables,
+        pool: pool::read(&table.table("pool"), Some(defaults)),
+        cache: table.flag("cache"),
+        olap_timeout: table.duration("olap_timeout"),
+    }
+}
+
+fn servers(table: &Table<'_>, key: &str) -> Vec<ServerAddress> {
+    table.texts(key).iter().filter_map(|text| server(table, key, text)).collect()
+}
+
+fn server(table: &Table<'_>, key: &str, text: &str) -> Option<ServerAddress> {
+    match dsn::parse(text) {
+        Ok(mut address) => {
+            // libpq would take them from the current folder, which a service does not choose.
+            for path in [&mut address.sslrootcert, &mut address.sslcert, &mut address.sslkey].into_iter().flatten() {
+                *path = table.resolve(path);
+                if !path.is_file() {
+                    table.fault(key, format!("{} is not a file", path.display()), "check the path in the string");
+                }
+            }
+            Some(address)
+        }
+        Err(error) => {
+            let help = error.hint.unwrap_or_else(|| "see PostgreSQL's manual, 34.1.1 Connection Strings".into());
+            table.fault(key, error.message, help);
+            None
+        }
+    }
+}
+
+/// Two shards on one database would hold the same rows twice.
+fn check_distinct(table: &Table<'_>, key: &str, servers: &[ServerAddress]) {
+    for (index, server) in servers.iter().enumerate() {
+        if servers[..index].iter().any(|earlier| is_same(earlier, server)) {
+            let problem = format!("{}:{} stands here twice", server.host, server.port);
+            table.fault(key, problem, "every entry must be a database of its own");
+        }
+    }
+}
+
+fn is_same(a: &ServerAddress, b: &ServerAddress) -> bool {
+    a.host == b.host && a.port == b.port && a.dbname == b.dbname
+}
+
+/// Stands in for an address that could not be read; the faults keep it from ever being used.
+fn nowhere() -> ServerAddress {
+    ServerAddress {
+        host: String::new(),
+        port: 0,
+        dbname: None,
+        user: None,
+        password: None,
+        sslmode: SslMode::Disable,
+        sslrootcert: None,
+        sslcert: None,
+        sslkey: None,
+        sslnegotiation_direct: false,
+        channel_binding: ChannelBinding::Disable,
+        application_name: None,
+        connect_timeout: None,
+    }
+}

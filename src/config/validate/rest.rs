@@ -1,0 +1,50 @@
+//! `[fanout]`, `[security]` and `[telemetry]`.
+
+use tracing_subscriber::EnvFilter;
+
+use crate::config::model::{Fanout, LogFormat, Security, Telemetry};
+use crate::config::names;
+use crate::config::raw::Table;
+
+/// Bytes that one leg must at least be able to hold: one frame of a usual row.
+const LEAST_MEMORY_BYTES: u64 = 64 << 10;
+
+pub(super) fn fanout(table: &Table<'_>) -> Fanout {
+    let memory = table.size("memory");
+    if memory < LEAST_MEMORY_BYTES {
+        table.fault("memory", "this is too little to merge rows in", "give at least \"64KiB\"");
+    }
+    let pure_functions = table.texts("pure_functions").into_iter().filter_map(|text| match names::function(&text) {
+        Ok(function) => Some(function),
+        Err(problem) => {
+            let help = "write schema.name(type, ...), as \"public.slug(text)\"";
+            table.fault("pure_functions", format!("\"{}\": {problem}", text.escape_debug()), help);
+            None
+        }
+    });
+    Fanout {
+        max_parallel: table.count("max_parallel", 1..1025).unwrap_or(1) as usize,
+        memory_bytes: usize::try_from(memory).unwrap_or(usize::MAX),
+        pure_functions: pure_functions.collect(),
+        query_timeout: table.duration("query_timeout"),
+    }
+}
+
+pub(super) fn security(table: &Table<'_>) -> Security {
+    Security {
+        max_connections_per_ip: table.count("max_connections_per_ip", 1..1_000_001).map(|count| count as usize),
+        rate_limit_per_minute: table.count("rate_limit_per_minute", 1..100_000_001).map(|count| count as u32),
+    }
+}
+
+pub(super) fn telemetry(table: &Table<'_>) -> Telemetry {
+    let log = table.text_or_default("log").unwrap_or_default();
+    if let Err(error) = EnvFilter::builder().parse(&log) {
+        table.fault("log", format!("this filter cannot be read: {error}"), "write \"info\", or \"info,pgherd=debug\"");
+    }
+    Telemetry {
+        log,
+        format: [LogFormat::Text, LogFormat::Json][table.choice("format").unwrap_or(0)],
+        slow_statement: table.duration_or_off("slow_statement"),
+    }
+}
