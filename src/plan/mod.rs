@@ -84,3 +84,5 @@ pub struct Refusal {
 }
 
 pub mod distribute;
+pub mod hash;
+pub mod value;

@@ -3,5 +3,6 @@
 #[path = "../harness/mod.rs"]
 mod harness;
 
+mod fanout_hash;
 mod instruments;
 mod servers;

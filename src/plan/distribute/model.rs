@@ -1,0 +1,257 @@
+//! What the distribution planner reads and decides, as data.
+
+use std::cmp::Ordering;
+use std::sync::Arc;
+
+use crate::catalog::model::{Catalog, Oid};
+use crate::config::model::Database;
+use crate::plan::Reason;
+use crate::plan::value::Numeric;
+use crate::sql::facts;
+
+/// Everything a decision is made from.
+#[derive(Debug, Clone, Copy)]
+pub struct Input<'a> {
+    /// The text of one statement.
+    pub text: &'a str,
+    /// Its facts.
+    pub statement: &'a facts::Statement,
+    /// The catalog of a shard; all shards are alike (`check` looks).
+    pub catalog: &'a Catalog,
+    /// The database's shards and tables.
+    pub database: &'a Database,
+    /// Schemas as PostgreSQL resolves them for this session, `pg_catalog` included.
+    pub search_path: &'a [Box<str>],
+    /// `fanout.pure_functions`: `schema.name(type, ...)`.
+    pub pure_functions: &'a [String],
+    /// What of the session's settings changes how the text is read.
+    pub session: Session,
+    /// What Bind brought; `None` before Bind.
+    pub parameters: Option<Parameters<'a>>,
+}
+
+/// Settings that change how a text is read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Session {
+    /// The setting of that name.
+    pub standard_conforming_strings: bool,
+    /// Whether `client_encoding` is the servers' own, so that a text's bytes are what a server hashes.
+    pub same_encoding: bool,
+}
+
+impl Default for Session {
+    fn default() -> Self {
+        Self { standard_conforming_strings: true, same_encoding: true }
+    }
+}
+
+/// Parameters as Parse and Bind gave them.
+#[derive(Debug, Clone, Copy)]
+pub struct Parameters<'a> {
+    /// Declared types; 0 or missing is unspecified.
+    pub types: &'a [Oid],
+    /// Format codes: none, one for all, or one each.
+    pub formats: &'a [i16],
+    /// Values; `None` is NULL.
+    pub values: &'a [Option<&'a [u8]>],
+}
+
+impl<'a> Parameters<'a> {
+    /// No parameters: a simple query.
+    pub const NONE: Parameters<'static> = Parameters { types: &[], formats: &[], values: &[] };
+
+    /// Declared type (0: unspecified), whether it is binary, and the value of `$number`; `None` if Bind brought none.
+    pub fn get(&self, number: usize) -> Option<(Oid, bool, Option<&'a [u8]>)> {
+        let at = number.checked_sub(1)?;
+        let value = *self.values.get(at)?;
+        let format = match self.formats {
+            [] => 0,
+            [only] => *only,
+            each => *each.get(at)?,
+        };
+        Some((self.types.get(at).copied().unwrap_or(0), format == 1, value))
+    }
+}
+
+/// Where a statement over sharded tables runs.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Distributed {
+    /// It names no sharded and no reference table: not a matter of the shards.
+    Elsewhere,
+    /// Forwarded untouched to one shard.
+    Shard {
+        /// Index into the database's shards.
+        shard: usize,
+        /// Why this one.
+        reason: Reason,
+    },
+    /// Rewritten, run on several shards, merged.
+    Streamed(Arc<Streamed>),
+    /// It has parameters that are not known yet: describe it on any shard, plan again after Bind.
+    NeedsBind,
+}
+
+/// A statement that runs on several shards and is merged as rows stream in.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Streamed {
+    /// Shards whose rows can count, ascending; never empty.
+    pub shards: Vec<usize>,
+    /// What each of them runs: the original text with hidden columns put in behind its own and its tail replaced.
+    pub sql: Box<str>,
+    /// Columns at the end that the client does not see; they travel in binary form.
+    pub hidden: usize,
+    /// Where, in characters of `sql`, text was put in, and how much: error positions behind it move.
+    pub inserted: (usize, usize),
+    /// How rows become the answer's rows.
+    pub merge: Merge,
+    /// The answer's order; empty is any.
+    pub sort: Vec<Sort>,
+    /// Rows skipped at the front.
+    pub offset: u64,
+    /// Rows at most.
+    pub limit: Option<u64>,
+    /// Why it is so.
+    pub reason: Reason,
+}
+
+/// How the shards' rows become the answer's rows.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Merge {
+    /// Each is one.
+    Rows,
+    /// Those of one group become one.
+    Groups(Groups),
+}
+
+/// Rows of one group, from several shards, become one row.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Groups {
+    /// What rows of one group have in common; empty for one group over all rows.
+    pub keys: Vec<Key>,
+    /// What is computed over a group.
+    pub aggregates: Vec<Aggregate>,
+    /// Where a visible column comes from; columns that are not listed are carried over from one of the group's rows.
+    pub outputs: Vec<(usize, Output)>,
+    /// Which groups are shown.
+    pub having: Option<Condition>,
+}
+
+/// A hidden column that rows of one group are equal in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Key {
+    /// Which hidden column, from 0.
+    pub hidden: usize,
+    /// What is known of its collation, if its type has one.
+    pub collating: Collating,
+}
+
+/// What is known of a text's collation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Collating {
+    /// Nothing: texts can neither be grouped nor sorted.
+    Unknown,
+    /// Equal means equal bytes: texts can be grouped.
+    Deterministic,
+    /// It sorts by bytes: texts can be grouped and sorted.
+    Bytes,
+}
+
+/// One aggregate, merged from the shards' partial results in hidden columns.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Aggregate {
+    /// Sum of counts.
+    Count {
+        /// The hidden column with `count(...)`.
+        partial: usize,
+    },
+    /// Sum of sums.
+    Sum {
+        /// The hidden column with `sum(...)`.
+        partial: usize,
+    },
+    /// Sum of sums divided by sum of counts.
+    Avg {
+        /// The hidden column with `sum(...)`.
+        sum: usize,
+        /// The hidden column with `count(...)`.
+        count: usize,
+    },
+    /// The least.
+    Min {
+        /// The hidden column with `min(...)`.
+        partial: usize,
+        /// What is known of its collation.
+        collating: Collating,
+    },
+    /// The greatest.
+    Max {
+        /// The hidden column with `max(...)`.
+        partial: usize,
+        /// What is known of its collation.
+        collating: Collating,
+    },
+    /// True if all are.
+    BoolAnd {
+        /// The hidden column with `bool_and(...)`.
+        partial: usize,
+    },
+    /// True if one is.
+    BoolOr {
+        /// The hidden column with `bool_or(...)`.
+        partial: usize,
+    },
+}
+
+/// Where a visible column of a group comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Output {
+    /// The aggregate of that number.
+    Aggregate(usize),
+}
+
+/// A condition on a group, three-valued as in SQL.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Condition {
+    /// All hold.
+    And(Box<Self>, Box<Self>),
+    /// One holds.
+    Or(Box<Self>, Box<Self>),
+    /// It does not hold.
+    Not(Box<Self>),
+    /// An aggregate of integers, numeric or float against a number.
+    Compare {
+        /// Which aggregate.
+        aggregate: usize,
+        /// The results of comparing aggregate and number that hold.
+        holds: Vec<Ordering>,
+        /// The number.
+        number: Numeric,
+    },
+    /// Whether an aggregate is NULL.
+    IsNull {
+        /// Which aggregate.
+        aggregate: usize,
+        /// `IS NOT NULL`
+        negated: bool,
+    },
+}
+
+/// One sort key of the answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Sort {
+    /// What is compared.
+    pub by: SortBy,
+    /// `DESC`
+    pub descending: bool,
+    /// Whether NULLs come before all else.
+    pub nulls_first: bool,
+}
+
+/// What a sort key compares.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SortBy {
+    /// A hidden column.
+    Hidden(Key),
+    /// The aggregate of that number.
+    Aggregate(usize),
+}
