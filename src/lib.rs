@@ -11,4 +11,5 @@ pub mod error;
 pub mod limits;
 pub mod plan;
 pub mod sql;
+pub mod telemetry;
 pub mod wire;
