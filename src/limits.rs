@@ -32,3 +32,5 @@ pub const SETTINGS: usize = 1_000;
 pub const SERVER_STATEMENTS: usize = 500;
 /// Bytes of memory for memoized statement facts.
 pub const FACTS_MEMO_BYTES: u64 = 64 * 1024 * 1024;
+/// Tokens in a row, commas and inner parentheses aside, beyond which a statement is not parsed: they can make a tree that deep.
+pub const PARSE_CHAIN_TOKENS: usize = 4_000;

@@ -42,6 +42,49 @@ pub struct Statement {
     pub locks_rows: bool,
     /// Highest `$n`.
     pub parameters: u16,
+    /// Uses `ctid`, `xmin`, `tableoid` or another column that the server makes up.
+    pub system_columns: bool,
+    /// EXPLAIN, with or without ANALYZE: what comes back is about the statement, not its rows.
+    pub explain: bool,
+    /// Last parts of qualified names in expressions: `t.f` may call the function `f` on the row `t`.
+    pub fields: Vec<Box<str>>,
+    /// What is cast to a date or time type and is neither a constant nor a parameter: as text it could say `now`.
+    pub time_casts: Vec<Operand>,
+}
+
+/// What an expression is made from, as far as its type matters.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Operand {
+    /// A column of that name.
+    Column(Box<str>),
+    /// The result of that function.
+    Function(Name),
+    /// Anything else.
+    Other,
+}
+
+impl Statement {
+    /// A statement of that class of which nothing else is known yet.
+    pub fn new(class: Class) -> Self {
+        Self {
+            class,
+            reads: Vec::new(),
+            writes: Vec::new(),
+            functions: Vec::new(),
+            operators: Vec::new(),
+            casts: Vec::new(),
+            value_functions: Vec::new(),
+            identifiers: Vec::new(),
+            effects: Vec::new(),
+            shape: Shape::default(),
+            locks_rows: false,
+            parameters: 0,
+            system_columns: false,
+            explain: false,
+            fields: Vec::new(),
+            time_casts: Vec::new(),
+        }
+    }
 }
 
 /// What sort of statement it is. The order is that of strength: a string is as strong as its strongest statement.
@@ -217,6 +260,13 @@ pub enum Route {
     Primary,
     /// `route=replica`
     Replica,
+}
+
+impl Name {
+    /// A name without a schema.
+    pub fn bare(name: &str) -> Self {
+        Self { schema: None, name: name.into() }
+    }
 }
 
 impl Facts {

@@ -1,5 +1,11 @@
 //! A 128-bit identity of a statement's text with its literals left out.
 
+use xxhash_rust::xxh3::{Xxh3, xxh3_128_with_seed};
+
+use super::facts::Hint;
+use super::hint;
+use super::lexer::{Lexer, Token, TokenKind};
+
 /// Same for texts that differ only in literals, comments and white space. XXH3-128 over the lexer's tokens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Fingerprint(pub u128);
@@ -7,5 +13,145 @@ pub struct Fingerprint(pub u128);
 impl std::fmt::Display for Fingerprint {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{:032x}", self.0)
+    }
+}
+
+/// The fingerprint of `text` as a session with that `standard_conforming_strings` reads it. The same in every process.
+pub fn fingerprint(text: &[u8], standard_conforming_strings: bool) -> Fingerprint {
+    Fingerprint(normalized(text, standard_conforming_strings, 0).0)
+}
+
+/// The seeded hash of the normalized tokens, and the hint found in a comment on the way.
+///
+/// The memo hashes with a seed of its process, so that nobody can prepare two texts that share an entry.
+pub(super) fn normalized(text: &[u8], standard_conforming_strings: bool, seed: u64) -> (u128, Hint) {
+    let mut sink = Sink { buffer: [0; BUFFER_BYTES], used: 0, seed, overflow: None };
+    let mut found = Hint::default();
+    for token in Lexer::new(text, standard_conforming_strings) {
+        match token.kind {
+            TokenKind::Whitespace => {}
+            TokenKind::Comment => hint::read(token.bytes(text), &mut found),
+            _ => sink.token(token, text),
+        }
+    }
+    (sink.finish(), found)
+}
+
+/// Holds what pgbench or an ORM sends whole, so that one call hashes it.
+const BUFFER_BYTES: usize = 512;
+
+/// Tokens on their way to the hash: a kind byte, the text where it counts, and a NUL, which no token holds.
+struct Sink {
+    buffer: [u8; BUFFER_BYTES],
+    used: usize,
+    seed: u64,
+    overflow: Option<Box<Xxh3>>,
+}
+
+impl Sink {
+    fn token(&mut self, token: Token, text: &[u8]) {
+        let marker = match token.kind {
+            TokenKind::Word => b'w',
+            TokenKind::QuotedIdentifier => b'q',
+            TokenKind::UnicodeIdentifier => b'u',
+            TokenKind::Parameter => b'p',
+            TokenKind::Number => b'n',
+            TokenKind::String | TokenKind::EscapeString | TokenKind::UnicodeString | TokenKind::DollarString => b's',
+            TokenKind::BitString => b'b',
+            TokenKind::HexString => b'x',
+            _ => b'o',
+        };
+        self.push(marker);
+        match token.kind {
+            TokenKind::Word => token.bytes(text).iter().for_each(|byte| self.push(byte.to_ascii_lowercase())),
+            _ if matches!(marker, b'n' | b's' | b'b' | b'x') => {}
+            _ => token.bytes(text).iter().for_each(|&byte| self.push(byte)),
+        }
+        self.push(0);
+    }
+
+    fn push(&mut self, byte: u8) {
+        if self.used == BUFFER_BYTES {
+            let seed = self.seed;
+            self.overflow.get_or_insert_with(|| Box::new(Xxh3::with_seed(seed))).update(&self.buffer);
+            self.used = 0;
+        }
+        if let Some(slot) = self.buffer.get_mut(self.used) {
+            *slot = byte;
+            self.used += 1;
+        }
+    }
+
+    fn finish(mut self) -> u128 {
+        let rest = self.buffer.get(..self.used).unwrap_or_default();
+        match &mut self.overflow {
+            None => xxh3_128_with_seed(rest, self.seed),
+            Some(hasher) => {
+                hasher.update(rest);
+                hasher.digest128()
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of(text: &str) -> Fingerprint {
+        fingerprint(text.as_bytes(), true)
+    }
+
+    #[test]
+    fn literals_comments_blanks_and_case_of_keywords_do_not_count() {
+        let first = of("SELECT abalance FROM pgbench_accounts WHERE aid = 1;");
+        assert_eq!(first, of("select  abalance\nfrom PGBENCH_accounts /* hello */ where aid=12345 ; -- end"));
+        assert_eq!(of("select 'a'"), of("select E'b\\''"));
+        assert_eq!(of("select $$a$$"), of("select 'b'"));
+    }
+
+    #[test]
+    fn what_changes_the_meaning_changes_the_fingerprint() {
+        let texts = [
+            "select a from t",
+            "select \"A\" from t",
+            "select \"a\" from t",
+            "select a from t2",
+            "select a, b from t",
+            "select a b from t",
+            "select ab from t",
+            "select 'a' from t",
+            "select 1 from t",
+            "select $1 from t",
+            "select $2 from t",
+            "select $1$2 from t",
+            "select b'1' from t",
+            "select x'1' from t",
+            "select a + b from t",
+            "select a - b from t",
+            "select a from t; delete from t",
+            "select a from t;",
+            "select null from t",
+            "select true from t",
+            "",
+        ];
+        for (i, a) in texts.iter().enumerate() {
+            for b in &texts[..i] {
+                assert_ne!(of(a), of(b), "{a} / {b}");
+            }
+        }
+    }
+
+    #[test]
+    fn texts_longer_than_the_buffer_hash_like_short_ones() {
+        let long = format!("select {} from t", vec!["columns"; 500].join(", "));
+        assert_eq!(of(&long), of(&long.replace(", ", "\n,\t")));
+        assert_ne!(of(&long), of(&long.replacen("columns", "column", 1)));
+    }
+
+    #[test]
+    fn standard_conforming_strings_decides_where_a_string_ends() {
+        let text = br"select 'a\' or 'b'";
+        assert_ne!(fingerprint(text, true), fingerprint(text, false));
     }
 }

@@ -1,4 +1,22 @@
 //! Reading SQL: lexer, fingerprint, parse tree, facts.
 
+mod analyzer;
+mod command;
 pub mod facts;
 pub mod fingerprint;
+mod functions;
+mod hint;
+pub mod lexer;
+pub mod literal;
+pub mod parse;
+mod piece;
+mod settings;
+mod tokens;
+mod transaction;
+mod types;
+mod walk;
+mod walk_expr;
+mod walk_from;
+
+pub use analyzer::Analyzer;
+pub use command::explain_route_inner;

@@ -1,0 +1,89 @@
+//! Transaction control in all of PostgreSQL's forms (`TransactionStmt` of its grammar, and SET TRANSACTION).
+
+use super::facts::{Class, Effect, Statement, TransactionControl};
+use super::piece::{Found, Piece};
+
+/// Facts of a transaction control statement; `None` for any other.
+pub(super) fn recognise(piece: Piece<'_>) -> Option<Found> {
+    use TransactionControl::{Commit, Prepare, Release, Rollback, Savepoint};
+    let control = match piece.lower(0).as_str() {
+        "begin" => begin(piece, if piece.is_one(1, &["work", "transaction"]) { 2 } else { 1 }),
+        "start" if piece.is(1, "transaction") => begin(piece, 2),
+        "commit" | "end" => end(piece, Commit),
+        "rollback" | "abort" => end(piece, Rollback),
+        "savepoint" => Savepoint,
+        "release" => Release,
+        "prepare" if piece.is(1, "transaction") => Prepare,
+        "set" => return set(piece),
+        _ => return None,
+    };
+    Some(Statement::new(Class::Transaction(control)).into())
+}
+
+fn begin(piece: Piece<'_>, modes: usize) -> TransactionControl {
+    let modes = piece.from(modes);
+    let mut read_only = false;
+    let mut other = false;
+    for at in 0..modes.tokens.len() {
+        if modes.are(at, &["read", "only"]) {
+            read_only = true;
+        } else if modes.are(at, &["read", "write"]) {
+            read_only = false;
+        } else if modes.is(at, "repeatable") || modes.is(at, "serializable") {
+            other = true;
+        } else if modes.is(at, "deferrable") {
+            other |= at == 0 || !modes.is(at - 1, "not");
+        }
+    }
+    match (other, read_only) {
+        (true, _) => TransactionControl::BeginOther,
+        (false, true) => TransactionControl::BeginReadOnly,
+        (false, false) => TransactionControl::Begin,
+    }
+}
+
+fn end(piece: Piece<'_>, control: TransactionControl) -> TransactionControl {
+    if piece.is(1, "prepared") {
+        return TransactionControl::FinishPrepared;
+    }
+    let at = if piece.is_one(1, &["work", "transaction"]) { 2 } else { 1 };
+    if piece.is(at, "to") && control == TransactionControl::Rollback {
+        TransactionControl::RollbackTo
+    } else if piece.are(at, &["and", "chain"]) {
+        TransactionControl::Chain
+    } else {
+        control
+    }
+}
+
+/// `SET [LOCAL | SESSION] TRANSACTION ...` and `SET SESSION CHARACTERISTICS AS TRANSACTION ...`
+fn set(piece: Piece<'_>) -> Option<Found> {
+    let at = if piece.is_one(1, &["local", "session"]) { 2 } else { 1 };
+    let mut statement = Statement::new(Class::Transaction(TransactionControl::SetTransaction));
+    if piece.is(at, "transaction") && !is_assignment(piece, at + 1) {
+        return Some(statement.into());
+    }
+    if !piece.are(at, &["characteristics", "as", "transaction"]) && !piece.are(1, &["session", "characteristics"]) {
+        return None;
+    }
+    for (keyword, setting) in [
+        ("isolation", "default_transaction_isolation"),
+        ("read", "default_transaction_read_only"),
+        ("deferrable", "default_transaction_deferrable"),
+    ] {
+        if mentions(piece, keyword) {
+            statement.effects.push(Effect::Set(setting.into()));
+        }
+    }
+    Some(statement.into())
+}
+
+/// `READ` of `READ ONLY`, not of `READ COMMITTED`.
+fn mentions(piece: Piece<'_>, keyword: &str) -> bool {
+    (0..piece.tokens.len())
+        .any(|at| piece.is(at, keyword) && (keyword != "read" || piece.is_one(at + 1, &["only", "write"])))
+}
+
+pub(super) fn is_assignment(piece: Piece<'_>, at: usize) -> bool {
+    piece.bytes(at) == b"=" || piece.is(at, "to") || piece.is_punctuation(at, b'.')
+}
