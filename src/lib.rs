@@ -8,6 +8,7 @@ pub mod catalog;
 pub mod commands;
 pub mod config;
 pub mod error;
+pub mod http;
 pub mod limits;
 pub mod plan;
 pub mod sql;

@@ -34,3 +34,7 @@ pub const SERVER_STATEMENTS: usize = 500;
 pub const FACTS_MEMO_BYTES: u64 = 64 * 1024 * 1024;
 /// Tokens in a row, commas and inner parentheses aside, beyond which a statement is not parsed: they can make a tree that deep.
 pub const PARSE_CHAIN_TOKENS: usize = 4_000;
+/// Connections to the HTTP side at once.
+pub const HTTP_CONNECTIONS: usize = 64;
+/// Bytes of an HTTP request's head (hyper takes no less).
+pub const HTTP_HEAD_BYTES: usize = 8192;

@@ -8,6 +8,7 @@ pub mod keys;
 pub mod model;
 pub mod names;
 mod raw;
+pub mod reload;
 pub mod units;
 mod validate;
 

@@ -1,0 +1,154 @@
+//! Live reload: the file is read again when it changes and at SIGHUP; a good one is handed on, a bad one changes nothing.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use notify::{Event, EventKind, RecommendedWatcher, RecursiveMode, Watcher};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info, warn};
+
+use super::model::Config;
+use super::{Faults, load_with_warnings};
+
+/// How long to wait after a change for the changes that belong to it: editors write, rename and touch in turns.
+const SETTLE: Duration = Duration::from_millis(150);
+
+/// One file under watch.
+pub struct Reload {
+    path: PathBuf,
+    sender: watch::Sender<Arc<Config>>,
+    /// Faults that were logged last, so that other changes in the folder do not repeat them.
+    reported: Option<Faults>,
+}
+
+/// Why the file is read again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Cause {
+    /// Something in its folder changed.
+    Change,
+    /// SIGHUP: what it names (passwords, certificates) may have changed too.
+    Hangup,
+}
+
+impl Reload {
+    /// Prepares to watch `path`, from which `config` was loaded. Every receiver sees the newest good configuration.
+    pub fn new(path: &Path, config: Arc<Config>) -> (Self, watch::Receiver<Arc<Config>>) {
+        let (sender, receiver) = watch::channel(config);
+        (Self { path: path.to_path_buf(), sender, reported: None }, receiver)
+    }
+
+    /// Watches until `stop`. `report` learns of each reload whether it was good, for metrics.
+    pub async fn run(mut self, stop: CancellationToken, report: impl Fn(bool) + Send) {
+        let (notices, mut changes) = mpsc::channel(1);
+        let _watcher = match watch_folders(&self.path, notices) {
+            Ok(watcher) => Some(watcher),
+            Err(error) => {
+                warn!(%error, file = %self.path.display(), "the file cannot be watched; SIGHUP still reloads it");
+                None
+            }
+        };
+        let Ok(mut hangups) = signal(SignalKind::hangup()) else {
+            warn!("SIGHUP cannot be listened for");
+            return;
+        };
+        // Between the first load and the watch the file may have changed.
+        self.read_again(Cause::Change, &report);
+        loop {
+            let cause = tokio::select! {
+                () = stop.cancelled() => return,
+                Some(()) = hangups.recv() => Cause::Hangup,
+                Some(()) = changes.recv() => Cause::Change,
+                else => return,
+            };
+            if cause == Cause::Change {
+                tokio::time::sleep(SETTLE).await;
+                let _ = changes.try_recv();
+            }
+            self.read_again(cause, &report);
+        }
+    }
+
+    fn read_again(&mut self, cause: Cause, report: &impl Fn(bool)) {
+        let loaded = match load_with_warnings(&self.path) {
+            Ok(loaded) => loaded,
+            Err(faults) => {
+                if cause == Cause::Hangup || self.reported.as_ref() != Some(&faults) {
+                    error!("the configuration stays as it is; {faults}");
+                    report(false);
+                }
+                self.reported = Some(faults);
+                return;
+            }
+        };
+        let was_bad = self.reported.take().is_some();
+        let before = self.sender.borrow().clone();
+        if *before == loaded.config && cause == Cause::Change {
+            if was_bad {
+                info!("the configuration is good again, and as it was");
+                report(true);
+            }
+            return;
+        }
+        for warning in &loaded.warnings {
+            warn!("{warning}");
+        }
+        for key in needs_restart(&before, &loaded.config) {
+            warn!(key, "a change of this key takes effect only after a restart");
+        }
+        self.sender.send_replace(Arc::new(loaded.config));
+        info!(file = %self.path.display(), "the configuration was reloaded");
+        report(true);
+    }
+}
+
+/// Keys that differ and are read only once. `keys` marks them as [`Applies::Restart`](super::keys::Applies::Restart).
+pub fn needs_restart(before: &Config, after: &Config) -> Vec<&'static str> {
+    let redis = |of: fn(&super::model::Redis) -> String| {
+        before.cache.redis.as_ref().map(of) != after.cache.redis.as_ref().map(of)
+    };
+    let changed = [
+        ("threads", before.threads != after.threads),
+        ("listen.address", before.listen.address != after.listen.address),
+        ("listen.unix_socket_dir", before.listen.unix_socket_dir != after.listen.unix_socket_dir),
+        ("listen.http", before.listen.http != after.listen.http),
+        ("cache.memory", before.cache.memory_bytes != after.cache.memory_bytes),
+        ("cache.redis.url", redis(|redis| redis.url.expose().to_string())),
+        ("cache.redis.prefix", redis(|redis| redis.prefix.clone())),
+        ("cache.redis.lease", redis(|redis| format!("{:?}", redis.lease))),
+        ("telemetry.format", before.telemetry.format != after.telemetry.format),
+    ];
+    changed.into_iter().filter_map(|(key, differs)| differs.then_some(key)).collect()
+}
+
+/// Watches folders, not the file: editors and Kubernetes put another file, or another link, in its place.
+fn watch_folders(path: &Path, notices: mpsc::Sender<()>) -> notify::Result<RecommendedWatcher> {
+    let mut watcher = notify::recommended_watcher(move |event: notify::Result<Event>| {
+        // Reading the file is an event too; heeding it would never end.
+        let is_change = event.map_or(true, |event| !matches!(event.kind, EventKind::Access(_)));
+        if is_change {
+            // A full channel holds a notice already.
+            let _ = notices.try_send(());
+        }
+    })?;
+    let folder = folder_of(path);
+    watcher.watch(&folder, RecursiveMode::NonRecursive)?;
+    if let Ok(target) = path.canonicalize()
+        && folder.canonicalize().ok().as_deref() != target.parent()
+    {
+        watcher.watch(&folder_of(&target), RecursiveMode::NonRecursive)?;
+    }
+    Ok(watcher)
+}
+
+fn folder_of(path: &Path) -> PathBuf {
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent.to_path_buf(),
+        _ => PathBuf::from("."),
+    }
+}
+
+#[cfg(test)]
+mod tests;
