@@ -4,13 +4,16 @@
 //! -> `exec` (relay, cached, fan-out, local) -> `wire` -> the client's socket. `app` wires the parts together.
 
 pub mod auth;
+pub mod backend;
 pub mod catalog;
 pub mod commands;
 pub mod config;
 pub mod error;
 pub mod http;
 pub mod limits;
+pub mod net;
 pub mod plan;
+pub mod session;
 pub mod sql;
 pub mod telemetry;
 pub mod wire;

@@ -1,0 +1,6 @@
+//! Sockets: listening, connecting, and TLS on both sides, behind one stream type.
+
+pub mod framed;
+pub mod listener;
+pub mod stream;
+pub mod tls;

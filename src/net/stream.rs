@@ -1,0 +1,210 @@
+//! One byte stream over TCP, a Unix socket or TLS, which knows where it comes from.
+
+use std::fmt;
+use std::io::{self, IoSlice};
+use std::net::{IpAddr, SocketAddr};
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use socket2::{SockRef, TcpKeepalive};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpStream, UnixStream};
+use tokio_rustls::TlsStream;
+
+use super::tls::TlsInfo;
+use crate::config::model::ServerAddress;
+use crate::error::{Error, ErrorKind};
+use crate::wire::sqlstate::SqlState;
+
+/// How long a TCP connection may be silent before the kernel asks whether the peer is still there.
+const KEEPALIVE_IDLE: Duration = Duration::from_secs(60);
+/// How long the kernel waits between asking.
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
+
+/// Where the other end is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Peer {
+    /// An address and port.
+    Tcp(SocketAddr),
+    /// A process of this machine.
+    Unix,
+}
+
+impl Peer {
+    /// The address, if there is one; an IPv4 address mapped into IPv6 is the IPv4 address.
+    pub fn ip(self) -> Option<IpAddr> {
+        match self {
+            Self::Tcp(address) => Some(address.ip().to_canonical()),
+            Self::Unix => None,
+        }
+    }
+}
+
+/// As PostgreSQL writes it: `[local]` for a Unix socket.
+impl fmt::Display for Peer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(address) => write!(f, "{}:{}", address.ip().to_canonical(), address.port()),
+            Self::Unix => f.write_str("[local]"),
+        }
+    }
+}
+
+/// A connected socket, encrypted or not.
+pub struct Stream {
+    io: Io,
+    peer: Peer,
+    tls: Option<TlsInfo>,
+}
+
+enum Io {
+    Tcp(TcpStream),
+    Unix(UnixStream),
+    Tls(Box<TlsStream<TcpStream>>),
+}
+
+impl Stream {
+    /// Wraps a TCP socket: without Nagle's delay, with keepalive.
+    ///
+    /// # Errors
+    /// The socket is closed already.
+    pub fn tcp(socket: TcpStream) -> io::Result<Self> {
+        let peer = Peer::Tcp(socket.peer_addr()?);
+        socket.set_nodelay(true)?;
+        let keepalive = TcpKeepalive::new().with_time(KEEPALIVE_IDLE).with_interval(KEEPALIVE_INTERVAL);
+        SockRef::from(&socket).set_tcp_keepalive(&keepalive)?;
+        Ok(Self { io: Io::Tcp(socket), peer, tls: None })
+    }
+
+    /// Wraps a Unix socket.
+    pub fn unix(socket: UnixStream) -> Self {
+        Self { io: Io::Unix(socket), peer: Peer::Unix, tls: None }
+    }
+
+    /// Connects to a server, trying each address of its name in turn. No TLS yet, and no deadline.
+    ///
+    /// # Errors
+    /// No address answers; the error names the server.
+    pub async fn connect(address: &ServerAddress) -> Result<Self, Error> {
+        let failed = |cause: io::Error| {
+            let message = format!("could not connect to server {address}: {cause}");
+            Error::new(ErrorKind::Backend, SqlState::CANNOT_CONNECT, message)
+                .hint("Is the server running there and accepting connections?")
+                .cause(cause)
+        };
+        if let Some(path) = address.unix_path() {
+            return UnixStream::connect(path).await.map(Self::unix).map_err(failed);
+        }
+        let socket = TcpStream::connect((address.host.as_str(), address.port)).await.map_err(failed)?;
+        Self::tcp(socket).map_err(failed)
+    }
+
+    pub(super) fn encrypted(stream: impl Into<TlsStream<TcpStream>>, peer: Peer, info: TlsInfo) -> Self {
+        Self { io: Io::Tls(Box::new(stream.into())), peer, tls: Some(info) }
+    }
+
+    /// The plain TCP socket inside, for starting TLS on it.
+    pub(super) fn into_tcp(self) -> Option<TcpStream> {
+        match self.io {
+            Io::Tcp(socket) => Some(socket),
+            Io::Unix(_) | Io::Tls(_) => None,
+        }
+    }
+
+    /// Where the other end is.
+    pub fn peer(&self) -> Peer {
+        self.peer
+    }
+
+    /// Whether the other end is on this machine: a Unix socket or a loopback address.
+    pub fn is_loopback(&self) -> bool {
+        self.peer.ip().is_none_or(|ip| ip.is_loopback())
+    }
+
+    /// Whether it is a Unix socket.
+    pub fn is_unix(&self) -> bool {
+        self.peer == Peer::Unix
+    }
+
+    /// What TLS agreed on; `None` without TLS.
+    pub fn tls_info(&self) -> Option<&TlsInfo> {
+        self.tls.as_ref()
+    }
+
+    /// The first byte that is waiting, left in the socket; `None` if the peer closed. Plain TCP only, else an error.
+    ///
+    /// # Errors
+    /// The socket failed, or is not plain TCP.
+    pub async fn peek_byte(&self) -> io::Result<Option<u8>> {
+        let Io::Tcp(socket) = &self.io else { return Err(io::ErrorKind::Unsupported.into()) };
+        let mut byte = [0];
+        Ok((socket.peek(&mut byte).await? == 1).then_some(byte[0]))
+    }
+}
+
+impl fmt::Debug for Stream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Stream").field("peer", &self.peer).field("tls", &self.tls).finish_non_exhaustive()
+    }
+}
+
+impl AsyncRead for Stream {
+    #[inline]
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        match &mut self.io {
+            Io::Tcp(io) => Pin::new(io).poll_read(cx, buf),
+            Io::Unix(io) => Pin::new(io).poll_read(cx, buf),
+            Io::Tls(io) => Pin::new(io).poll_read(cx, buf),
+        }
+    }
+}
+
+impl AsyncWrite for Stream {
+    #[inline]
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        match &mut self.io {
+            Io::Tcp(io) => Pin::new(io).poll_write(cx, buf),
+            Io::Unix(io) => Pin::new(io).poll_write(cx, buf),
+            Io::Tls(io) => Pin::new(io).poll_write(cx, buf),
+        }
+    }
+
+    #[inline]
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        match &mut self.io {
+            Io::Tcp(io) => Pin::new(io).poll_write_vectored(cx, bufs),
+            Io::Unix(io) => Pin::new(io).poll_write_vectored(cx, bufs),
+            Io::Tls(io) => Pin::new(io).poll_write_vectored(cx, bufs),
+        }
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        match &self.io {
+            Io::Tcp(io) => io.is_write_vectored(),
+            Io::Unix(io) => io.is_write_vectored(),
+            Io::Tls(io) => io.is_write_vectored(),
+        }
+    }
+
+    #[inline]
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut self.io {
+            Io::Tcp(io) => Pin::new(io).poll_flush(cx),
+            Io::Unix(io) => Pin::new(io).poll_flush(cx),
+            Io::Tls(io) => Pin::new(io).poll_flush(cx),
+        }
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut self.io {
+            Io::Tcp(io) => Pin::new(io).poll_shutdown(cx),
+            Io::Unix(io) => Pin::new(io).poll_shutdown(cx),
+            Io::Tls(io) => Pin::new(io).poll_shutdown(cx),
+        }
+    }
+}
