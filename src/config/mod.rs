@@ -65,3 +65,6 @@ pub fn parse(text: &str, file: &Path, base: &Path, env: env::Lookup<'_>) -> Resu
         None => Err(Faults::new(file, outcome.faults)),
     }
 }
+
+#[cfg(test)]
+mod documentation_tests;

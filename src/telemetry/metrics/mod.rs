@@ -152,7 +152,7 @@ impl Metrics {
     }
 
     /// Counts a client that was turned away: `auth`, `tls`, `limit`, `database`, `timeout`, `protocol` and their like.
-    pub fn rejected(&self, reason: &'static str) {
+    pub fn client_rejected(&self, reason: &'static str) {
         self.rejected.get_or_create(&ReasonLabels { reason }).inc();
     }
 

@@ -98,7 +98,7 @@ fn errors_refusals_pins_and_reloads_count_by_their_label() {
     metrics.error(ErrorKind::Pool);
     metrics.refusal("distinct-on");
     metrics.pin("listen");
-    metrics.rejected("auth");
+    metrics.client_rejected("auth");
     metrics.reload(false);
     let text = metrics.encode().expect("text");
     for series in [
