@@ -1,3 +1,7 @@
 //! What the servers know about relations, functions and types.
 
+mod closure;
+pub mod load;
 pub mod model;
+mod queries;
+pub mod refresh;

@@ -7,7 +7,7 @@ use std::sync::Arc;
 pub type Oid = u32;
 
 /// One database's catalog at one moment. Names are as PostgreSQL stores them (folded, unquoted).
-#[derive(Debug, Default)]
+#[derive(Debug, Default, PartialEq)]
 pub struct Catalog {
     /// Grows by one each time a snapshot differs from the one before.
     pub version: u64,
@@ -25,6 +25,8 @@ pub struct Catalog {
     pub user_operators: HashMap<Box<str>, Vec<Volatility>>,
     /// Whether user-defined casts exist; expressions may then call functions that the text does not show.
     pub has_user_casts: bool,
+    /// Whether one of those functions is not immutable.
+    pub has_impure_user_casts: bool,
     /// Schemas by name, in no order.
     pub schemas: Vec<Box<str>>,
     /// The collation that oid 100 (`default`) stands for.
@@ -36,7 +38,7 @@ pub struct Catalog {
 }
 
 /// A table, view or other entry of `pg_class`.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Relation {
     /// Its oid on the server the snapshot came from.
     pub oid: Oid,
@@ -52,13 +54,14 @@ pub struct Relation {
     pub row_security: bool,
     /// For a view: whether it runs with its invoker's rights.
     pub security_invoker: bool,
-    /// Live columns in attribute order.
+    /// Live columns in attribute order; empty for relations of `pg_catalog` and `information_schema`.
     pub columns: Vec<Column>,
     /// Columns of the primary key, by name.
     pub primary_key: Vec<Box<str>>,
     /// What a read of it reads: itself, its partitions and children, and for a view its bases, to the end.
     pub reads: Vec<Oid>,
-    /// For a view: functions its definition calls.
+    /// For a view: functions that its definition calls, operators' and inner views' included. `now` stands for all that ties it to
+    /// the moment or to a row's place (`CURRENT_DATE`, row locks, system columns).
     pub view_functions: Vec<Oid>,
     /// What a write to it can change: itself, partitions, parents, foreign-key actions and rules, to the end.
     pub writes: Vec<Oid>,

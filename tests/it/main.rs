@@ -3,6 +3,7 @@
 #[path = "../harness/mod.rs"]
 mod harness;
 
+mod catalog;
 mod drivers;
 mod fanout_hash;
 mod instruments;

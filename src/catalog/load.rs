@@ -1,0 +1,280 @@
+//! Reads one database's catalog in one snapshot.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use tokio_postgres::{Client, Row};
+
+use super::closure::{self, Edges};
+use super::model::{
+    Catalog, Collation, Column, Function, FunctionKind, Oid, Persistence, Relation, RelationKind, Type, Volatility,
+};
+use super::queries;
+use crate::error::{Error, ErrorKind};
+use crate::wire::sqlstate::SqlState;
+
+/// The catalog of the database that `client` is connected to, with version 0.
+///
+/// Runs its queries at once, in a READ ONLY transaction of its own: the client must be idle. If the future is dropped in the middle the
+/// client is left in that transaction.
+pub async fn load(client: &Client) -> Result<Catalog, Error> {
+    client.batch_execute("begin isolation level repeatable read read only").await.map_err(failed)?;
+    let answers = Answers::read(client).await;
+    client.batch_execute("rollback").await.map_err(failed)?;
+    build(&answers.map_err(failed)?).map_err(failed)
+}
+
+pub(super) fn failed(error: tokio_postgres::Error) -> Error {
+    let message = "cannot read the catalog of the server";
+    Error::new(ErrorKind::Backend, SqlState::CONNECTION_FAILURE, message).cause(error)
+}
+
+struct Answers {
+    database: Row,
+    relations: Vec<Row>,
+    columns: Vec<Row>,
+    constraints: Vec<Row>,
+    inherits: Vec<Row>,
+    rules: Vec<Row>,
+    opaque_writes: Vec<Row>,
+    functions: Vec<Row>,
+    types: Vec<Row>,
+    collations: Vec<Row>,
+    operators: Vec<Row>,
+    casts: Row,
+    schemas: Vec<Row>,
+}
+
+impl Answers {
+    async fn read(client: &Client) -> Result<Self, tokio_postgres::Error> {
+        let ask = |query| client.query(query, &[]);
+        // Two halves, so that no one future is large.
+        let first = Box::pin(async move {
+            tokio::try_join!(
+                client.query_one(queries::DATABASE, &[]),
+                ask(queries::RELATIONS),
+                ask(queries::COLUMNS),
+                ask(queries::CONSTRAINTS),
+                ask(queries::INHERITS),
+                ask(queries::RULES),
+                ask(queries::OPAQUE_WRITES),
+            )
+        });
+        let second = Box::pin(async move {
+            tokio::try_join!(
+                ask(queries::FUNCTIONS),
+                ask(queries::TYPES),
+                ask(queries::COLLATIONS),
+                ask(queries::OPERATORS),
+                client.query_one(queries::CASTS, &[]),
+                ask(queries::SCHEMAS),
+            )
+        });
+        let (first, second) = tokio::try_join!(first, second)?;
+        let (database, relations, columns, constraints, inherits, rules, opaque_writes) = first;
+        let (functions, types, collations, operators, casts, schemas) = second;
+        Ok(Self {
+            database,
+            relations,
+            columns,
+            constraints,
+            inherits,
+            rules,
+            opaque_writes,
+            functions,
+            types,
+            collations,
+            operators,
+            casts,
+            schemas,
+        })
+    }
+}
+
+fn build(answers: &Answers) -> Result<Catalog, tokio_postgres::Error> {
+    let database = &answers.database;
+    let default_collation = Collation {
+        name: "default".into(),
+        provider: text(database, 2)?.chars().next().unwrap_or('c'),
+        locale: text(database, 3)?,
+        deterministic: true,
+    };
+    let relations = relations(answers)?;
+    let relation_by_name =
+        relations.values().map(|relation| ((relation.schema.clone(), relation.name.clone()), relation.oid)).collect();
+    let mut collations = collations(&answers.collations)?;
+    collations.insert(100, default_collation.clone());
+    let mut user_operators: HashMap<Box<str>, Vec<Volatility>> = HashMap::new();
+    for row in &answers.operators {
+        user_operators.entry(text(row, 0)?).or_default().push(volatility(letter(row, 1)?));
+    }
+    Ok(Catalog {
+        version: 0,
+        relations: relations.into_iter().map(|(oid, relation)| (oid, Arc::new(relation))).collect(),
+        relation_by_name,
+        functions: functions(&answers.functions)?,
+        types: types(&answers.types)?,
+        collations,
+        user_operators,
+        has_user_casts: answers.casts.try_get(0)?,
+        has_impure_user_casts: answers.casts.try_get(1)?,
+        schemas: answers.schemas.iter().map(|row| text(row, 0)).collect::<Result<_, _>>()?,
+        default_collation: Some(default_collation),
+        default_isolation: text(database, 1)?,
+        server_version: u32::try_from(database.try_get::<_, i32>(0)?).unwrap_or_default(),
+    })
+}
+
+fn text(row: &Row, column: usize) -> Result<Box<str>, tokio_postgres::Error> {
+    row.try_get::<_, &str>(column).map(Into::into)
+}
+
+/// A column of PostgreSQL's type `"char"`.
+fn letter(row: &Row, column: usize) -> Result<char, tokio_postgres::Error> {
+    row.try_get::<_, i8>(column).map(|byte| char::from(byte.cast_unsigned()))
+}
+
+fn relations(answers: &Answers) -> Result<HashMap<Oid, Relation>, tokio_postgres::Error> {
+    let mut relations = HashMap::with_capacity(answers.relations.len());
+    for row in &answers.relations {
+        let relation = relation(row)?;
+        relations.insert(relation.oid, relation);
+    }
+    let mut numbers: HashMap<(Oid, i16), Box<str>> = HashMap::new();
+    for row in &answers.columns {
+        let oid = row.try_get(0)?;
+        let column = column(row)?;
+        numbers.insert((oid, row.try_get(1)?), column.name.clone());
+        if let Some(relation) = relations.get_mut(&oid) {
+            relation.columns.push(column);
+        }
+    }
+    let mut edges = Edges::default();
+    for row in &answers.constraints {
+        let referencing = row.try_get(1)?;
+        if letter(row, 0)? == 'f' {
+            edges.cascades.entry(row.try_get(3)?).or_default().push(referencing);
+        } else if let Some(relation) = relations.get_mut(&referencing) {
+            let key: Vec<i16> = row.try_get(2)?;
+            relation.primary_key = key.iter().filter_map(|&at| numbers.get(&(referencing, at)).cloned()).collect();
+        }
+    }
+    for row in &answers.inherits {
+        let (child, parent) = (row.try_get(0)?, row.try_get(1)?);
+        edges.children.entry(parent).or_default().push(child);
+        edges.parents.entry(child).or_default().push(parent);
+    }
+    for row in &answers.rules {
+        edges.rule(row.try_get(0)?, row.try_get(1)?, row.try_get(2)?, row.try_get(3)?, row.try_get(4)?);
+    }
+    for row in &answers.opaque_writes {
+        edges.opaque.insert(row.try_get(0)?);
+    }
+    closure::close(&mut relations, &edges);
+    Ok(relations)
+}
+
+fn relation(row: &Row) -> Result<Relation, tokio_postgres::Error> {
+    let options = text(row, 6)?;
+    let invoker = options.split(',').any(|option| {
+        option.strip_prefix("security_invoker=").is_some_and(|value| matches!(value, "true" | "on" | "1" | "yes"))
+    });
+    Ok(Relation {
+        oid: row.try_get(0)?,
+        schema: text(row, 1)?,
+        name: text(row, 2)?,
+        kind: match letter(row, 3)? {
+            'r' => RelationKind::Table,
+            'p' => RelationKind::PartitionedTable,
+            'v' => RelationKind::View,
+            'm' => RelationKind::MaterializedView,
+            'f' => RelationKind::ForeignTable,
+            'S' => RelationKind::Sequence,
+            _ => RelationKind::Other,
+        },
+        persistence: match letter(row, 4)? {
+            'p' => Persistence::Permanent,
+            'u' => Persistence::Unlogged,
+            _ => Persistence::Temporary,
+        },
+        row_security: row.try_get(5)?,
+        security_invoker: invoker,
+        columns: Vec::new(),
+        primary_key: Vec::new(),
+        reads: Vec::new(),
+        view_functions: Vec::new(),
+        writes: Vec::new(),
+        writes_opaque: false,
+    })
+}
+
+fn column(row: &Row) -> Result<Column, tokio_postgres::Error> {
+    Ok(Column {
+        name: text(row, 2)?,
+        type_oid: row.try_get(3)?,
+        typmod: row.try_get(4)?,
+        collation: row.try_get(5)?,
+        not_null: row.try_get(6)?,
+        has_default: row.try_get(7)?,
+    })
+}
+
+fn volatility(letter: char) -> Volatility {
+    match letter {
+        'i' => Volatility::Immutable,
+        's' => Volatility::Stable,
+        _ => Volatility::Volatile,
+    }
+}
+
+fn functions(rows: &[Row]) -> Result<HashMap<Box<str>, Vec<Function>>, tokio_postgres::Error> {
+    let mut functions: HashMap<Box<str>, Vec<Function>> = HashMap::with_capacity(rows.len());
+    for row in rows {
+        functions.entry(text(row, 2)?).or_default().push(Function {
+            oid: row.try_get(0)?,
+            schema: text(row, 1)?,
+            kind: match letter(row, 3)? {
+                'a' => FunctionKind::Aggregate,
+                'w' => FunctionKind::Window,
+                'p' => FunctionKind::Procedure,
+                _ => FunctionKind::Function,
+            },
+            volatility: volatility(letter(row, 4)?),
+            security_definer: row.try_get(5)?,
+            user_defined: row.try_get(8)?,
+            arguments: row.try_get(6)?,
+            result: row.try_get(7)?,
+        });
+    }
+    // Rows come in no order: without one, two snapshots of the same catalog would differ.
+    functions.values_mut().for_each(|overloads| overloads.sort_unstable_by_key(|function| function.oid));
+    Ok(functions)
+}
+
+fn types(rows: &[Row]) -> Result<HashMap<Oid, Type>, tokio_postgres::Error> {
+    let one = |row: &Row| {
+        let found = Type {
+            schema: text(row, 1)?,
+            name: text(row, 2)?,
+            kind: letter(row, 3)?,
+            base: row.try_get(4)?,
+            element: row.try_get(5)?,
+            collation: row.try_get(6)?,
+        };
+        Ok((row.try_get(0)?, found))
+    };
+    rows.iter().map(one).collect()
+}
+
+fn collations(rows: &[Row]) -> Result<HashMap<Oid, Collation>, tokio_postgres::Error> {
+    let one = |row: &Row| {
+        let found = Collation {
+            name: text(row, 1)?,
+            provider: letter(row, 2)?,
+            locale: text(row, 3)?,
+            deterministic: row.try_get(4)?,
+        };
+        Ok((row.try_get(0)?, found))
+    };
+    rows.iter().map(one).collect()
+}

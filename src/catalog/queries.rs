@@ -1,0 +1,121 @@
+//! What is asked of a server's catalog, for PostgreSQL 13 to 18. Columns that not every version has are read through `to_jsonb`.
+
+/// One row: `server_version_num`, `default_transaction_isolation`, and the default collation's provider and locale.
+pub(super) const DATABASE: &str = "
+select current_setting('server_version_num')::int4,
+       current_setting('default_transaction_isolation'),
+       coalesce(to_jsonb(d)->>'datlocprovider', 'c'),
+       coalesce(to_jsonb(d)->>'datlocale', to_jsonb(d)->>'daticulocale', d.datcollate::text)
+from pg_catalog.pg_database d where d.datname = current_database()";
+
+/// Relations of every schema but TOAST's; other sessions' temporary ones are nobody else's business.
+pub(super) const RELATIONS: &str = "
+select c.oid, n.nspname, c.relname, c.relkind, c.relpersistence, c.relrowsecurity,
+       coalesce(array_to_string(c.reloptions, ','), '')
+from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+where n.nspname !~ '^pg_(toast|temp_|toast_temp_)' and c.relpersistence <> 't'";
+
+/// Live columns of relations outside of PostgreSQL's own schemas, in attribute order.
+pub(super) const COLUMNS: &str = "
+select a.attrelid, a.attnum, a.attname, a.atttypid, a.atttypmod, a.attcollation, a.attnotnull,
+       a.atthasdef or a.attidentity <> '' or a.attgenerated <> ''
+from pg_catalog.pg_attribute a join pg_catalog.pg_class c on c.oid = a.attrelid
+join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+where a.attnum > 0 and not a.attisdropped and c.relkind in ('r', 'p', 'v', 'm', 'f') and c.relpersistence <> 't'
+  and n.nspname <> 'information_schema' and n.nspname !~ '^pg_(catalog$|toast|temp_)'
+order by a.attrelid, a.attnum";
+
+/// Primary keys, and foreign keys whose action writes to the referencing table.
+pub(super) const CONSTRAINTS: &str = "
+select contype, conrelid, conkey, confrelid from pg_catalog.pg_constraint
+where contype = 'p' or (contype = 'f' and (confdeltype in ('c', 'n', 'd') or confupdtype in ('c', 'n', 'd')))";
+
+/// Partitions and inheritance children.
+pub(super) const INHERITS: &str = "select inhrelid, inhparent from pg_catalog.pg_inherits";
+
+/// Rules. A view's is read as a node tree, because `pg_depend` holds nothing of PostgreSQL's own functions and tables.
+///
+/// The last column says that a view depends on the moment or on a row's place: `CURRENT_DATE`, a text cast to a time (it might say
+/// `now`), row locks, system columns.
+pub(super) const RULES: &str = r"
+select r.ev_class, r.ev_type = '1' and r.rulename = '_RETURN',
+       array(select distinct m[1]::oid from regexp_matches(r.ev_action::text, ':relid (\d+)', 'g') m),
+       array(select distinct m[1]::oid from regexp_matches(r.ev_action::text,
+             ':(?:funcid|opfuncid|aggfnoid|winfnoid|tsmhandler) (\d+)', 'g') m),
+       r.ev_action::text ~ '\{SQLVALUEFUNCTION|\{ROWMARKCLAUSE|:varattno -\d|\{XMLEXPR|\{NEXTVALUEEXPR'
+         or (r.ev_action::text ~ '\{COERCEVIAIO' and r.ev_action::text ~ ':resulttype (1082|1083|1114|1184|1266)\M')
+from pg_catalog.pg_rewrite r where r.ev_class >= 16384";
+
+/// Relations where a write runs code of a user's: triggers, and volatile functions in defaults and constraints.
+pub(super) const OPAQUE_WRITES: &str = "
+select tgrelid from pg_catalog.pg_trigger where not tgisinternal and tgenabled <> 'D'
+union
+select coalesce(a.adrelid, c.conrelid)
+from pg_catalog.pg_depend d join pg_catalog.pg_proc p on p.oid = d.refobjid and p.provolatile = 'v'
+left join pg_catalog.pg_attrdef a on d.classid = 'pg_catalog.pg_attrdef'::regclass and a.oid = d.objid
+left join pg_catalog.pg_constraint c on d.classid = 'pg_catalog.pg_constraint'::regclass and c.oid = d.objid
+where d.refclassid = 'pg_catalog.pg_proc'::regclass and d.refobjid >= 16384
+  and coalesce(a.adrelid, c.conrelid) is not null";
+
+/// Functions of every schema.
+pub(super) const FUNCTIONS: &str = "
+select p.oid, n.nspname, p.proname, p.prokind, p.provolatile, p.prosecdef, p.proargtypes, p.prorettype,
+       p.oid >= 16384 or n.nspname <> 'pg_catalog'
+from pg_catalog.pg_proc p join pg_catalog.pg_namespace n on n.oid = p.pronamespace";
+
+/// Types of every schema; `typelem` only where it is an array's element.
+pub(super) const TYPES: &str = "
+select t.oid, n.nspname, t.typname, t.typtype, t.typbasetype,
+       case when t.typcategory = 'A' then t.typelem else 0::oid end, t.typcollation
+from pg_catalog.pg_type t join pg_catalog.pg_namespace n on n.oid = t.typnamespace
+where n.nspname !~ '^pg_(toast|temp_)'";
+
+/// Collations that something uses, and those that sort by bytes.
+pub(super) const COLLATIONS: &str = "
+select c.oid, c.collname, c.collprovider,
+       coalesce(to_jsonb(c)->>'colllocale', to_jsonb(c)->>'colliculocale', c.collcollate::text, ''), c.collisdeterministic
+from pg_catalog.pg_collation c
+where c.oid >= 16384 or c.collname in ('default', 'C', 'POSIX', 'ucs_basic', 'pg_c_utf8', 'C.UTF-8', 'C.utf8', 'unicode')
+   or c.oid in (select attcollation from pg_catalog.pg_attribute where attrelid >= 16384)";
+
+/// Operators that users made, with what their functions may do.
+pub(super) const OPERATORS: &str = "
+select o.oprname, coalesce(p.provolatile, 'v')
+from pg_catalog.pg_operator o left join pg_catalog.pg_proc p on p.oid = o.oprcode where o.oid >= 16384";
+
+/// One row: whether users made casts, and whether one of them calls a function that is not immutable.
+pub(super) const CASTS: &str = "
+select count(*) > 0, coalesce(bool_or(p.provolatile <> 'i'), false)
+from pg_catalog.pg_cast c left join pg_catalog.pg_proc p on p.oid = c.castfunc where c.oid >= 16384";
+
+/// Schemas that a search path may name.
+pub(super) const SCHEMAS: &str =
+    "select nspname from pg_catalog.pg_namespace where nspname !~ '^pg_(toast|temp_|toast_temp_)' order by nspname";
+
+/// A text that changes whenever one of the catalogs above does.
+///
+/// A changed row has a newer `xmin` than any row before it, so that the count and the sum of `xmin` cannot both stay the same.
+/// What it misses: that sum coming round by chance when transaction numbers wrap; changes made in place (VACUUM's and ANALYZE's
+/// statistics, which are not read here); and settings that ALTER ROLE or ALTER DATABASE gives to sessions that began later.
+pub(super) const DIGEST: &str = "
+select string_agg(catalog || '=' || rows || '/' || coalesce(xids, 0), ' ' order by catalog)
+       || ' ' || current_setting('default_transaction_isolation')
+from (
+  select 'class' as catalog, count(*) as rows, sum(xmin::text::int8) as xids from pg_catalog.pg_class where relpersistence <> 't'
+  union all select 'attribute', count(*), sum(xmin::text::int8) from pg_catalog.pg_attribute a
+    where attrelid >= 16384 and not exists
+      (select from pg_catalog.pg_class c where c.oid = a.attrelid and c.relpersistence = 't')
+  union all select 'attrdef', count(*), sum(xmin::text::int8) from pg_catalog.pg_attrdef
+  union all select 'cast', count(*), sum(xmin::text::int8) from pg_catalog.pg_cast
+  union all select 'collation', count(*), sum(xmin::text::int8) from pg_catalog.pg_collation
+  union all select 'constraint', count(*), sum(xmin::text::int8) from pg_catalog.pg_constraint
+  union all select 'inherits', count(*), sum(xmin::text::int8) from pg_catalog.pg_inherits
+  union all select 'namespace', count(*), sum(xmin::text::int8) from pg_catalog.pg_namespace where nspname !~ '^pg_(toast_)?temp_'
+  union all select 'operator', count(*), sum(xmin::text::int8) from pg_catalog.pg_operator
+  union all select 'policy', count(*), sum(xmin::text::int8) from pg_catalog.pg_policy
+  union all select 'proc', count(*), sum(xmin::text::int8) from pg_catalog.pg_proc
+  union all select 'rewrite', count(*), sum(xmin::text::int8) from pg_catalog.pg_rewrite
+  union all select 'trigger', count(*), sum(xmin::text::int8) from pg_catalog.pg_trigger
+  union all select 'type', count(*), sum(xmin::text::int8) from pg_catalog.pg_type t
+    where not exists (select from pg_catalog.pg_namespace n where n.oid = t.typnamespace and n.nspname ~ '^pg_(toast_)?temp_')
+) catalogs";
