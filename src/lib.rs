@@ -5,6 +5,7 @@
 
 pub mod auth;
 pub mod backend;
+pub mod cache;
 pub mod catalog;
 pub mod commands;
 pub mod config;

@@ -1,0 +1,65 @@
+//! One fill for all who wait: who asks for a key that is being filled waits for that fill, in this process.
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry as Slot;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use tokio::sync::watch;
+
+use super::key::Key;
+
+/// The fills under way.
+#[derive(Debug, Default)]
+pub(crate) struct Flights {
+    under_way: Mutex<HashMap<Key, watch::Receiver<()>>>,
+}
+
+/// Whoever holds it fills; dropping it lets the waiters go on.
+#[derive(Debug)]
+pub(crate) struct Turn {
+    flights: Arc<Flights>,
+    key: Key,
+    _done: watch::Sender<()>,
+}
+
+/// What `Flights::join` gives.
+#[derive(Debug)]
+pub(crate) enum Joined {
+    /// Nobody was filling: it is the caller's turn.
+    Mine(Turn),
+    /// Somebody is: wait until this closes, then look again.
+    Theirs(watch::Receiver<()>),
+}
+
+impl Flights {
+    pub(crate) fn join(self: &Arc<Self>, key: &Key) -> Joined {
+        let mut under_way = self.under_way.lock();
+        match under_way.entry(key.clone()) {
+            Slot::Occupied(slot) => Joined::Theirs(slot.get().clone()),
+            Slot::Vacant(slot) => {
+                let (done, waiting) = watch::channel(());
+                slot.insert(waiting);
+                Joined::Mine(Turn { flights: self.clone(), key: key.clone(), _done: done })
+            }
+        }
+    }
+}
+
+/// Returns when the fill that `waiting` belongs to has ended, however it ended.
+pub(crate) async fn ended(mut waiting: watch::Receiver<()>) {
+    while waiting.changed().await.is_ok() {}
+}
+
+impl Turn {
+    pub(crate) fn key(&self) -> &Key {
+        &self.key
+    }
+}
+
+impl Drop for Turn {
+    /// The slot is freed before the sender goes, so that the first waiter to wake finds it free.
+    fn drop(&mut self) {
+        self.flights.under_way.lock().remove(&self.key);
+    }
+}

@@ -1,0 +1,88 @@
+//! Counters of one result cache, and a snapshot of them for telemetry.
+
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+macro_rules! counters {
+    ($($(#[$doc:meta])* $name:ident,)*) => {
+        /// Counters that only grow. Written with relaxed order: they guide people, not the protocol.
+        #[derive(Debug, Default)]
+        pub struct CacheStats {
+            $(pub(crate) $name: AtomicU64,)*
+        }
+
+        /// What the counters, and the gauges beside them, were at one moment.
+        #[derive(Debug, Clone, Default, PartialEq, Eq)]
+        pub struct CacheStatsSnapshot {
+            $($(#[$doc])* pub $name: u64,)*
+            /// Entries in memory now.
+            pub entries: u64,
+            /// Bytes in memory now, keys and overhead included.
+            pub bytes: u64,
+            /// Writes now in doubt in this pgherd.
+            pub doubts: u64,
+        }
+
+        impl CacheStats {
+            pub(crate) fn snapshot(&self) -> CacheStatsSnapshot {
+                CacheStatsSnapshot { $($name: self.$name.load(Relaxed),)* ..Default::default() }
+            }
+        }
+    };
+}
+
+counters! {
+    /// Answers from memory.
+    memory_hits,
+    /// Answers from Redis.
+    redis_hits,
+    /// Lookups that found nothing and became the filler.
+    misses,
+    /// Fills stored.
+    fills,
+    /// Fills not stored because an epoch moved, a doubt arose or the catalog changed while they ran.
+    rejected_stale,
+    /// Fills not stored because they were too large.
+    rejected_large,
+    /// Fills that were stored in memory but not in Redis, which was late or gone.
+    rejected_redis,
+    /// Fills given up by the filler.
+    abandoned_fills,
+    /// Lookups that found an entry older than a write.
+    outdated,
+    /// Lookups turned away because a write was in doubt.
+    bypass_doubt,
+    /// Lookups turned away because the relations came from an old catalog.
+    bypass_catalog,
+    /// Lookups turned away because Redis was late, gone, or not yet trusted.
+    bypass_redis,
+    /// Lookups turned away after waiting too long for another session's fill.
+    bypass_wait,
+    /// Lookups turned away because this statement's answer is known not to be cacheable.
+    bypass_uncacheable,
+    /// Lookups that waited for another session's fill.
+    waits,
+    /// Times that a write put relations in doubt.
+    raises,
+    /// Relations and databases given a new epoch.
+    invalidations,
+    /// Writes whose outcome became unknown.
+    unknown_outcomes,
+    /// Redis commands that failed.
+    redis_errors,
+    /// Redis commands that were late.
+    redis_timeouts,
+    /// Times that this pgherd registered itself anew.
+    registrations,
+    /// Dead members that this pgherd removed.
+    members_removed,
+    /// Writes that went on without a mark after waiting out the lease.
+    unmarked_writes,
+    /// Writes refused because Redis could not be told of them.
+    refused_writes,
+}
+
+impl CacheStats {
+    pub(crate) fn add(&self, counter: impl Fn(&Self) -> &AtomicU64) {
+        counter(self).fetch_add(1, Relaxed);
+    }
+}
