@@ -39,6 +39,11 @@ impl Peer {
             Self::Unix => None,
         }
     }
+
+    /// Whether it is on this machine: a Unix socket or a loopback address.
+    pub fn is_loopback(self) -> bool {
+        self.ip().is_none_or(|ip| ip.is_loopback())
+    }
 }
 
 /// As PostgreSQL writes it: `[local]` for a Unix socket.
@@ -119,7 +124,7 @@ impl Stream {
 
     /// Whether the other end is on this machine: a Unix socket or a loopback address.
     pub fn is_loopback(&self) -> bool {
-        self.peer.ip().is_none_or(|ip| ip.is_loopback())
+        self.peer.is_loopback()
     }
 
     /// Whether it is a Unix socket.
@@ -206,5 +211,24 @@ impl AsyncWrite for Stream {
             Io::Unix(io) => Pin::new(io).poll_shutdown(cx),
             Io::Tls(io) => Pin::new(io).poll_shutdown(cx),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn loopback_is_a_unix_socket_or_a_loopback_address_even_mapped_into_ipv6() {
+        let tcp = |text: &str| Peer::Tcp(text.parse().expect(text));
+        for local in [Peer::Unix, tcp("127.0.0.1:1"), tcp("127.9.9.9:1"), tcp("[::1]:1"), tcp("[::ffff:127.0.0.1]:1")] {
+            assert!(local.is_loopback(), "{local}");
+        }
+        for remote in
+            [tcp("10.0.0.1:1"), tcp("0.0.0.0:1"), tcp("[::]:1"), tcp("[::ffff:10.0.0.1]:1"), tcp("[fe80::1]:1")]
+        {
+            assert!(!remote.is_loopback(), "{remote}");
+        }
+        assert_eq!(tcp("[::ffff:10.0.0.1]:5").to_string(), "10.0.0.1:5");
     }
 }

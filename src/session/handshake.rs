@@ -4,6 +4,7 @@ mod authenticate;
 mod client;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use tokio::time::Instant;
@@ -19,6 +20,8 @@ use crate::wire::startup::{StartupMessage, StartupPacket};
 
 /// The first byte of a TLS record that opens a handshake, which no startup packet can have.
 const TLS_HANDSHAKE: u8 = 0x16;
+/// How long a client that is turned away may take to hear why.
+const TURNING_AWAY: Duration = Duration::from_secs(2);
 
 /// What a handshake is judged by. A reload makes a new one, and shares `scram`.
 #[derive(Debug, Clone)]
@@ -104,6 +107,23 @@ pub async fn accept(stream: Stream, context: &HandshakeContext) -> Result<Handsh
         }))),
         Err(Stop::Closed) => Ok(Handshake::Closed),
         Err(Stop::Failed(error)) => Err(client.refuse(error).await),
+    }
+}
+
+/// Turns a client away before it is authenticated, for reasons such as a limit, in a way that drivers can show.
+///
+/// Encryption is settled first, since a driver that asked for TLS reads no error before. A CancelRequest is not turned away: it
+/// holds no place for long, and is what frees one.
+///
+/// # Errors
+/// The refusal itself once it was told, or what kept it from being told.
+pub async fn turn_away(stream: Stream, context: &HandshakeContext, refusal: Error) -> Result<Handshake, Error> {
+    let deadline = Instant::now() + context.config.listen.login_timeout.min(TURNING_AWAY);
+    match open(stream, context, deadline).await {
+        Ok(Opened::Startup(client, _)) => Err(client.refuse(refusal).await),
+        Ok(Opened::Other(handshake)) => Ok(handshake),
+        Err(Stop::Closed) => Ok(Handshake::Closed),
+        Err(Stop::Failed(error)) => Err(error),
     }
 }
 

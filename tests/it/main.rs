@@ -4,6 +4,7 @@
 mod harness;
 
 mod catalog;
+mod connect;
 mod drivers;
 mod fanout_hash;
 mod instruments;

@@ -52,11 +52,14 @@ impl ScramVerifier {
             server_key: make("server key"),
         }
     }
+}
 
-    /// Whether this password is the one, for a client that sent it in cleartext.
-    pub fn fits(&self, password: &[u8]) -> bool {
-        let derived = Self::derive(password, &self.salt, self.iterations);
-        crate::auth::password::equal(&derived.stored_key, &self.stored_key)
+/// PostgreSQL's stored form: it is a secret, for the configuration and nowhere else.
+impl fmt::Display for ScramVerifier {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [salt, stored, server] =
+            [self.salt.as_slice(), &self.stored_key, &self.server_key].map(|bytes| STANDARD.encode(bytes));
+        write!(f, "SCRAM-SHA-256${}:{salt}${stored}:{server}", self.iterations)
     }
 }
 
@@ -137,9 +140,9 @@ mod tests {
     #[test]
     fn a_stored_verifier_is_the_one_that_its_password_derives() {
         let stored = ScramVerifier::parse(OF_EMPTY).expect("valid");
-        assert_eq!(stored.iterations, 4096);
+        assert_eq!((stored.iterations, stored.to_string().as_str()), (4096, OF_EMPTY));
         assert_eq!(ScramVerifier::derive(b"", &stored.salt, 4096), stored);
-        assert!(stored.fits(b"") && !stored.fits(b"x"));
+        assert_ne!(ScramVerifier::derive(b"x", &stored.salt, 4096), stored);
     }
 
     #[test]

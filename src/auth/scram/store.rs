@@ -63,7 +63,7 @@ mod tests {
         let first = store.verifier("me", &Secret::new("one"));
         assert!(Arc::ptr_eq(&first, &store.verifier("me", &Secret::new("one"))));
         let second = store.verifier("me", &Secret::new("two"));
-        assert!(second.fits(b"two") && !second.fits(b"one"));
+        assert_eq!(*second, ScramVerifier::derive(b"two", &second.salt, second.iterations));
         assert_ne!(first.salt, store.verifier("you", &Secret::new("one")).salt);
     }
 

@@ -60,7 +60,7 @@ async fn prove(client: &mut Client, context: &HandshakeContext, user: &User) -> 
             scram(client, verifier, &user.name).await.map(Some)
         }
         AuthMethod::Md5 => md5(client, user).await.map(|()| None),
-        AuthMethod::Cleartext => cleartext(client, context, user).await.map(|()| None),
+        AuthMethod::Cleartext => cleartext(client, user).await.map(|()| None),
         AuthMethod::Cert => certificate(&client.stream, user).map(|()| None).map_err(Stop::from),
         AuthMethod::Trust => trust(&client.stream, user).map(|()| None).map_err(Stop::from),
     }
@@ -119,7 +119,7 @@ async fn md5(client: &mut Client, user: &User) -> Result<(), Stop> {
     Err(wrong_password(&user.name, "the md5 does not match").into())
 }
 
-async fn cleartext(client: &mut Client, context: &HandshakeContext, user: &User) -> Result<(), Stop> {
+async fn cleartext(client: &mut Client, user: &User) -> Result<(), Stop> {
     if client.stream.tls_info().is_none() {
         let message = format!("cleartext password authentication of user \"{}\" requires TLS", user.name);
         return Err(denied(message).hint("Connect with sslmode=require.").into());
@@ -128,10 +128,7 @@ async fn cleartext(client: &mut Client, context: &HandshakeContext, user: &User)
     client.flush().await?;
     let frame = client.read_response().await?;
     let given = authentication::password(frame.body()).map_err(malformed)?;
-    let fits = match &user.password {
-        Some(password) => password::equal(given, password.expose().as_bytes()),
-        None => verifier(context, user).is_some_and(|verifier| verifier.fits(given)),
-    };
+    let fits = user.password.as_ref().is_some_and(|password| password::equal(given, password.expose().as_bytes()));
     // PostgreSQL takes no empty password, whatever is stored.
     if fits && !given.is_empty() {
         return Ok(());
