@@ -1,5 +1,11 @@
-//! Servers: connecting to them and cancelling on them.
+//! Servers: connecting to them, pooling the connections, and knowing what each of them carries.
 
 pub mod cancel;
 pub mod connect;
+pub mod expect;
 mod login;
+pub mod pool;
+pub mod reset;
+pub mod server;
+pub mod settings;
+pub mod statements;

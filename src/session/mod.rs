@@ -1,3 +1,185 @@
-//! One client: how it gets in, and what it may do once it is.
+//! One client's session: from its handshake to its last byte, one turn a message.
 
+pub mod cancel;
+pub mod context;
+mod extended;
+mod failure;
+mod greet;
 pub mod handshake;
+mod lease;
+pub mod pin;
+mod planned;
+mod query;
+mod state;
+mod turn;
+
+use std::collections::HashMap;
+use std::pin::Pin;
+use std::sync::Arc;
+
+use bytes::{Bytes, BytesMut};
+
+use tokio::time::Instant;
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
+
+use crate::backend::expect::Expect;
+use crate::backend::pool::Lease;
+use crate::backend::server::Seen;
+use crate::backend::statements::Identity;
+use crate::config::model::{PoolMode, User};
+use crate::error::Error;
+use crate::exec::relay::ClientSide;
+use crate::session::cancel::Registration;
+use crate::session::context::{Database, Target};
+use crate::session::handshake::Authenticated;
+use crate::session::pin::Pins;
+use crate::session::state::SessionSettings;
+use crate::sql::facts::SharedFacts;
+use crate::wire::writer::TransactionStatus;
+
+/// Bytes of a cancel key's secret in protocol 3.0.
+const SECRET_BYTES_3_0: usize = 4;
+/// Bytes of a cancel key's secret from protocol 3.2 on.
+const SECRET_BYTES_3_2: usize = 32;
+
+/// A statement that the client has prepared.
+#[derive(Debug)]
+struct Prepared {
+    /// Who it is on servers; `None` for the unnamed statement.
+    identity: Option<Arc<Identity>>,
+    /// Tells one unnamed statement from another.
+    serial: u64,
+    /// The Parse message as the client sent it.
+    parse: Bytes,
+    /// What it does.
+    facts: SharedFacts,
+}
+
+/// A server connection that the session holds.
+struct Attached {
+    lease: Lease,
+    target: Target,
+}
+
+/// One client's session.
+pub struct Session {
+    db: Arc<Database>,
+    user: Arc<User>,
+    client: ClientSide,
+    server: Option<Attached>,
+    /// Bytes of a client message that are still to be passed on (or dropped) unread.
+    passing: usize,
+    /// What the client believes of its transaction.
+    status: TransactionStatus,
+    settings: SessionSettings,
+    named: HashMap<Bytes, Arc<Prepared>>,
+    unnamed: Option<Arc<Prepared>>,
+    portals: HashMap<Bytes, Arc<Prepared>>,
+    next_serial: u64,
+    pins: Pins,
+    mode: PoolMode,
+    /// An error was given to the client in the extended protocol: everything up to its Sync is dropped.
+    skipping: bool,
+    /// The whole server session is thrown away when it is given back.
+    must_discard: bool,
+    /// `DISCARD ALL` or `DEALLOCATE ALL` is under way: its success empties these.
+    forgets_statements: bool,
+    forgets_pins: bool,
+    /// Errors that the server answered with since the last ReadyForQuery.
+    errors_in_turn: u32,
+    /// What the server at hand has said and the session has not acted on yet.
+    seen: Seen,
+    /// The client speaks the extended protocol at the moment.
+    in_extended: bool,
+    /// The bytes being passed on unread are a Bind's, not COPY data.
+    streaming_bind: bool,
+    /// When the present state (running, idle in transaction, idle) began.
+    since: Instant,
+    /// The running statement has been cancelled for taking too long.
+    timed_out: bool,
+    cancel: Registration,
+    /// pgherd ends: the client is sent away when it is idle.
+    drain: Pin<Box<WaitForCancellationFutureOwned>>,
+}
+
+impl Session {
+    /// A session for a client that has just proved who it is.
+    pub fn new(db: Arc<Database>, authenticated: Authenticated, drain: &CancellationToken) -> Self {
+        let minor = authenticated.startup.minor;
+        let secret_len = if minor >= 2 { SECRET_BYTES_3_2 } else { SECRET_BYTES_3_0 };
+        let cancel = db.shared.cancel_keys.register(secret_len);
+        Self {
+            mode: db.pool_mode(&authenticated.user),
+            db,
+            user: authenticated.user,
+            client: ClientSide {
+                stream: authenticated.stream,
+                inbuf: authenticated.inbuf,
+                outbuf: authenticated.outbuf,
+            },
+            server: None,
+            passing: 0,
+            status: TransactionStatus::Idle,
+            settings: SessionSettings::default(),
+            named: HashMap::new(),
+            unnamed: None,
+            portals: HashMap::new(),
+            next_serial: 0,
+            pins: Pins::default(),
+            skipping: false,
+            must_discard: false,
+            forgets_statements: false,
+            forgets_pins: false,
+            errors_in_turn: 0,
+            seen: Seen::default(),
+            in_extended: false,
+            streaming_bind: false,
+            since: Instant::now(),
+            timed_out: false,
+            cancel,
+            drain: Box::pin(drain.clone().cancelled_owned()),
+        }
+    }
+
+    /// Serves the client until it leaves.
+    ///
+    /// # Errors
+    /// What ended the session early; the client has been told where it could be.
+    pub async fn run(mut self, startup: Vec<(String, String)>) -> Result<(), Error> {
+        let mut result = self.greet(startup).await;
+        if result.is_ok() {
+            result = self.serve().await;
+        }
+        if let Err(error) = &result {
+            self.say_goodbye(error).await;
+        }
+        self.give_up_server().await;
+        result
+    }
+}
+
+impl Session {
+    /// Where pgherd's own answers go: behind everything that is already the client's.
+    fn out(&mut self) -> &mut BytesMut {
+        if let Some(attached) = &mut self.server {
+            attached.lease.server().spill(&mut self.client.outbuf);
+        }
+        &mut self.client.outbuf
+    }
+
+    /// Gives the client these bytes when everything asked before them is answered.
+    fn answer_in_turn(&mut self, bytes: &'static [u8]) {
+        match &mut self.server {
+            Some(attached) => attached.lease.server().expects.push(Expect::Inject(Bytes::from_static(bytes))),
+            None => self.client.outbuf.extend_from_slice(bytes),
+        }
+        self.inject();
+    }
+
+    /// Passes on what waits for nothing any more.
+    fn inject(&mut self) {
+        if let Some(attached) = &mut self.server {
+            attached.lease.server().inject(&mut self.client.outbuf);
+        }
+    }
+}

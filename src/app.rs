@@ -1,0 +1,237 @@
+//! The only place that wires the parts together: configuration in, a running pgherd out.
+
+mod accept;
+mod databases;
+mod upkeep;
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use self::accept::Door;
+use self::databases::Databases;
+use crate::auth::scram::ScramStore;
+use crate::config::model::Config;
+use crate::config::reload::{self, Reload};
+use crate::error::{Error, ErrorKind};
+use crate::http::{self, Readiness};
+use crate::net::listener::Listener;
+use crate::net::tls::{ClientTls, ServerTls};
+use crate::session::cancel::CancelKeys;
+use crate::session::context::{Database, Shared};
+use crate::session::handshake::HandshakeContext;
+use crate::sql::Analyzer;
+use crate::telemetry::metrics::Metrics;
+use crate::wire::sqlstate::SqlState;
+
+/// What every task of a running pgherd may need.
+struct House {
+    config: ArcSwap<Config>,
+    handshake: ArcSwap<HandshakeContext>,
+    door: ArcSwap<Door>,
+    databases: Databases,
+    shared: Arc<Shared>,
+    metrics: Arc<Metrics>,
+    readiness: Readiness,
+    /// No new clients; those that are idle are sent away.
+    drain: CancellationToken,
+    /// Everything ends.
+    stop: CancellationToken,
+    sessions: TaskTracker,
+    tasks: TaskTracker,
+}
+
+/// A running pgherd.
+pub struct Running {
+    address: SocketAddr,
+    http_address: Option<SocketAddr>,
+    house: Arc<House>,
+}
+
+/// Starts pgherd: binds its sockets, opens its databases, and returns. With a `path` the file is watched for changes.
+///
+/// # Errors
+/// A socket cannot be bound or a certificate not be read; the error says what to do.
+pub async fn start(config: Arc<Config>, path: Option<PathBuf>) -> Result<Running, Error> {
+    let metrics = Arc::new(Metrics::new());
+    let shared = Arc::new(Shared {
+        analyzer: Analyzer::new(),
+        cancel_keys: Arc::new(CancelKeys::default()),
+        tls: ClientTls::new(),
+        metrics: Arc::clone(&metrics),
+    });
+    let handshake = handshake_context(&config, Arc::new(ScramStore::new()))?;
+    let listener = Listener::bind_tcp(config.listen.address)?;
+    let address = listener.local_addr().ok_or_else(|| Error::internal("the listening socket has no address"))?;
+    let house = Arc::new(House {
+        door: ArcSwap::from_pointee(Door::new(&config)),
+        config: ArcSwap::new(Arc::clone(&config)),
+        handshake: ArcSwap::from_pointee(handshake),
+        databases: Databases::default(),
+        shared,
+        metrics,
+        readiness: Readiness::default(),
+        drain: CancellationToken::new(),
+        stop: CancellationToken::new(),
+        sessions: TaskTracker::new(),
+        tasks: TaskTracker::new(),
+    });
+    house.open_databases(&config);
+    let http_address = house.listen_http(&config).await?;
+    house.tasks.spawn(accept::accept_loop(Arc::clone(&house), listener));
+    if let Some(directory) = &config.listen.unix_socket_dir {
+        let unix = Listener::bind_unix(directory, address.port())?;
+        house.tasks.spawn(accept::accept_loop(Arc::clone(&house), unix));
+    }
+    if let Some(path) = path {
+        house.watch_configuration(&path, config);
+    }
+    house.tasks.spawn(upkeep::check_health(Arc::clone(&house)));
+    house.readiness.set_listening(true);
+    tracing::info!(%address, "listening");
+    Ok(Running { address, http_address, house })
+}
+
+/// Runs pgherd until it is told to stop: SIGINT or SIGTERM.
+///
+/// # Errors
+/// As [`start`].
+pub async fn run(config: Arc<Config>, path: Option<PathBuf>) -> Result<(), Error> {
+    let shutdown_timeout = config.listen.shutdown_timeout;
+    let running = start(config, path).await?;
+    wait_for_signal().await?;
+    tracing::info!("draining: no new clients, open transactions may end");
+    running.drain(shutdown_timeout).await;
+    Ok(())
+}
+
+async fn wait_for_signal() -> Result<(), Error> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    Ok(())
+}
+
+impl Running {
+    /// Where PostgreSQL clients connect.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Where `/metrics` and `/healthz` answer.
+    pub fn http_address(&self) -> Option<SocketAddr> {
+        self.http_address
+    }
+
+    /// Its figures.
+    pub fn metrics(&self) -> &Arc<Metrics> {
+        &self.house.metrics
+    }
+
+    /// The databases that it serves.
+    pub fn databases(&self) -> Vec<Arc<Database>> {
+        self.house.databases.all()
+    }
+
+    /// Lets open transactions end, for as long as `patience` says, then ends everything.
+    pub async fn drain(self, patience: Duration) {
+        self.house.readiness.set_draining();
+        self.house.drain.cancel();
+        self.house.sessions.close();
+        if tokio::time::timeout(patience, self.house.sessions.wait()).await.is_err() {
+            tracing::warn!(clients = self.house.sessions.len(), "shutdown timeout: ending clients in mid-transaction");
+        }
+        self.finish().await;
+    }
+
+    /// Ends everything now.
+    pub async fn stop(self) {
+        self.drain(Duration::from_millis(200)).await;
+    }
+
+    async fn finish(&self) {
+        self.house.stop.cancel();
+        self.house.tasks.close();
+        self.house.tasks.wait().await;
+        for database in self.house.databases.all() {
+            database.close();
+        }
+    }
+}
+
+impl House {
+    /// Opens what the configuration names; what has not changed keeps its pools.
+    fn open_databases(self: &Arc<Self>, config: &Arc<Config>) {
+        self.databases.replace(config, |wanted| Arc::new(Database::new(Arc::clone(wanted), Arc::clone(&self.shared))));
+        let checked = config.databases.values().map(|db| (db.name.as_str(), db.pool.health_check_interval));
+        self.readiness.set_databases(checked);
+    }
+
+    async fn listen_http(self: &Arc<Self>, config: &Config) -> Result<Option<SocketAddr>, Error> {
+        let Some(address) = config.listen.http else { return Ok(None) };
+        let listener = TcpListener::bind(address).await.map_err(|error| {
+            Error::new(ErrorKind::Config, SqlState::CONFIG_FILE_ERROR, format!("cannot listen on {address} for HTTP"))
+                .hint("Choose another listen.http, or end what uses that port.")
+                .cause(error)
+        })?;
+        let bound = listener.local_addr()?;
+        let (metrics, readiness, stop) = (Arc::clone(&self.metrics), self.readiness.clone(), self.stop.clone());
+        self.tasks.spawn(http::serve(listener, metrics, readiness, stop));
+        Ok(Some(bound))
+    }
+
+    fn watch_configuration(self: &Arc<Self>, path: &std::path::Path, config: Arc<Config>) {
+        let (watcher, mut changes) = Reload::new(path, config);
+        let metrics = Arc::clone(&self.metrics);
+        let stop = self.stop.clone();
+        self.tasks.spawn(async move { watcher.run(stop, |applied| metrics.reload(applied)).await });
+        let house = Arc::clone(self);
+        self.tasks.spawn(async move {
+            loop {
+                tokio::select! {
+                    () = house.stop.cancelled() => return,
+                    changed = changes.changed() => if changed.is_err() { return },
+                }
+                let config = Arc::clone(&changes.borrow_and_update());
+                house.take_over(&config);
+            }
+        });
+    }
+
+    /// Applies a changed configuration as far as that can be done live.
+    fn take_over(self: &Arc<Self>, config: &Arc<Config>) {
+        let scram = Arc::clone(&self.handshake.load().scram);
+        match handshake_context(config, scram) {
+            Ok(context) => self.handshake.store(Arc::new(context)),
+            Err(error) => {
+                tracing::error!(%error, "the new configuration's certificates cannot be used: nothing changed");
+                self.metrics.reload(false);
+                return;
+            }
+        }
+        for setting in reload::needs_restart(&self.config.load(), config) {
+            tracing::warn!(setting, "a change of this setting needs a restart");
+        }
+        if self.config.load().security != config.security || self.config.load().listen != config.listen {
+            self.door.store(Arc::new(Door::new(config)));
+        }
+        self.config.store(Arc::clone(config));
+        self.open_databases(config);
+        tracing::info!("configuration applied");
+    }
+}
+
+fn handshake_context(config: &Arc<Config>, scram: Arc<ScramStore>) -> Result<HandshakeContext, Error> {
+    let tls = ServerTls::load(&config.listen.tls)?.map(Arc::new);
+    Ok(HandshakeContext { config: Arc::clone(config), tls, scram })
+}

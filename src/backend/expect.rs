@@ -1,0 +1,258 @@
+//! What a server still owes an answer to, in the order it was asked.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::statements::Identity;
+
+/// One answer that is on its way.
+#[derive(Debug)]
+pub enum Expect {
+    /// A simple Query of the client's: everything up to its ReadyForQuery is the client's.
+    Query,
+    /// A FunctionCall of the client's.
+    FunctionCall,
+    /// A Query of pgherd's own: nothing up to its ReadyForQuery reaches the client.
+    HiddenQuery,
+    /// ParseComplete. Hidden where the client did not ask for it.
+    Parse {
+        /// Whether pgherd asked, not the client.
+        hidden: bool,
+        /// The statement, if it is one that the server keeps by name.
+        statement: Option<Arc<Identity>>,
+        /// The name that the client gave it.
+        client_name: Option<Bytes>,
+    },
+    /// BindComplete.
+    Bind,
+    /// ParameterDescription, and RowDescription or NoData.
+    Describe,
+    /// Rows, and CommandComplete, EmptyQueryResponse or PortalSuspended.
+    Execute,
+    /// CloseComplete. Hidden where the client did not ask for it.
+    Close {
+        /// Whether pgherd asked, not the client.
+        hidden: bool,
+    },
+    /// ReadyForQuery. Hidden where the client sent Flush and pgherd made it a Sync.
+    Sync {
+        /// Whether pgherd asked, not the client.
+        hidden: bool,
+    },
+    /// An error of the server's, provoked by pgherd so that its transaction fails; the client gets this error instead.
+    Poison(Bytes),
+    /// Nothing from the server: these bytes go to the client when everything before them is answered.
+    Inject(Bytes),
+}
+
+/// What becomes of a server's message.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Verdict {
+    /// It goes to the client.
+    Forward,
+    /// It was for pgherd.
+    Swallow,
+    /// The client gets these bytes instead.
+    Replace(Bytes),
+}
+
+/// A message that nothing asked for: the connection cannot be trusted any more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Unexpected(pub u8);
+
+/// What one server message changed, for the session to act on.
+#[derive(Debug, Default)]
+pub struct Consequences {
+    /// Parses that failed or were skipped: the client's names that mean nothing now.
+    pub lost_names: Vec<Bytes>,
+    /// Statements that the server does not hold after all.
+    pub lost_statements: Vec<Arc<Identity>>,
+}
+
+/// The queue of answers owed.
+#[derive(Debug, Default)]
+pub struct Expects {
+    queue: VecDeque<Expect>,
+    /// An extended-protocol error was answered and no Sync has been sent since: the server skips all else.
+    skipping: bool,
+    /// Extended messages were sent since the last Sync.
+    unsynced: bool,
+}
+
+impl Expects {
+    /// Whether nothing is owed.
+    pub fn is_empty(&self) -> bool {
+        self.queue.is_empty()
+    }
+
+    /// Whether the server ignores everything up to the next Sync.
+    pub fn is_skipping(&self) -> bool {
+        self.skipping
+    }
+
+    /// Whether extended messages were sent that no Sync has closed: the server may hold an implicit transaction.
+    pub fn is_unsynced(&self) -> bool {
+        self.unsynced
+    }
+
+    /// Whether what the server sends now is for pgherd alone.
+    pub fn is_hidden(&self) -> bool {
+        matches!(self.queue.front(), Some(Expect::HiddenQuery))
+    }
+
+    /// Notes that something was sent which will be answered.
+    pub fn push(&mut self, expect: Expect) {
+        match expect {
+            Expect::Sync { .. } => (self.skipping, self.unsynced) = (false, false),
+            Expect::Query | Expect::FunctionCall | Expect::HiddenQuery | Expect::Inject(_) => {}
+            _ => self.unsynced = true,
+        }
+        self.queue.push_back(expect);
+    }
+
+    /// The bytes to put before the server's next message, if it is their turn.
+    pub fn take_injection(&mut self) -> Option<Bytes> {
+        if !matches!(self.queue.front(), Some(Expect::Inject(_))) {
+            return None;
+        }
+        match self.queue.pop_front() {
+            Some(Expect::Inject(bytes)) => Some(bytes),
+            _ => None,
+        }
+    }
+
+    /// The server waits for COPY data: it ignores every Sync sent since its Execute (PostgreSQL manual, 55.2.6).
+    pub fn copy_in_started(&mut self) {
+        if matches!(self.queue.front(), Some(Expect::Execute)) {
+            self.queue.retain(|expect| !matches!(expect, Expect::Sync { .. }));
+        }
+    }
+
+    /// Matches one server message (not one of N, A, S) with what is owed.
+    ///
+    /// # Errors
+    /// The message answers nothing that was asked.
+    pub fn answer(&mut self, tag: u8, consequences: &mut Consequences) -> Result<Verdict, Unexpected> {
+        let Some(front) = self.queue.front() else { return Err(Unexpected(tag)) };
+        if let (Expect::Parse { statement: Some(statement), .. }, b'1') = (front, tag) {
+            statement.note_parsed(true);
+        }
+        match (front, tag) {
+            (Expect::Poison(error), b'E') => {
+                let verdict = Verdict::Replace(error.clone());
+                self.skip_to_sync(consequences);
+                Ok(verdict)
+            }
+            (Expect::HiddenQuery, b'Z') => self.done(Verdict::Swallow),
+            (Expect::HiddenQuery, _) => Ok(Verdict::Swallow),
+            (Expect::Query | Expect::FunctionCall, b'Z') => self.done(Verdict::Forward),
+            (Expect::Query, b'T' | b'D' | b'C' | b'I' | b'E' | b'G' | b'H' | b'W' | b'd' | b'c') => {
+                Ok(Verdict::Forward)
+            }
+            (Expect::FunctionCall, b'V' | b'E') => Ok(Verdict::Forward),
+            (Expect::Sync { hidden: true }, b'Z') => self.done(Verdict::Swallow),
+            (Expect::Sync { hidden: false }, b'Z') => self.done(Verdict::Forward),
+            (Expect::Parse { hidden: true, .. }, b'1') | (Expect::Close { hidden: true }, b'3') => {
+                self.done(Verdict::Swallow)
+            }
+            (Expect::Parse { .. }, b'1') | (Expect::Close { .. }, b'3') | (Expect::Bind, b'2') => {
+                self.done(Verdict::Forward)
+            }
+            (Expect::Describe, b't') => Ok(Verdict::Forward),
+            (Expect::Describe, b'T' | b'n') | (Expect::Execute, b'C' | b'I' | b's') => self.done(Verdict::Forward),
+            (Expect::Execute, b'D' | b'G' | b'H' | b'W' | b'd' | b'c') => Ok(Verdict::Forward),
+            (Expect::Inject(_), _) => Err(Unexpected(tag)),
+            (_, b'E') => {
+                self.skip_to_sync(consequences);
+                Ok(Verdict::Forward)
+            }
+            _ => Err(Unexpected(tag)),
+        }
+    }
+
+    fn done(&mut self, verdict: Verdict) -> Result<Verdict, Unexpected> {
+        self.queue.pop_front();
+        Ok(verdict)
+    }
+
+    /// An error in the extended protocol: everything up to the next Sync is not answered any more.
+    fn skip_to_sync(&mut self, consequences: &mut Consequences) {
+        while let Some(front) = self.queue.front() {
+            if matches!(front, Expect::Sync { .. } | Expect::Query | Expect::FunctionCall | Expect::HiddenQuery) {
+                return;
+            }
+            if let Some(Expect::Parse { statement, client_name, .. }) = self.queue.pop_front() {
+                if let Some(statement) = &statement {
+                    statement.note_parsed(false);
+                }
+                consequences.lost_names.extend(client_name);
+                consequences.lost_statements.extend(statement);
+            }
+        }
+        self.skipping = true;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn expects(list: impl IntoIterator<Item = Expect>) -> Expects {
+        let mut expects = Expects::default();
+        list.into_iter().for_each(|expect| expects.push(expect));
+        expects
+    }
+
+    #[test]
+    fn an_error_skips_everything_up_to_the_sync() {
+        let name = Bytes::from_static(b"s1");
+        let parse = Expect::Parse { hidden: false, statement: None, client_name: Some(name.clone()) };
+        let mut owed = expects([Expect::Bind, parse, Expect::Execute, Expect::Sync { hidden: false }]);
+        let mut consequences = Consequences::default();
+        assert_eq!(owed.answer(b'E', &mut consequences), Ok(Verdict::Forward));
+        assert_eq!(consequences.lost_names, [name]);
+        assert!(!owed.is_skipping());
+        assert_eq!(owed.answer(b'Z', &mut consequences), Ok(Verdict::Forward));
+        assert!(owed.is_empty());
+    }
+
+    #[test]
+    fn an_error_without_a_sync_behind_it_leaves_the_server_skipping() {
+        let mut owed = expects([Expect::Bind, Expect::Execute]);
+        assert_eq!(owed.answer(b'E', &mut Consequences::default()), Ok(Verdict::Forward));
+        assert!(owed.is_skipping());
+        owed.push(Expect::Sync { hidden: false });
+        assert!(!owed.is_skipping());
+    }
+
+    #[test]
+    fn what_pgherd_asked_for_never_reaches_the_client() {
+        let mut owed = expects([
+            Expect::HiddenQuery,
+            Expect::Parse { hidden: true, statement: None, client_name: None },
+            Expect::Bind,
+        ]);
+        let mut consequences = Consequences::default();
+        for (tag, verdict) in [(b'C', Verdict::Swallow), (b'Z', Verdict::Swallow), (b'1', Verdict::Swallow)] {
+            assert_eq!(owed.answer(tag, &mut consequences), Ok(verdict));
+        }
+        assert_eq!(owed.answer(b'2', &mut consequences), Ok(Verdict::Forward));
+    }
+
+    #[test]
+    fn a_message_that_answers_nothing_is_unexpected() {
+        let mut owed = expects([Expect::Bind]);
+        assert_eq!(owed.answer(b'D', &mut Consequences::default()), Err(Unexpected(b'D')));
+        assert_eq!(Expects::default().answer(b'Z', &mut Consequences::default()), Err(Unexpected(b'Z')));
+    }
+
+    #[test]
+    fn a_sync_sent_into_copy_in_is_never_answered() {
+        let mut owed = expects([Expect::Execute, Expect::Sync { hidden: false }]);
+        owed.copy_in_started();
+        assert_eq!(owed.answer(b'C', &mut Consequences::default()), Ok(Verdict::Forward));
+        assert!(owed.is_empty());
+    }
+}

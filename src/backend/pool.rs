@@ -1,0 +1,288 @@
+//! Server connections of one (database, user, server): bb8 behind FIFO permits.
+//!
+//! bb8 alone is not fair: a task that gives a connection back can take it again before one that waits. A semaphore with as
+//! many permits as connections hands them out in order of arrival, so that bb8 never has to make anyone wait.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwapOption;
+use bb8::{ManageConnection, PooledConnection};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use super::connect::{self, Login};
+use super::reset;
+use super::server::ServerConn;
+use super::settings::SharedSettings;
+use crate::config::model::{Pool as PoolConfig, ServerAddress};
+use crate::error::{Error, ErrorKind};
+use crate::telemetry::metrics::PoolMetrics;
+use crate::wire::sqlstate::SqlState;
+
+/// What a fresh login to this server looks like, before any session has set anything.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Baseline {
+    /// ParameterStatus at login, in the server's order.
+    pub parameters: Vec<(String, String)>,
+    /// Values of the settings that decide what a query returns, by name, in order of name.
+    pub settings: Vec<(String, String)>,
+    /// When the server was started, as it says, for telling its processes apart after a restart.
+    pub server_started: String,
+}
+
+impl Baseline {
+    /// The value of a setting at login, by lower-case name.
+    pub fn setting(&self, name: &str) -> Option<&str> {
+        let at = self.settings.binary_search_by(|(known, _)| known.as_str().cmp(name)).ok()?;
+        Some(&self.settings[at].1)
+    }
+}
+
+/// Makes and judges connections for bb8.
+pub struct Manager {
+    address: ServerAddress,
+    login: Login,
+    statements: usize,
+    defaults: SharedSettings,
+    baseline: Arc<ArcSwapOption<Baseline>>,
+    metrics: PoolMetrics,
+}
+
+impl ManageConnection for Manager {
+    type Connection = ServerConn;
+    type Error = Error;
+
+    async fn connect(&self) -> Result<ServerConn, Error> {
+        let connected = connect::connect(&self.address, &self.login).await.inspect_err(|_| {
+            self.metrics.connect_failures.inc();
+        })?;
+        let mut server = ServerConn::new(connected, Arc::clone(&self.defaults), self.statements);
+        let read = tokio::time::timeout(self.login.connect_timeout, reset::read_baseline(&mut server)).await;
+        let baseline = read.map_err(|_| timed_out("reading a new server connection's settings"))??;
+        if self.baseline.load().as_deref() != Some(&baseline) {
+            self.baseline.store(Some(Arc::new(baseline)));
+        }
+        self.metrics.connects.inc();
+        Ok(server)
+    }
+
+    async fn is_valid(&self, _: &mut ServerConn) -> Result<(), Error> {
+        Ok(())
+    }
+
+    fn has_broken(&self, server: &mut ServerConn) -> bool {
+        !server.is_reusable()
+    }
+}
+
+/// A pool: see the module's description.
+pub struct Pool {
+    pool: bb8::Pool<Manager>,
+    baseline: Arc<ArcSwapOption<Baseline>>,
+    permits: Arc<Semaphore>,
+    acquire_timeout: Duration,
+    max_connections: u32,
+    address: ServerAddress,
+    metrics: PoolMetrics,
+}
+
+/// A server connection on loan. Giving it back is done on purpose by [`Lease::release`]; dropping it is the safe loss.
+pub struct Lease {
+    server: PooledConnection<'static, Manager>,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Lease {
+    /// The server connection.
+    pub fn server(&mut self) -> &mut ServerConn {
+        &mut self.server
+    }
+
+    /// Gives the connection back; bb8 closes it if it is not reusable.
+    pub fn release(mut self) {
+        self.server.idle_since = Instant::now();
+    }
+
+    /// Closes the connection instead of giving it back.
+    pub fn discard(mut self) {
+        self.server.mark_broken();
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        if !self.server.is_reusable() {
+            self.server.mark_broken();
+        }
+    }
+}
+
+/// How many connections a pool has, and what they do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PoolState {
+    /// Open connections.
+    pub connections: u32,
+    /// Those on loan.
+    pub active: u32,
+    /// Connections at most.
+    pub max: u32,
+}
+
+impl Pool {
+    /// A pool that connects when first asked, and keeps `min_connections` from then on.
+    pub fn new(address: ServerAddress, login: Login, config: &PoolConfig, metrics: PoolMetrics) -> Self {
+        let baseline = Arc::new(ArcSwapOption::empty());
+        let manager = Manager {
+            address: address.clone(),
+            login,
+            statements: config.prepared_statements,
+            defaults: SharedSettings::default(),
+            baseline: Arc::clone(&baseline),
+            metrics: metrics.clone(),
+        };
+        let pool = bb8::Pool::builder()
+            .max_size(config.max_connections)
+            .min_idle(Some(config.min_connections.min(config.max_connections)))
+            .idle_timeout(config.idle_timeout)
+            .max_lifetime(config.max_lifetime)
+            .connection_timeout(config.connect_timeout)
+            .test_on_check_out(false)
+            .retry_connection(false)
+            .build_unchecked(manager);
+        Self {
+            pool,
+            baseline,
+            permits: Arc::new(Semaphore::new(config.max_connections as usize)),
+            acquire_timeout: config.acquire_timeout,
+            max_connections: config.max_connections,
+            address,
+            metrics,
+        }
+    }
+
+    /// Takes no new clients any more; connections that come back are closed.
+    pub fn close(&self) {
+        self.permits.close();
+    }
+
+    /// Brings the figures up to date; called before they are read.
+    pub fn publish_state(&self) {
+        let state = self.state();
+        self.metrics.active.set(i64::from(state.active));
+        self.metrics.idle.set(i64::from(state.connections.saturating_sub(state.active)));
+        self.metrics.max.set(i64::from(state.max));
+    }
+
+    /// The server behind it.
+    pub fn address(&self) -> &ServerAddress {
+        &self.address
+    }
+
+    /// What a fresh login looks like, once one has been made.
+    pub fn baseline(&self) -> Option<Arc<Baseline>> {
+        self.baseline.load_full()
+    }
+
+    /// Its connections.
+    pub fn state(&self) -> PoolState {
+        let active =
+            self.max_connections as usize - self.permits.available_permits().min(self.max_connections as usize);
+        PoolState { connections: self.pool.state().connections, active: active as u32, max: self.max_connections }
+    }
+
+    /// Takes a connection, in order of arrival. Connections that died while idle are noticed here, not by a statement.
+    ///
+    /// # Errors
+    /// None became free within the acquire timeout, or the server cannot be reached.
+    pub async fn acquire(&self) -> Result<Lease, Error> {
+        let permit = match Arc::clone(&self.permits).try_acquire_owned() {
+            Ok(permit) => {
+                self.metrics.wait.observe(Duration::ZERO);
+                permit
+            }
+            Err(_) => {
+                let (_waiting, since) = (Waiting::new(&self.metrics), Instant::now());
+                let permit = self.wait_for_permit().await;
+                self.metrics.wait.observe(since.elapsed());
+                permit?
+            }
+        };
+        loop {
+            let mut server = self.pool.get_owned().await.map_err(|error| self.cannot_connect(error))?;
+            server.check_idle();
+            if server.is_reusable() {
+                return Ok(Lease { server, _permit: permit });
+            }
+        }
+    }
+
+    async fn wait_for_permit(&self) -> Result<OwnedSemaphorePermit, Error> {
+        let wait = Arc::clone(&self.permits).acquire_owned();
+        match tokio::time::timeout(self.acquire_timeout, wait).await {
+            Ok(Ok(permit)) => Ok(permit),
+            Ok(Err(_)) => {
+                Err(Error::new(ErrorKind::Shutdown, SqlState::ADMIN_SHUTDOWN, "pgherd is shutting down").fatal())
+            }
+            Err(_) => Err(self.none_became_free()),
+        }
+    }
+
+    fn none_became_free(&self) -> Error {
+        self.metrics.acquire_timeouts.inc();
+        Error::new(
+            ErrorKind::Pool,
+            SqlState::TOO_MANY_CONNECTIONS,
+            format!("no server connection became free within {:?}", self.acquire_timeout),
+        )
+        .detail(format!("All {} connections to {} are in use.", self.max_connections, self.address))
+        .hint("Raise pool.max_connections, shorten transactions, or raise pool.acquire_timeout.")
+    }
+
+    fn cannot_connect(&self, error: bb8::RunError<Error>) -> Error {
+        match error {
+            bb8::RunError::User(error) => error,
+            bb8::RunError::TimedOut => timed_out(&format!("connecting to {}", self.address)),
+        }
+    }
+
+    /// Tries the idle connections: the ones whose server is gone are closed, at least one is asked for an answer.
+    ///
+    /// # Errors
+    /// The server cannot be reached or does not answer.
+    pub async fn check_health(&self, deadline: Duration) -> Result<(), Error> {
+        let check = async {
+            let mut lease = self.acquire().await?;
+            lease.server().run("").await?;
+            lease.release();
+            Ok(())
+        };
+        tokio::time::timeout(deadline, check).await.map_err(|_| timed_out(&format!("checking {}", self.address)))?
+    }
+}
+
+/// Counts a client that waits, however its wait ends.
+struct Waiting<'a>(&'a PoolMetrics);
+
+impl<'a> Waiting<'a> {
+    fn new(metrics: &'a PoolMetrics) -> Self {
+        metrics.waiting.inc();
+        Self(metrics)
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.waiting.dec();
+    }
+}
+
+fn timed_out(doing: &str) -> Error {
+    Error::new(ErrorKind::Backend, SqlState::CANNOT_CONNECT, format!("timeout while {doing}"))
+        .hint("See that the server is up and reachable from pgherd, or raise pool.connect_timeout.")
+}
+
+impl std::fmt::Debug for Pool {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Pool").field("address", &self.address).field("state", &self.state()).finish()
+    }
+}

@@ -1,0 +1,152 @@
+//! Bringing a server connection's session to a known state: applying a difference, reading back, and starting over.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use super::pool::Baseline;
+use super::server::ServerConn;
+use super::settings::{Settings, SharedSettings, is_reported, literal};
+use crate::error::Error;
+
+/// Settings that decide what a query returns or how it is shown; they are part of every cache key.
+pub const RESULT_SETTINGS: [&str; 29] = [
+    "array_nulls",
+    "backslash_quote",
+    "bytea_output",
+    "client_encoding",
+    "datestyle",
+    "default_text_search_config",
+    "default_toast_compression",
+    "default_transaction_isolation",
+    "default_transaction_read_only",
+    "enable_partition_pruning",
+    "escape_string_warning",
+    "extra_float_digits",
+    "gin_fuzzy_search_limit",
+    "intervalstyle",
+    "lc_messages",
+    "lc_monetary",
+    "lc_numeric",
+    "lc_time",
+    "lo_compat_privileges",
+    "operator_precedence_warning",
+    "quote_all_identifiers",
+    "row_security",
+    "search_path",
+    "session_replication_role",
+    "standard_conforming_strings",
+    "timezone",
+    "transform_null_equals",
+    "xmlbinary",
+    "xmloption",
+];
+
+/// Reads what a fresh login has; one round trip.
+///
+/// # Errors
+/// The server failed.
+pub async fn read_baseline(server: &mut ServerConn) -> Result<Baseline, Error> {
+    let names: Vec<String> = RESULT_SETTINGS.iter().map(|name| literal(name)).collect();
+    let sql = format!(
+        "SELECT pg_catalog.lower(name), setting FROM pg_catalog.pg_settings WHERE pg_catalog.lower(name) IN ({}) \
+         UNION ALL SELECT '', pg_catalog.pg_postmaster_start_time()::pg_catalog.text",
+        names.join(",")
+    );
+    let mut baseline = Baseline { parameters: server.parameters.clone(), ..Baseline::default() };
+    for row in server.run(&sql).await? {
+        match <[Option<String>; 2]>::try_from(row) {
+            Ok([Some(name), Some(started)]) if name.is_empty() => baseline.server_started = started,
+            Ok([Some(name), Some(setting)]) => baseline.settings.push((name, setting)),
+            _ => {}
+        }
+    }
+    baseline.settings.sort();
+    Ok(baseline)
+}
+
+/// Gives a server the settings that a session wants; awaited before a byte of the client's is sent.
+///
+/// # Errors
+/// The server refused a value or failed; it is broken and must not be used again.
+pub async fn apply(server: &mut ServerConn, wanted: &SharedSettings) -> Result<(), Error> {
+    if Arc::ptr_eq(&server.settings, wanted) {
+        return Ok(());
+    }
+    let Some(sql) = server.settings.difference_sql(wanted) else {
+        server.settings = Arc::clone(wanted);
+        return Ok(());
+    };
+    match server.run(&sql).await {
+        Ok(_) => {
+            server.settings = Arc::clone(wanted);
+            Ok(())
+        }
+        Err(error) => {
+            server.mark_broken();
+            Err(error)
+        }
+    }
+}
+
+/// Reads back what the named settings are now, and returns the session's whole map: `before` with those values.
+/// A value that a fresh login has too is left out.
+///
+/// # Errors
+/// The server failed.
+pub async fn read_back(
+    server: &mut ServerConn,
+    before: &Settings,
+    names: &BTreeSet<Box<str>>,
+    baseline: Option<&Baseline>,
+) -> Result<Settings, Error> {
+    let mut after = before.clone();
+    let unreported: Vec<&Box<str>> = names.iter().filter(|name| !is_reported(name)).collect();
+    for name in names.iter().filter(|name| is_reported(name)) {
+        let value = server.parameter(name).map(str::to_owned);
+        let at_login = baseline.and_then(|baseline| reported_at_login(baseline, name));
+        note(&mut after, name, value.as_deref(), at_login);
+    }
+    if unreported.is_empty() {
+        return Ok(after);
+    }
+    let calls: Vec<String> =
+        unreported.iter().map(|name| format!("pg_catalog.current_setting({},true)", literal(name))).collect();
+    let rows = server.run(&format!("SELECT {}", calls.join(","))).await?;
+    for (name, value) in unreported.iter().zip(rows.into_iter().next().unwrap_or_default()) {
+        let at_login = if ***name == *"role" { Some("none") } else { baseline.and_then(|known| known.setting(name)) };
+        note(&mut after, name, value.as_deref(), at_login);
+    }
+    Ok(after)
+}
+
+fn reported_at_login<'a>(baseline: &'a Baseline, name: &str) -> Option<&'a str> {
+    baseline.parameters.iter().find(|(known, _)| known.eq_ignore_ascii_case(name)).map(|(_, value)| value.as_str())
+}
+
+fn note(settings: &mut Settings, name: &str, value: Option<&str>, at_login: Option<&str>) {
+    match value {
+        Some(value) if at_login != Some(value) => settings.set(name, value),
+        _ => settings.remove(name),
+    }
+}
+
+/// Throws away everything that a session can leave on a server (PostgreSQL manual, DISCARD ALL).
+///
+/// # Errors
+/// The server failed; it is broken.
+pub async fn discard_all(server: &mut ServerConn) -> Result<(), Error> {
+    let result = server.run("DISCARD ALL").await;
+    match result {
+        Ok(_) => {
+            server.settings = SharedSettings::default();
+            server.held.clear();
+            server.unnamed = None;
+            server.dirty = false;
+            Ok(())
+        }
+        Err(error) => {
+            server.mark_broken();
+            Err(error)
+        }
+    }
+}

@@ -1,0 +1,492 @@
+//! One logged-in connection to a PostgreSQL server: its socket, its buffers, and everything pgherd believes of its session.
+
+use std::task::{Context, Poll, Waker};
+use std::time::Instant;
+
+use bytes::{Buf, Bytes, BytesMut};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use super::expect::{Consequences, Expect, Expects, Verdict};
+use super::settings::SharedSettings;
+use super::statements::{Held, Identity};
+use crate::error::{Error, ErrorKind};
+use crate::limits;
+use crate::net::stream::Stream;
+use crate::wire::backend::ErrorFields;
+use crate::wire::frame::{self, Frame, HEADER_LEN};
+use crate::wire::sqlstate::SqlState;
+use crate::wire::writer::{self, TransactionStatus};
+
+/// Bytes of answers up to which copying them is cheaper than keeping the server waiting for the client's socket.
+const COPY_UP_TO: usize = 8 * 1024;
+
+/// A server connection: see the module's description.
+pub struct ServerConn {
+    /// Its socket.
+    pub stream: Stream,
+    /// What was read from it and not yet passed on. The first `cleared` bytes may go to the client.
+    pub inbuf: BytesMut,
+    /// What is to be sent to it.
+    pub outbuf: BytesMut,
+    /// Bytes at the front of `inbuf` that may go to the client as they are.
+    pub cleared: usize,
+    /// Answers that it owes.
+    pub expects: Expects,
+    /// Its process id, for cancel requests.
+    pub pid: i32,
+    /// Its cancel key.
+    pub secret: Bytes,
+    /// What it reported by ParameterStatus, by name as reported.
+    pub parameters: Vec<(String, String)>,
+    /// What is set on it, exactly.
+    pub settings: SharedSettings,
+    /// Named statements that it holds.
+    pub held: Held,
+    /// Which Parse its unnamed statement came from.
+    pub unnamed: Option<u64>,
+    /// The transaction status it reported last.
+    pub status: TransactionStatus,
+    /// It takes COPY data now.
+    pub copying_in: bool,
+    /// Code ran on it that may have changed its session in ways nobody saw.
+    pub dirty: bool,
+    /// When it was connected.
+    pub connected_at: Instant,
+    /// When it was last given back.
+    pub idle_since: Instant,
+    /// Bytes of the message at hand that are still to be passed on unread.
+    passing: usize,
+    /// Something went wrong on it: it is never used again.
+    broken: bool,
+}
+
+/// What scanning a server's bytes showed.
+#[derive(Debug, Default)]
+pub struct Seen {
+    /// The last ReadyForQuery's status, if one came.
+    pub ready: Option<TransactionStatus>,
+    /// Rows passed on.
+    pub rows: u64,
+    /// Errors passed on.
+    pub errors: u32,
+    /// A notice was passed on.
+    pub notices: u32,
+    /// The server said that a kept plan's result type changed.
+    pub stale_plan: bool,
+    /// SQLSTATE of the last error of a hidden query.
+    pub hidden_error: Option<Bytes>,
+    /// Settings it reported as changed.
+    pub reported: Vec<(String, String)>,
+    /// What failed Parses left behind.
+    pub consequences: Consequences,
+}
+
+impl ServerConn {
+    /// A connection that has just logged in.
+    pub fn new(connected: super::connect::Connected, settings: SharedSettings, statements: usize) -> Self {
+        let now = Instant::now();
+        Self {
+            stream: connected.stream,
+            inbuf: connected.inbuf,
+            outbuf: BytesMut::new(),
+            cleared: 0,
+            expects: Expects::default(),
+            pid: connected.pid,
+            secret: connected.secret,
+            parameters: connected.parameters,
+            settings,
+            held: Held::new(statements),
+            unnamed: None,
+            status: TransactionStatus::Idle,
+            copying_in: false,
+            dirty: false,
+            connected_at: now,
+            idle_since: now,
+            passing: 0,
+            broken: false,
+        }
+    }
+
+    /// Whether it may be given to another client: every Sync answered, nothing buffered, no transaction, nothing broken.
+    pub fn is_reusable(&self) -> bool {
+        !self.broken
+            && self.expects.is_empty()
+            && !self.expects.is_unsynced()
+            && self.status == TransactionStatus::Idle
+            && !self.copying_in
+            && self.passing == 0
+            && self.inbuf.is_empty()
+            && self.outbuf.is_empty()
+    }
+
+    /// Whether nothing is owed and it is outside a transaction; its buffers may still hold bytes for the client.
+    pub fn is_at_rest(&self) -> bool {
+        !self.broken && self.expects.is_empty() && !self.expects.is_unsynced() && self.status == TransactionStatus::Idle
+    }
+
+    /// Marks it as never to be used again.
+    pub fn mark_broken(&mut self) {
+        self.broken = true;
+    }
+
+    /// Whether it was marked broken.
+    pub fn is_broken(&self) -> bool {
+        self.broken
+    }
+
+    /// A value that the server reported, by lower-case name.
+    pub fn parameter(&self, name: &str) -> Option<&str> {
+        self.parameters.iter().find(|(known, _)| known.eq_ignore_ascii_case(name)).map(|(_, value)| value.as_str())
+    }
+
+    /// Where messages to the server are written; [`ServerConn::flush`] or the relay sends them.
+    pub fn queue(&mut self) -> &mut BytesMut {
+        &mut self.outbuf
+    }
+
+    /// Sends what is queued.
+    ///
+    /// # Errors
+    /// The socket failed; the connection is broken.
+    pub async fn flush(&mut self) -> Result<(), Error> {
+        // Broken first and whole again at the end, so that a future dropped half way leaves a broken connection.
+        let before = std::mem::replace(&mut self.broken, true);
+        self.stream.write_all(&self.outbuf).await.map_err(lost)?;
+        self.outbuf.clear();
+        self.broken = before;
+        Ok(())
+    }
+
+    /// Reads one whole message. Not for the relay: it holds the message in memory.
+    ///
+    /// # Errors
+    /// The socket failed or the server broke the protocol; the connection is broken.
+    pub async fn read_frame(&mut self) -> Result<Frame, Error> {
+        loop {
+            match frame::cut(&mut self.inbuf, limits::MESSAGE_BYTES) {
+                Ok(Some(frame)) => return Ok(frame),
+                Ok(None) => {}
+                Err(error) => {
+                    self.broken = true;
+                    return Err(misbehaved(error.to_string()));
+                }
+            }
+            self.read_more().await?;
+        }
+    }
+
+    /// Notes what a message of any time says: ParameterStatus changes `parameters`, ReadyForQuery `status`.
+    pub fn note(&mut self, frame: &Frame) {
+        match frame.tag() {
+            b'Z' => match frame.body().first().copied().and_then(TransactionStatus::from_byte) {
+                Some(status) => self.status = status,
+                None => self.broken = true,
+            },
+            b'S' => {
+                self.note_parameter(frame.body());
+            }
+            _ => {}
+        }
+    }
+
+    fn note_parameter(&mut self, body: &[u8]) -> Option<(String, String)> {
+        let mut body = frame::Body::new(body);
+        let name = String::from_utf8_lossy(body.cstr()?).into_owned();
+        let value = String::from_utf8_lossy(body.cstr()?).into_owned();
+        match self.parameters.iter_mut().find(|(known, _)| *known == name) {
+            Some((_, known)) => known.clone_from(&value),
+            None => self.parameters.push((name.clone(), value.clone())),
+        }
+        Some((name, value))
+    }
+
+    /// Takes what came while nobody listened: ParameterStatus and notices are noted, an end or anything else breaks it.
+    /// Costs no system call unless the socket is readable.
+    pub fn check_idle(&mut self) {
+        let mut context = Context::from_waker(Waker::noop());
+        let mut chunk = [0_u8; 4096];
+        loop {
+            let mut read = tokio::io::ReadBuf::new(&mut chunk);
+            match tokio::io::AsyncRead::poll_read(std::pin::Pin::new(&mut self.stream), &mut context, &mut read) {
+                Poll::Pending => break,
+                Poll::Ready(Ok(())) if !read.filled().is_empty() => self.inbuf.extend_from_slice(read.filled()),
+                Poll::Ready(_) => {
+                    self.broken = true;
+                    return;
+                }
+            }
+        }
+        while !self.inbuf.is_empty() {
+            match frame::cut(&mut self.inbuf, limits::READ_CHUNK_BYTES) {
+                Ok(Some(frame)) if matches!(frame.tag(), b'S' | b'N') => self.note(&frame),
+                // Half a message, an ErrorResponse (the server is going away) or anything else unasked for.
+                _ => {
+                    self.broken = true;
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Scans what was read, clears for the client what is the client's, and swallows what is not. What must go to the
+    /// client before bytes still in `inbuf` is appended to `out`.
+    ///
+    /// # Errors
+    /// The server broke the protocol; the connection is broken.
+    pub fn scan(&mut self, out: &mut BytesMut, seen: &mut Seen) -> Result<(), Error> {
+        let result = self.scan_messages(out, seen);
+        if result.is_err() {
+            self.broken = true;
+        } else if self.cleared <= COPY_UP_TO {
+            self.spill(out);
+        }
+        result
+    }
+
+    /// Moves what is cleared into `out`, so that the server is free of it.
+    pub fn spill(&mut self, out: &mut BytesMut) {
+        if self.cleared > 0 {
+            out.extend_from_slice(&self.inbuf[..self.cleared]);
+            self.inbuf.advance(self.cleared);
+            self.cleared = 0;
+        }
+    }
+
+    fn scan_messages(&mut self, out: &mut BytesMut, seen: &mut Seen) -> Result<(), Error> {
+        loop {
+            if self.passing > 0 {
+                let step = self.passing.min(self.inbuf.len() - self.cleared);
+                self.cleared += step;
+                self.passing -= step;
+                if self.passing > 0 {
+                    return Ok(());
+                }
+            }
+            let rest = &self.inbuf[self.cleared..];
+            let header = match frame::peek(rest, limits::MESSAGE_BYTES) {
+                Ok(Some(header)) => header,
+                Ok(None) => return Ok(()),
+                Err(error) => return Err(misbehaved(error.to_string())),
+            };
+            if matches!(header.tag, b'D' | b'd') && !self.expects.is_hidden() {
+                self.answer(header.tag, seen)?;
+                seen.rows += u64::from(header.tag == b'D');
+                self.passing = header.total;
+                continue;
+            }
+            if rest.len() < header.total {
+                let missing = header.total - rest.len();
+                self.inbuf.reserve(missing);
+                return Ok(());
+            }
+            match self.judge(header, seen)? {
+                Verdict::Forward => self.cleared += header.total,
+                Verdict::Swallow => {
+                    self.spill(out);
+                    self.inbuf.advance(header.total);
+                }
+                Verdict::Replace(bytes) => {
+                    self.spill(out);
+                    self.inbuf.advance(header.total);
+                    out.extend_from_slice(&bytes);
+                }
+            }
+            self.inject(out);
+        }
+    }
+
+    /// Puts in what is due before the server's next message.
+    pub fn inject(&mut self, out: &mut BytesMut) {
+        while let Some(bytes) = self.expects.take_injection() {
+            self.spill(out);
+            out.extend_from_slice(&bytes);
+        }
+    }
+
+    fn answer(&mut self, tag: u8, seen: &mut Seen) -> Result<Verdict, Error> {
+        self.expects
+            .answer(tag, &mut seen.consequences)
+            .map_err(|unexpected| misbehaved(format!("message {:?} answers nothing", unexpected.0 as char)))
+    }
+
+    fn judge(&mut self, header: frame::Header, seen: &mut Seen) -> Result<Verdict, Error> {
+        let hidden = self.expects.is_hidden();
+        let unasked = if hidden { Verdict::Swallow } else { Verdict::Forward };
+        match header.tag {
+            b'N' => {
+                seen.notices += u32::from(!hidden);
+                return Ok(unasked);
+            }
+            b'A' => return Ok(Verdict::Forward),
+            b'S' => {
+                let body = self.copy_body(header);
+                seen.reported.extend(self.note_parameter(&body));
+                return Ok(unasked);
+            }
+            b'E' if self.expects.is_empty() => {
+                // Unasked: the server is going away (admin shutdown, idle timeout). The client is told as PostgreSQL would.
+                self.broken = true;
+                seen.errors += 1;
+                return Ok(Verdict::Forward);
+            }
+            b'E' => self.judge_error(header, hidden, seen),
+            b'G' | b'W' => {
+                self.copying_in = true;
+                self.expects.copy_in_started();
+            }
+            b'C' => self.copying_in = false,
+            b'Z' => {
+                let byte = self.inbuf[self.cleared..self.cleared + header.total].last().copied();
+                let status = byte.and_then(TransactionStatus::from_byte);
+                self.status = status.ok_or_else(|| misbehaved("ReadyForQuery without a status"))?;
+                self.copying_in = false;
+                seen.ready = Some(self.status);
+            }
+            _ => {}
+        }
+        let verdict = self.answer(header.tag, seen)?;
+        for statement in seen.consequences.lost_statements.drain(..) {
+            self.held.remove(statement.id);
+        }
+        Ok(verdict)
+    }
+
+    fn judge_error(&mut self, header: frame::Header, hidden: bool, seen: &mut Seen) {
+        self.copying_in = false;
+        let body = self.copy_body(header);
+        if hidden {
+            seen.hidden_error = Some(body);
+        } else {
+            seen.errors += 1;
+            seen.stale_plan |= is_stale_plan(&body);
+        }
+    }
+
+    fn copy_body(&self, header: frame::Header) -> Bytes {
+        Bytes::copy_from_slice(&self.inbuf[self.cleared + HEADER_LEN..self.cleared + header.total])
+    }
+
+    /// Queues a Query of pgherd's own whose answer nobody sees; for the relay, in the client's own flight.
+    pub fn queue_hidden_query(&mut self, text: &str) {
+        writer::query(&mut self.outbuf, text.as_bytes());
+        self.unnamed = None;
+        self.expects.push(Expect::HiddenQuery);
+    }
+
+    /// Runs a Query of pgherd's own, waits for its end, and returns the values of its rows as text.
+    ///
+    /// # Errors
+    /// The server's own error, with its SQLSTATE and message in detail and cause; or the socket failed.
+    pub async fn run(&mut self, text: &str) -> Result<Vec<Vec<Option<String>>>, Error> {
+        debug_assert!(self.expects.is_empty());
+        writer::query(&mut self.outbuf, text.as_bytes());
+        self.unnamed = None;
+        self.flush().await?;
+        let before = std::mem::replace(&mut self.broken, true);
+        let rows = self.collect().await?;
+        self.broken = before;
+        rows
+    }
+
+    /// The outer error is the socket's or the protocol's, the inner one the statement's.
+    async fn collect(&mut self) -> Result<Result<Vec<Vec<Option<String>>>, Error>, Error> {
+        let (mut rows, mut failure) = (Vec::new(), None);
+        loop {
+            let frame = self.read_frame().await?;
+            self.note(&frame);
+            match frame.tag() {
+                b'D' => rows.push(text_row(frame.body()).ok_or_else(|| misbehaved("a DataRow is cut short"))?),
+                b'E' => failure = Some(server_error(frame.body())),
+                b'G' | b'W' => return Err(misbehaved("COPY where none was asked for")),
+                b'Z' => return Ok(failure.map_or(Ok(rows), Err)),
+                _ => {}
+            }
+        }
+    }
+
+    /// Prepares a statement and waits for the answer, closing another first if `evicted` names one.
+    ///
+    /// # Errors
+    /// The server refused it or failed.
+    pub async fn prepare(&mut self, statement: &Identity, evicted: Option<&Identity>) -> Result<(), Error> {
+        if let Some(evicted) = evicted {
+            writer::close(&mut self.outbuf, b'S', evicted.server_name.as_bytes());
+        }
+        statement.write_parse(&mut self.outbuf);
+        writer::sync(&mut self.outbuf);
+        self.flush().await?;
+        let before = std::mem::replace(&mut self.broken, true);
+        let outcome = self.collect().await?;
+        self.broken = before;
+        outcome.map(|_| ())
+    }
+
+    /// Reads some more bytes, for [`ServerConn::scan`].
+    ///
+    /// # Errors
+    /// The server is gone; the connection is broken.
+    pub async fn read_more(&mut self) -> Result<(), Error> {
+        self.inbuf.reserve(limits::READ_CHUNK_BYTES);
+        match self.stream.read_buf(&mut self.inbuf).await {
+            Ok(read) if read > 0 => Ok(()),
+            result => {
+                self.broken = true;
+                Err(lost(result.err().unwrap_or_else(|| std::io::ErrorKind::UnexpectedEof.into())))
+            }
+        }
+    }
+
+    /// Says goodbye as a client should, without waiting.
+    pub async fn close(mut self) {
+        writer::terminate(&mut self.outbuf);
+        let _ = self.stream.write_all(&self.outbuf).await;
+        let _ = self.stream.shutdown().await;
+    }
+}
+
+/// Reads a DataRow's values as text.
+fn text_row(body: &[u8]) -> Option<Vec<Option<String>>> {
+    let mut body = frame::Body::new(body);
+    let columns = usize::try_from(body.i16()?).ok()?;
+    (0..columns)
+        .map(|_| match usize::try_from(body.i32()?) {
+            Ok(len) => Some(Some(String::from_utf8_lossy(body.bytes(len)?).into_owned())),
+            Err(_) => Some(None),
+        })
+        .collect()
+}
+
+/// The error of pgherd's that stands for an ErrorResponse of a server: its SQLSTATE is not ours to name, so it is detail.
+pub fn server_error(body: &[u8]) -> Error {
+    match ErrorFields::parse(body) {
+        Ok(fields) => {
+            let error = fields.to_server_error();
+            Error::new(ErrorKind::Backend, SqlState::INTERNAL_ERROR, error.message.clone())
+                .detail(format!("The server said {}: {}", error.code, error.message))
+                .cause(error)
+        }
+        Err(_) => misbehaved("an ErrorResponse cannot be read"),
+    }
+}
+
+fn is_stale_plan(body: &[u8]) -> bool {
+    ErrorFields::parse(body).is_ok_and(|fields| {
+        fields.code() == "0A000" && fields.message().contains("cached plan must not change result type")
+    })
+}
+
+fn lost(error: std::io::Error) -> Error {
+    Error::new(ErrorKind::Backend, SqlState::CONNECTION_FAILURE, "server closed the connection unexpectedly")
+        .hint("The statement may or may not have run: check before repeating it.")
+        .cause(error)
+}
+
+fn misbehaved(what: impl Into<String>) -> Error {
+    Error::new(ErrorKind::Backend, SqlState::PROTOCOL_VIOLATION, "server broke the protocol").detail(what)
+}
+
+impl std::fmt::Debug for ServerConn {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ServerConn").field("pid", &self.pid).field("status", &self.status).finish_non_exhaustive()
+    }
+}

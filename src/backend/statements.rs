@@ -1,0 +1,200 @@
+//! Prepared statements: who they are, and which of them a server connection holds.
+//!
+//! A statement is known by its text, its parameter types and every setting that parse analysis reads; clients' own names
+//! never reach a server.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
+
+use bytes::{Bytes, BytesMut};
+use hashlink::LinkedHashMap;
+use parking_lot::Mutex;
+
+use super::settings::{Settings, SharedSettings};
+use crate::wire::writer;
+
+/// The prefix of every statement name that pgherd gives on a server.
+pub const NAME_PREFIX: &str = "pgherd_";
+
+#[derive(Debug, PartialEq, Eq, Hash)]
+struct Key {
+    text: Bytes,
+    types: Box<[u32]>,
+    parsed_under: SharedSettings,
+}
+
+/// One statement, the same for every client that prepares the same thing.
+#[derive(Debug)]
+pub struct Identity {
+    /// Unique in this process.
+    pub id: u64,
+    /// The name it has on servers.
+    pub server_name: Box<str>,
+    key: Arc<Key>,
+    /// A server has accepted it, and none has refused it since.
+    accepted: AtomicBool,
+}
+
+impl Identity {
+    /// The statement's text.
+    pub fn text(&self) -> &Bytes {
+        &self.key.text
+    }
+
+    /// Declared parameter types.
+    pub fn types(&self) -> &[u32] {
+        &self.key.types
+    }
+
+    /// The parse-relevant settings it was prepared under.
+    pub fn parsed_under(&self) -> &SharedSettings {
+        &self.key.parsed_under
+    }
+
+    /// Whether a server has accepted it, and none has refused it since: a Parse of it needs no server then. What a later
+    /// change of the schema makes of it is seen at Bind.
+    pub fn is_accepted(&self) -> bool {
+        self.accepted.load(Ordering::Relaxed)
+    }
+
+    /// Notes what a server made of its Parse.
+    pub fn note_parsed(&self, accepted: bool) {
+        self.accepted.store(accepted, Ordering::Relaxed);
+    }
+
+    /// Appends the Parse message that prepares it on a server.
+    pub fn write_parse(&self, out: &mut BytesMut) {
+        writer::parse(out, self.server_name.as_bytes(), &self.key.text, &self.key.types);
+    }
+}
+
+/// All statements that some client holds, so that equal ones share an identity. One lock a Parse.
+#[derive(Debug, Default)]
+pub struct Registry {
+    known: Mutex<HashMap<Arc<Key>, Weak<Identity>>>,
+    next: AtomicU64,
+}
+
+impl Registry {
+    /// The identity of that statement, made if nobody holds it yet.
+    pub fn intern(&self, text: Bytes, types: &[u32], parsed_under: &SharedSettings) -> Arc<Identity> {
+        let key = Key { text, types: types.into(), parsed_under: Arc::clone(parsed_under) };
+        let mut known = self.known.lock();
+        if let Some(identity) = known.get(&key).and_then(Weak::upgrade) {
+            return identity;
+        }
+        if known.len() >= 1024 && known.len().is_power_of_two() {
+            known.retain(|_, identity| identity.strong_count() > 0);
+        }
+        // A text cut out of a socket buffer would keep the whole buffer alive.
+        let key = Arc::new(Key { text: Bytes::copy_from_slice(&key.text), ..key });
+        let identity = self.identity(Arc::clone(&key));
+        known.insert(key, Arc::downgrade(&identity));
+        identity
+    }
+
+    /// An identity that nobody shares: for a statement whose settings are not known exactly.
+    pub fn private(&self, text: Bytes, types: &[u32], parsed_under: &SharedSettings) -> Arc<Identity> {
+        self.identity(Arc::new(Key { text, types: types.into(), parsed_under: Arc::clone(parsed_under) }))
+    }
+
+    fn identity(&self, key: Arc<Key>) -> Arc<Identity> {
+        let id = self.next.fetch_add(1, Ordering::Relaxed);
+        Arc::new(Identity {
+            id,
+            server_name: format!("{NAME_PREFIX}{id}").into(),
+            key,
+            accepted: AtomicBool::new(false),
+        })
+    }
+}
+
+/// The statements that one server connection holds, least recently used first.
+#[derive(Debug)]
+pub struct Held {
+    statements: LinkedHashMap<u64, Arc<Identity>>,
+    capacity: usize,
+}
+
+impl Held {
+    /// Room for `capacity` statements.
+    pub fn new(capacity: usize) -> Self {
+        Self { statements: LinkedHashMap::new(), capacity: capacity.max(1) }
+    }
+
+    /// Whether the server holds that statement; it becomes the most recently used.
+    pub fn touch(&mut self, id: u64) -> bool {
+        match self.statements.raw_entry_mut().from_key(&id) {
+            hashlink::linked_hash_map::RawEntryMut::Occupied(mut entry) => {
+                entry.to_back();
+                true
+            }
+            hashlink::linked_hash_map::RawEntryMut::Vacant(_) => false,
+        }
+    }
+
+    /// Notes that a Parse of it is on its way; returns the statement that must be closed to make room.
+    pub fn insert(&mut self, identity: Arc<Identity>) -> Option<Arc<Identity>> {
+        let evicted = if self.statements.len() >= self.capacity { self.statements.pop_front() } else { None };
+        self.statements.insert(identity.id, identity);
+        evicted.map(|(_, identity)| identity)
+    }
+
+    /// Notes that a Parse failed or the statement was closed.
+    pub fn remove(&mut self, id: u64) {
+        self.statements.remove(&id);
+    }
+
+    /// Notes `DEALLOCATE ALL` or `DISCARD ALL`.
+    pub fn clear(&mut self) {
+        self.statements.clear();
+    }
+
+    /// The names that the server must hold, for checking what it does hold.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.statements.values().map(|identity| &*identity.server_name)
+    }
+}
+
+/// Settings under which nothing that parse analysis reads was changed.
+pub fn default_parse_settings() -> SharedSettings {
+    Arc::new(Settings::default())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_same_statement_has_one_identity_and_other_types_another() {
+        let (registry, defaults) = (Registry::default(), default_parse_settings());
+        let a = registry.intern(Bytes::from_static(b"select $1"), &[23], &defaults);
+        let b = registry.intern(Bytes::from_static(b"select $1"), &[23], &defaults);
+        let c = registry.intern(Bytes::from_static(b"select $1"), &[20], &defaults);
+        assert_eq!(a.id, b.id);
+        assert_ne!(a.id, c.id);
+    }
+
+    #[test]
+    fn another_date_style_is_another_statement() {
+        let (registry, defaults) = (Registry::default(), default_parse_settings());
+        let mut dmy = Settings::default();
+        dmy.set("datestyle", "ISO, DMY");
+        let a = registry.intern(Bytes::from_static(b"select '01/02/2003'::date"), &[], &defaults);
+        let b = registry.intern(Bytes::from_static(b"select '01/02/2003'::date"), &[], &Arc::new(dmy));
+        assert_ne!(a.id, b.id);
+    }
+
+    #[test]
+    fn a_full_server_gives_up_the_least_recently_used() {
+        let (registry, defaults) = (Registry::default(), default_parse_settings());
+        let [a, b, c] = ["a", "b", "c"].map(|text| registry.intern(Bytes::from(text), &[], &defaults));
+        let mut held = Held::new(2);
+        assert!(held.insert(Arc::clone(&a)).is_none());
+        assert!(held.insert(Arc::clone(&b)).is_none());
+        assert!(held.touch(a.id));
+        assert_eq!(held.insert(c).map(|evicted| evicted.id), Some(b.id));
+        assert!(held.touch(a.id) && !held.touch(b.id));
+    }
+}

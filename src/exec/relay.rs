@@ -1,0 +1,167 @@
+//! Moving bytes between a client and the server it holds, both ways at once, undecoded wherever nobody must look.
+//!
+//! One poll serves both sockets in one task: no task per server, no channel, no lock. What a slow client does not take stays
+//! in its server's socket.
+
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use bytes::{Buf, BytesMut};
+use tokio::io::AsyncWrite;
+
+use crate::backend::server::{Seen, ServerConn};
+use crate::error::{Error, ErrorKind};
+use crate::limits;
+use crate::net::stream::Stream;
+use crate::wire::sqlstate::SqlState;
+
+/// The client's end: its socket, what it sent and is not yet handled, what it is to get.
+pub struct ClientSide {
+    /// Its socket.
+    pub stream: Stream,
+    /// What it sent.
+    pub inbuf: BytesMut,
+    /// What it is to get before anything that a server has cleared.
+    pub outbuf: BytesMut,
+}
+
+/// Why the relay came back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Event {
+    /// The client sent something.
+    FromClient,
+    /// The server sent something that was scanned; see [`Seen`].
+    FromServer,
+    /// The client is gone.
+    ClientGone,
+    /// The server is gone.
+    ServerGone,
+}
+
+/// Moves bytes until something happened that the session must look at. `read_client` is off while what the client sent
+/// before cannot be handled yet.
+///
+/// # Errors
+/// The server broke the protocol.
+pub fn poll(
+    cx: &mut Context<'_>,
+    client: &mut ClientSide,
+    mut server: Option<&mut ServerConn>,
+    seen: &mut Seen,
+    read_client: bool,
+) -> Poll<Result<Event, Error>> {
+    if let Some(server) = server.as_deref_mut()
+        && !server.outbuf.is_empty()
+        && let Poll::Ready(Err(_)) = poll_write_all(cx, &mut server.stream, &mut server.outbuf)
+    {
+        // What the server said before it went may still be there to read; only then is it known to be gone.
+        server.outbuf.clear();
+        server.mark_broken();
+    }
+    loop {
+        if poll_flush_client(cx, client, server.as_deref_mut()).is_err() {
+            return Poll::Ready(Ok(Event::ClientGone));
+        }
+        let Some(server) = server.as_deref_mut() else { break };
+        match poll_server(cx, client, server, seen) {
+            // Only rows so far: write them and read on, nobody has to decide anything.
+            Poll::Ready(Ok(Event::FromServer)) if seen.ready.is_none() && !server.expects.is_empty() => {}
+            Poll::Ready(event) => return Poll::Ready(event),
+            Poll::Pending => break,
+        }
+    }
+    let server_full = server.is_some_and(|server| server.outbuf.len() >= limits::SERVER_QUEUE_BYTES);
+    if read_client && !server_full {
+        return match ready!(poll_read(cx, &mut client.stream, &mut client.inbuf)) {
+            Ok(0) | Err(_) => Poll::Ready(Ok(Event::ClientGone)),
+            Ok(_) => Poll::Ready(Ok(Event::FromClient)),
+        };
+    }
+    Poll::Pending
+}
+
+/// Reads from the server as long as the client keeps up, and scans what came.
+fn poll_server(
+    cx: &mut Context<'_>,
+    client: &mut ClientSide,
+    server: &mut ServerConn,
+    seen: &mut Seen,
+) -> Poll<Result<Event, Error>> {
+    if client.outbuf.len() >= limits::CLIENT_QUEUE_BYTES || server.cleared >= limits::READ_CHUNK_BYTES {
+        return Poll::Pending;
+    }
+    match ready!(poll_read(cx, &mut server.stream, &mut server.inbuf)) {
+        Ok(0) | Err(_) => {
+            server.mark_broken();
+            Poll::Ready(Ok(Event::ServerGone))
+        }
+        Ok(_) => Poll::Ready(server.scan(&mut client.outbuf, seen).map(|()| Event::FromServer)),
+    }
+}
+
+/// Writes what the client is to get: first its own queue, then, straight from the server's buffer, what is cleared.
+fn poll_flush_client(
+    cx: &mut Context<'_>,
+    client: &mut ClientSide,
+    server: Option<&mut ServerConn>,
+) -> std::io::Result<()> {
+    if !client.outbuf.is_empty() {
+        match poll_write_all(cx, &mut client.stream, &mut client.outbuf) {
+            Poll::Ready(result) => result?,
+            Poll::Pending => return Ok(()),
+        }
+    }
+    let Some(server) = server else { return Ok(()) };
+    while server.cleared > 0 {
+        match Pin::new(&mut client.stream).poll_write(cx, &server.inbuf[..server.cleared]) {
+            Poll::Ready(Ok(0)) => return Err(std::io::ErrorKind::WriteZero.into()),
+            Poll::Ready(Ok(written)) => {
+                server.inbuf.advance(written);
+                server.cleared -= written;
+            }
+            Poll::Ready(Err(error)) => return Err(error),
+            Poll::Pending => return Ok(()),
+        }
+    }
+    // A TLS stream holds records back until it is flushed; on a plain socket this does nothing.
+    match Pin::new(&mut client.stream).poll_flush(cx) {
+        Poll::Ready(result) => result,
+        Poll::Pending => Ok(()),
+    }
+}
+
+fn poll_write_all(cx: &mut Context<'_>, stream: &mut Stream, buf: &mut BytesMut) -> Poll<std::io::Result<()>> {
+    while !buf.is_empty() {
+        match ready!(Pin::new(&mut *stream).poll_write(cx, buf))? {
+            0 => return Poll::Ready(Err(std::io::ErrorKind::WriteZero.into())),
+            written => buf.advance(written),
+        }
+    }
+    Pin::new(stream).poll_flush(cx)
+}
+
+/// Reads once into `buf`'s spare room. Room larger than the data tells tokio that the socket is empty, which saves a read;
+/// a buffer that was filled to the brim grows.
+fn poll_read(cx: &mut Context<'_>, stream: &mut Stream, buf: &mut BytesMut) -> Poll<std::io::Result<usize>> {
+    const SMALL: usize = 4 * 1024;
+    if buf.capacity() - buf.len() < SMALL {
+        let room =
+            if buf.capacity() == 0 { SMALL } else { (buf.capacity() * 2).clamp(SMALL, limits::READ_CHUNK_BYTES * 2) };
+        buf.reserve(room);
+    }
+    tokio_util::io::poll_read_buf(Pin::new(stream), cx, buf)
+}
+
+impl ClientSide {
+    /// Writes everything that is queued for the client.
+    ///
+    /// # Errors
+    /// The client is gone.
+    pub async fn flush(&mut self) -> Result<(), Error> {
+        std::future::poll_fn(|cx| poll_write_all(cx, &mut self.stream, &mut self.outbuf)).await.map_err(gone)
+    }
+}
+
+fn gone(error: std::io::Error) -> Error {
+    Error::new(ErrorKind::Io, SqlState::CONNECTION_FAILURE, "client is gone").cause(error).fatal()
+}

@@ -1,0 +1,164 @@
+//! Cancel requests: pgherd's own keys, and the server or the work that each of them stands for at the moment.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI32, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+use rand::RngCore as _;
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+
+use crate::backend::cancel;
+use crate::config::model::ServerAddress;
+use crate::net::tls::ClientTls;
+
+/// How long delivering a cancel request may take.
+const DELIVERY_LIMIT: Duration = Duration::from_secs(10);
+
+/// A server process that a cancel can reach.
+#[derive(Debug)]
+pub struct CancelTarget {
+    /// Its server.
+    pub address: ServerAddress,
+    /// How to speak TLS to it.
+    pub tls: ClientTls,
+    /// The process.
+    pub pid: i32,
+    /// The key it gave.
+    pub secret: Bytes,
+}
+
+/// A key as a client shows it: process id and secret.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct CancelKey {
+    /// Stands where PostgreSQL has a process id.
+    pub pid: i32,
+    /// 4 bytes in protocol 3.0, 32 from 3.2 on.
+    pub secret: Bytes,
+}
+
+/// What a cancel of one client reaches now.
+#[derive(Debug, Default)]
+pub struct Slot {
+    state: Mutex<State>,
+    delivered: Notify,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    server: Option<Arc<CancelTarget>>,
+    work: Option<CancellationToken>,
+    in_flight: u32,
+}
+
+impl Slot {
+    /// From now on a cancel reaches this server.
+    pub fn aim_at(&self, server: Arc<CancelTarget>) {
+        self.state.lock().server = Some(server);
+    }
+
+    /// From now on a cancel also ends this work of pgherd's own.
+    pub fn aim_at_work(&self, work: CancellationToken) {
+        self.state.lock().work = Some(work);
+    }
+
+    /// The work is over.
+    pub fn work_is_over(&self) {
+        self.state.lock().work = None;
+    }
+
+    /// A cancel reaches no server any more. Returns whether one is still on its way: then the server must not be used
+    /// again before [`Slot::delivered`].
+    pub fn clear(&self) -> bool {
+        let mut state = self.state.lock();
+        state.server = None;
+        state.in_flight > 0
+    }
+
+    /// Waits until no cancel is on its way.
+    pub async fn delivered(&self) {
+        loop {
+            let notified = self.delivered.notified();
+            if self.state.lock().in_flight == 0 {
+                return;
+            }
+            notified.await;
+        }
+    }
+
+    /// Sends a cancel to whatever the client has running.
+    pub async fn fire(&self) {
+        let server = {
+            let mut state = self.state.lock();
+            if let Some(work) = &state.work {
+                work.cancel();
+            }
+            let server = state.server.clone();
+            state.in_flight += u32::from(server.is_some());
+            server
+        };
+        let Some(server) = server else { return };
+        let _landing = Landing(self);
+        if let Err(error) = cancel::send(&server.address, &server.tls, server.pid, &server.secret, DELIVERY_LIMIT).await
+        {
+            tracing::warn!(%error, "could not deliver a cancel request");
+        }
+    }
+}
+
+/// Counts a cancel as delivered however its sending ends.
+struct Landing<'a>(&'a Slot);
+
+impl Drop for Landing<'_> {
+    fn drop(&mut self) {
+        self.0.state.lock().in_flight -= 1;
+        self.0.delivered.notify_waiters();
+    }
+}
+
+/// The keys of all clients.
+#[derive(Debug, Default)]
+pub struct CancelKeys {
+    slots: Mutex<HashMap<CancelKey, Arc<Slot>>>,
+    next_pid: AtomicI32,
+}
+
+impl CancelKeys {
+    /// Gives a new client its key.
+    pub fn register(self: &Arc<Self>, secret_len: usize) -> Registration {
+        let pid = self.next_pid.fetch_add(1, Ordering::Relaxed).wrapping_add(1) & i32::MAX;
+        let mut secret = vec![0; secret_len];
+        rand::rng().fill_bytes(&mut secret);
+        let key = CancelKey { pid, secret: secret.into() };
+        let slot = Arc::new(Slot::default());
+        self.slots.lock().insert(key.clone(), Arc::clone(&slot));
+        Registration { keys: Arc::clone(self), key, slot }
+    }
+
+    /// Cancels what the client with that key has running; an unknown key does nothing, as in PostgreSQL.
+    pub async fn cancel(&self, key: &CancelKey) {
+        let slot = self.slots.lock().get(key).cloned();
+        if let Some(slot) = slot {
+            slot.fire().await;
+        }
+    }
+}
+
+/// A client's key for as long as the client is there.
+#[derive(Debug)]
+pub struct Registration {
+    keys: Arc<CancelKeys>,
+    /// The key.
+    pub key: CancelKey,
+    /// What it reaches.
+    pub slot: Arc<Slot>,
+}
+
+impl Drop for Registration {
+    fn drop(&mut self) {
+        self.keys.slots.lock().remove(&self.key);
+    }
+}

@@ -1,0 +1,387 @@
+//! The extended protocol: clients' statement names become pgherd's, and a statement is prepared on whatever server needs it.
+
+use std::sync::Arc;
+
+use bytes::{BufMut, Bytes, BytesMut};
+
+use super::context::Target;
+use super::{Prepared, Session};
+use crate::backend::expect::Expect;
+use crate::backend::server::ServerConn;
+use crate::backend::statements::{Identity, NAME_PREFIX};
+use crate::error::{Error, ErrorKind};
+use crate::limits;
+use crate::wire::frame::{Frame, HEADER_LEN, Header};
+use crate::wire::frontend::{self, Malformed};
+use crate::wire::sqlstate::SqlState;
+use crate::wire::writer;
+
+impl Session {
+    pub(super) async fn on_parse(&mut self, frame: Frame) -> Result<(), Error> {
+        let prepared = self.read_parse(&frame)?;
+        self.forward_parse(prepared).await
+    }
+
+    /// Reads a Parse and notes what it prepares.
+    pub(super) fn read_parse(&mut self, frame: &Frame) -> Result<(Bytes, Arc<Prepared>), Error> {
+        let parse = frontend::parse(frame.body()).map_err(|error| malformed("Parse", error))?;
+        let facts = self.db.shared.analyzer.facts(parse.text, self.conforming_strings());
+        let name = frame.bytes.slice_ref(parse.name);
+        self.next_serial += 1;
+        let identity = if name.is_empty() {
+            None
+        } else {
+            if self.named.len() >= limits::PREPARED_STATEMENTS {
+                return Err(too_many("prepared statements", limits::PREPARED_STATEMENTS));
+            }
+            if self.named.contains_key(&name) {
+                return Err(Error::new(
+                    ErrorKind::Protocol,
+                    SqlState::DUPLICATE_PREPARED_STATEMENT,
+                    format!("prepared statement \"{}\" already exists", String::from_utf8_lossy(&name)),
+                ));
+            }
+            let text = frame.bytes.slice_ref(parse.text);
+            let under = self.settings.parse_relevant();
+            let statements = &self.db.statements;
+            Some(if self.settings.is_uncertain() {
+                statements.private(text, &parse.types, under)
+            } else {
+                statements.intern(text, &parse.types, under)
+            })
+        };
+        let parse = if identity.is_some() { Bytes::new() } else { frame.bytes.clone() };
+        Ok((name, Arc::new(Prepared { identity, serial: self.next_serial, parse, facts })))
+    }
+
+    /// Keeps a statement under the client's name for it.
+    pub(super) fn keep_statement(&mut self, name: &Bytes, prepared: Arc<Prepared>) {
+        if name.is_empty() {
+            self.unnamed = Some(prepared);
+        } else {
+            self.named.insert(Bytes::copy_from_slice(name), prepared);
+        }
+    }
+
+    pub(super) async fn forward_parse(&mut self, (name, prepared): (Bytes, Arc<Prepared>)) -> Result<(), Error> {
+        self.refuse_sequence_state(&prepared.facts)?;
+        self.keep_statement(&name, Arc::clone(&prepared));
+        if self.server.is_none() && prepared.identity.as_ref().is_some_and(|identity| identity.is_accepted()) {
+            self.answer_in_turn(b"1\0\0\0\x04");
+            return Ok(());
+        }
+        let target = self.target_for(&prepared.facts)?;
+        let server = self.attach(target).await?;
+        if server.expects.is_skipping() {
+            self.forget_statement(&name);
+            return Ok(());
+        }
+        match &prepared.identity {
+            None => {
+                server.unnamed = Some(prepared.serial);
+                server.outbuf.extend_from_slice(&prepared.parse);
+                server.expects.push(Expect::Parse { hidden: false, statement: None, client_name: Some(name) });
+            }
+            Some(identity) if server.held.touch(identity.id) => {
+                server.expects.push(Expect::Inject(Bytes::from_static(b"1\0\0\0\x04")));
+                self.inject();
+            }
+            Some(identity) => {
+                let identity = Arc::clone(identity);
+                send_parse(server, &identity, Some(name));
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) async fn on_bind(&mut self, frame: Frame) -> Result<(), Error> {
+        frontend::bind(frame.body()).map_err(|error| malformed("Bind", error))?;
+        self.forward_bind(&frame.bytes, 0).await
+    }
+
+    /// Passes a Bind on, its statement's name replaced; `missing` bytes of it follow later.
+    async fn forward_bind(&mut self, bytes: &[u8], missing: usize) -> Result<(), Error> {
+        let body = &bytes[HEADER_LEN..];
+        let Some((portal, name)) = frontend::bind_names(body) else {
+            return Err(malformed("Bind", Malformed("a name has no end")));
+        };
+        let prepared = self.statement(name);
+        if let Some(prepared) = &prepared {
+            self.keep_portal(portal, Arc::clone(prepared))?;
+        } else {
+            self.portals.remove(portal);
+        }
+        let target =
+            prepared.as_ref().map_or(Ok(self.default_target()), |prepared| self.target_for(&prepared.facts))?;
+        self.attach(target).await?;
+        let server_name = match &prepared {
+            Some(prepared) => self.ensure_held(prepared).await?,
+            None => self.unknown_name(name),
+        };
+        let server = self.attach(target).await?;
+        if server.expects.is_skipping() {
+            return Ok(());
+        }
+        let rest = &body[portal.len() + name.len() + 2..];
+        let total = portal.len() + server_name.len() + 2 + rest.len() + missing + 4;
+        server.outbuf.put_u8(b'B');
+        server.outbuf.put_i32(i32::try_from(total).map_err(|_| too_many("bytes in a Bind", limits::MESSAGE_BYTES))?);
+        writer::cstr(&mut server.outbuf, portal);
+        writer::cstr(&mut server.outbuf, &server_name);
+        server.outbuf.put_slice(rest);
+        server.expects.push(Expect::Bind);
+        Ok(())
+    }
+
+    /// A Bind too large to hold: its names are rewritten, the rest is passed on as it comes.
+    pub(super) async fn stream_bind(&mut self, header: Header) -> Result<(), Error> {
+        self.in_extended = true;
+        let begin = self.client.inbuf.split().freeze();
+        let missing = header.total - begin.len();
+        let result = if self.skipping { Ok(()) } else { self.start_stream_bind(&begin, missing).await };
+        self.passing = missing;
+        match result {
+            Ok(()) => {
+                self.streaming_bind =
+                    !self.skipping && self.held_server().is_some_and(|server| !server.expects.is_skipping());
+                Ok(())
+            }
+            Err(error) => self.fail(error).await,
+        }
+    }
+
+    async fn start_stream_bind(&mut self, begin: &[u8], missing: usize) -> Result<(), Error> {
+        self.flight_must_be_relayed().await?;
+        self.forward_bind(begin, missing).await
+    }
+
+    pub(super) async fn on_describe(&mut self, frame: Frame) -> Result<(), Error> {
+        let describe = frontend::target(frame.body()).map_err(|error| malformed("Describe", error))?;
+        if describe.is_portal {
+            let target = self.target_of_portal(describe.name)?;
+            let server = self.attach(target).await?;
+            if !server.expects.is_skipping() {
+                server.outbuf.extend_from_slice(&frame.bytes);
+                server.expects.push(Expect::Describe);
+            }
+            return Ok(());
+        }
+        let prepared = self.statement(describe.name);
+        let target =
+            prepared.as_ref().map_or(Ok(self.default_target()), |prepared| self.target_for(&prepared.facts))?;
+        self.attach(target).await?;
+        let server_name = match &prepared {
+            Some(prepared) => self.ensure_held(prepared).await?,
+            None => self.unknown_name(describe.name),
+        };
+        let server = self.attach(target).await?;
+        if !server.expects.is_skipping() {
+            writer::describe(&mut server.outbuf, b'S', &server_name);
+            server.expects.push(Expect::Describe);
+        }
+        Ok(())
+    }
+
+    pub(super) async fn on_execute(&mut self, frame: Frame) -> Result<(), Error> {
+        let execute = frontend::execute(frame.body()).map_err(|error| malformed("Execute", error))?;
+        let facts = self.portals.get(execute.portal).map(|prepared| Arc::clone(&prepared.facts));
+        let target = self.target_of_portal(execute.portal)?;
+        if let Some(facts) = facts {
+            self.attach(target).await?;
+            if self.held_server().is_some_and(|server| server.expects.is_skipping()) {
+                return Ok(());
+            }
+            self.note_execution(&facts).await?;
+        }
+        let server = self.attach(target).await?;
+        if !server.expects.is_skipping() {
+            server.outbuf.extend_from_slice(&frame.bytes);
+            server.expects.push(Expect::Execute);
+        }
+        Ok(())
+    }
+
+    pub(super) fn on_close(&mut self, frame: Frame) -> Result<(), Error> {
+        let close = frontend::target(frame.body()).map_err(|error| malformed("Close", error))?;
+        if close.is_portal {
+            self.portals.remove(close.name);
+            if let Some(server) = self.held_server() {
+                if !server.expects.is_skipping() {
+                    server.outbuf.extend_from_slice(&frame.bytes);
+                    server.expects.push(Expect::Close { hidden: false });
+                }
+                return Ok(());
+            }
+        } else {
+            self.forget_statement(close.name);
+        }
+        if self.held_server().is_some_and(|server| server.expects.is_skipping()) {
+            return Ok(());
+        }
+        self.answer_in_turn(b"3\0\0\0\x04");
+        Ok(())
+    }
+
+    pub(super) async fn on_flush(&mut self, _: Frame) -> Result<(), Error> {
+        if let Some(server) = self.held_server()
+            && !server.expects.is_skipping()
+        {
+            writer::flush(&mut server.outbuf);
+        }
+        Ok(())
+    }
+
+    pub(super) async fn on_sync(&mut self, _: Frame) -> Result<(), Error> {
+        self.skipping = false;
+        self.before_commit().await?;
+        if let Some(server) = self.held_server() {
+            if server.copying_in {
+                // PostgreSQL ignores Sync while it takes COPY data.
+                return Ok(());
+            }
+            writer::sync(&mut server.outbuf);
+            server.expects.push(Expect::Sync { hidden: false });
+            return Ok(());
+        }
+        let status = self.status;
+        writer::ready_for_query(self.out(), status);
+        Ok(())
+    }
+
+    pub(super) async fn on_function_call(&mut self, frame: Frame) -> Result<(), Error> {
+        self.note_opaque_write().await?;
+        let target = self.default_target();
+        let server = self.attach(target).await?;
+        server.dirty = true;
+        server.outbuf.extend_from_slice(&frame.bytes);
+        server.expects.push(Expect::FunctionCall);
+        Ok(())
+    }
+
+    /// The statement of that name, if the client has prepared it.
+    pub(super) fn statement(&self, name: &[u8]) -> Option<Arc<Prepared>> {
+        if name.is_empty() { self.unnamed.clone() } else { self.named.get(name).cloned() }
+    }
+
+    /// Drops a statement that failed or was closed.
+    pub(super) fn forget_statement(&mut self, name: &[u8]) {
+        if name.is_empty() {
+            self.unnamed = None;
+        } else {
+            self.named.remove(name);
+        }
+    }
+
+    /// Notes which statement a portal runs.
+    pub(super) fn keep_portal(&mut self, portal: &[u8], prepared: Arc<Prepared>) -> Result<(), Error> {
+        if let Some(known) = self.portals.get_mut(portal) {
+            *known = prepared;
+            return Ok(());
+        }
+        if self.portals.len() >= limits::PORTALS {
+            return Err(too_many("open portals", limits::PORTALS));
+        }
+        self.portals.insert(Bytes::copy_from_slice(portal), prepared);
+        Ok(())
+    }
+
+    /// Sees to it that the attached server holds a statement, and returns its name there.
+    async fn ensure_held(&mut self, prepared: &Arc<Prepared>) -> Result<Bytes, Error> {
+        let Some(identity) = &prepared.identity else {
+            if let Some(server) = self.held_server()
+                && server.unnamed != Some(prepared.serial)
+                && !server.expects.is_skipping()
+            {
+                server.unnamed = Some(prepared.serial);
+                server.outbuf.extend_from_slice(&prepared.parse);
+                server.expects.push(Expect::Parse { hidden: true, statement: None, client_name: None });
+            }
+            return Ok(Bytes::new());
+        };
+        let name = Bytes::copy_from_slice(identity.server_name.as_bytes());
+        let same_settings = self.settings.is_uncertain() || identity.parsed_under() == self.settings.parse_relevant();
+        let Some(server) = self.held_server() else { return Ok(name) };
+        if server.held.touch(identity.id) || server.expects.is_skipping() {
+            return Ok(name);
+        }
+        if same_settings {
+            send_parse(server, identity, None);
+        } else {
+            self.prepare_under_its_own_settings(identity).await?;
+        }
+        Ok(name)
+    }
+
+    /// Prepares a statement under the settings it had when the client prepared it: `'01/02/2003'::date` stays 2 January
+    /// after `SET DateStyle = DMY`.
+    async fn prepare_under_its_own_settings(&mut self, identity: &Arc<Identity>) -> Result<(), Error> {
+        if self.held_server().is_some_and(|server| server.expects.is_unsynced()) {
+            return Err(Error::refused(
+                "a statement prepared under other settings cannot be used in the middle of a pipeline",
+            )
+            .hint("Send Sync before it, or prepare it again."));
+        }
+        self.wait_for_answers().await?;
+        let now = Arc::clone(&self.settings.current);
+        let then = Arc::new(now.with_parse_relevant_of(identity.parsed_under()));
+        let Some(server) = self.held_server() else { return Ok(()) };
+        crate::backend::reset::apply(server, &then).await?;
+        let evicted = server.held.insert(Arc::clone(identity));
+        if let Err(error) = server.prepare(identity, evicted.as_deref()).await {
+            server.held.remove(identity.id);
+            return Err(error);
+        }
+        crate::backend::reset::apply(server, &now).await
+    }
+
+    /// The name under which an unknown statement is passed on, so that the server's own error speaks of it; never one that
+    /// means something on the server.
+    fn unknown_name(&mut self, name: &[u8]) -> Bytes {
+        if name.is_empty() {
+            // Another client's unnamed statement may still lie there.
+            if let Some(server) = self.held_server()
+                && server.unnamed.take().is_some()
+            {
+                writer::close(&mut server.outbuf, b'S', b"");
+                server.expects.push(Expect::Close { hidden: true });
+            }
+            return Bytes::new();
+        }
+        if self.pins.any() && !name.starts_with(NAME_PREFIX.as_bytes()) {
+            return Bytes::copy_from_slice(name);
+        }
+        let mut other = BytesMut::from(name);
+        if other.starts_with(NAME_PREFIX.as_bytes()) {
+            other.put_slice(b" (unknown)");
+        }
+        other.freeze()
+    }
+
+    fn target_of_portal(&self, portal: &[u8]) -> Result<Target, Error> {
+        match self.portals.get(portal) {
+            Some(prepared) => self.target_for(&prepared.facts),
+            None => Ok(self.default_target()),
+        }
+    }
+}
+
+/// Prepares a statement on a server, making room if need be. `client_name` is set where the client waits for the answer.
+fn send_parse(server: &mut ServerConn, identity: &Arc<Identity>, client_name: Option<Bytes>) {
+    if let Some(evicted) = server.held.insert(Arc::clone(identity)) {
+        writer::close(&mut server.outbuf, b'S', evicted.server_name.as_bytes());
+        server.expects.push(Expect::Close { hidden: true });
+    }
+    identity.write_parse(&mut server.outbuf);
+    let hidden = client_name.is_none();
+    server.expects.push(Expect::Parse { hidden, statement: Some(Arc::clone(identity)), client_name });
+}
+
+/// A message whose body its type does not allow.
+pub(super) fn malformed(what: &str, error: Malformed) -> Error {
+    Error::protocol(format!("invalid {what} message: {}", error.0))
+}
+
+fn too_many(what: &str, limit: usize) -> Error {
+    Error::new(ErrorKind::Limit, SqlState::PROGRAM_LIMIT_EXCEEDED, format!("more than {limit} {what}"))
+        .hint("Close what is not needed any more.")
+}

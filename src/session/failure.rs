@@ -1,0 +1,132 @@
+//! Errors of pgherd's own: how they reach the client in their turn, and how the client's transaction learns of them.
+
+use bytes::{Bytes, BytesMut};
+
+use super::Session;
+use crate::backend::expect::Expect;
+use crate::error::{Error, ErrorKind};
+use crate::wire::frame::Header;
+use crate::wire::sqlstate::SqlState;
+use crate::wire::writer::{self, TransactionStatus};
+
+/// A statement that no PostgreSQL accepts: it makes a transaction fail as pgherd's refusal says it did.
+const POISON: &[u8] = b"pgherd refused the statement";
+
+impl Session {
+    /// Tells the client of an error that ends its statement. A fatal one ends the session.
+    pub(super) async fn fail(&mut self, error: Error) -> Result<(), Error> {
+        if error.is_fatal() {
+            return Err(error);
+        }
+        let simple = !self.in_extended;
+        tracing::debug!(%error, kind = error.kind().label(), "statement refused");
+        let mut message = BytesMut::new();
+        writer::error_response(&mut message, &error);
+        let needs_poison = self.held_server().is_some_and(|server| {
+            !server.is_broken()
+                && (server.status != TransactionStatus::Idle
+                    || server.expects.is_unsynced()
+                    || !server.expects.is_empty())
+        });
+        if needs_poison {
+            self.poison(message.freeze(), simple);
+        } else {
+            self.out().extend_from_slice(&message);
+            if self.status == TransactionStatus::InTransaction {
+                self.status = TransactionStatus::Failed;
+            }
+            if simple {
+                let status = self.status;
+                writer::ready_for_query(self.out(), status);
+            }
+        }
+        self.skipping = !simple;
+        if self.held_server().is_some_and(|server| server.is_broken()) {
+            self.server = None;
+        }
+        Ok(())
+    }
+
+    /// Makes the server fail where the client is to see pgherd's error, so that its transaction is failed too.
+    fn poison(&mut self, error: Bytes, simple: bool) {
+        let Some(server) = self.held_server() else { return };
+        server.expects.push(Expect::Poison(error));
+        if simple {
+            writer::query(&mut server.outbuf, POISON);
+            server.expects.push(Expect::Query);
+        } else {
+            writer::parse(&mut server.outbuf, b"", POISON, &[]);
+        }
+        server.unnamed = None;
+    }
+
+    /// Tells the client why its session ends, if it still listens.
+    pub(super) async fn say_goodbye(&mut self, error: &Error) {
+        const PATIENCE: std::time::Duration = std::time::Duration::from_secs(1);
+        if error.kind() == ErrorKind::Io {
+            return;
+        }
+        if let Some(attached) = &mut self.server {
+            attached.lease.server().spill(&mut self.client.outbuf);
+        }
+        writer::error_response(&mut self.client.outbuf, error);
+        let _ = tokio::time::timeout(PATIENCE, self.client.flush()).await;
+    }
+}
+
+/// A message that is over its limit: what follows it cannot be found any more.
+pub(super) fn too_long(header: Header, limit: usize) -> Error {
+    Error::new(
+        ErrorKind::Limit,
+        SqlState::PROGRAM_LIMIT_EXCEEDED,
+        format!("message of {} bytes is over pgherd's limit of {limit}", header.total),
+    )
+    .hint("Send large values as parameters or by COPY, which have no such limit.")
+    .fatal()
+}
+
+/// The server went away while it owed an answer or held a transaction.
+pub(super) fn server_gone() -> Error {
+    Error::new(ErrorKind::Backend, SqlState::CONNECTION_FAILURE, "server closed the connection unexpectedly")
+        .detail("Whether the last statement ran is not known.")
+        .hint("Connect again; check what was committed before repeating a write.")
+        .fatal()
+}
+
+/// A statement ran into its timeout and its server did not act on the cancel.
+pub(super) fn server_does_not_cancel() -> Error {
+    Error::new(ErrorKind::Cancelled, SqlState::QUERY_CANCELED, "canceling statement due to pool.query_timeout")
+        .detail("The server did not answer the cancel request.")
+        .fatal()
+}
+
+/// pgherd ends.
+pub(super) fn shutting_down() -> Error {
+    let message = "terminating connection due to administrator command";
+    Error::new(ErrorKind::Shutdown, SqlState::ADMIN_SHUTDOWN, message).fatal()
+}
+
+/// A client lay idle for too long.
+pub(super) fn idle_too_long() -> Error {
+    Error::new(
+        ErrorKind::Limit,
+        SqlState::IDLE_SESSION_TIMEOUT,
+        "terminating connection due to pool.client_idle_timeout",
+    )
+    .fatal()
+}
+
+/// A transaction lay idle for too long.
+pub(super) fn idle_in_transaction_too_long() -> Error {
+    Error::new(
+        ErrorKind::Limit,
+        SqlState::IDLE_IN_TRANSACTION_TIMEOUT,
+        "terminating connection due to pool.idle_transaction_timeout",
+    )
+    .fatal()
+}
+
+/// The client went away while pgherd waited for its server.
+pub(super) fn client_gone() -> Error {
+    Error::new(ErrorKind::Io, SqlState::CONNECTION_FAILURE, "client is gone").fatal()
+}

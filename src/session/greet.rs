@@ -1,0 +1,91 @@
+//! The first words to a client that has proved who it is: its settings as a server reports them, its cancel key, and
+//! ReadyForQuery.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use bytes::BufMut;
+
+use super::Session;
+use super::context::Target;
+use super::state::SessionSettings;
+use crate::backend::pool::Baseline;
+use crate::backend::reset;
+use crate::backend::settings::Settings;
+use crate::error::Error;
+use crate::limits;
+use crate::wire::writer;
+
+impl Session {
+    /// Takes over the startup parameters and greets the client.
+    pub(super) async fn greet(&mut self, startup: Vec<(String, String)>) -> Result<(), Error> {
+        let pool = self.db.pool(&self.user, Target::Primary);
+        let settings = self.startup_settings(startup).await.map_err(Error::fatal)?;
+        let baseline = match pool.baseline() {
+            Some(baseline) => baseline,
+            None => {
+                pool.acquire().await.map_err(Error::fatal)?.release();
+                pool.baseline().ok_or_else(|| Error::internal("a server connection has no settings").fatal())?
+            }
+        };
+        self.settings = SessionSettings::new(settings);
+        self.write_greeting(&baseline);
+        self.client.flush().await
+    }
+
+    fn write_greeting(&mut self, baseline: &Baseline) {
+        let settings = Arc::clone(&self.settings.current);
+        let key = self.cancel.key.clone();
+        let status = self.status;
+        let out = self.out();
+        for (name, value) in &baseline.parameters {
+            let value = settings.get(&name.to_ascii_lowercase()).unwrap_or(value);
+            writer::parameter_status(out, name, value);
+        }
+        writer::message(out, b'K', |out| {
+            out.put_i32(key.pid);
+            out.put_slice(&key.secret);
+        });
+        writer::ready_for_query(out, status);
+    }
+
+    /// The startup parameters with the values that a server makes of them: asked for once a value, remembered afterwards.
+    async fn startup_settings(&mut self, startup: Vec<(String, String)>) -> Result<Settings, Error> {
+        let mut wanted = Settings::default();
+        for (name, value) in &startup {
+            wanted.set(&name.to_ascii_lowercase(), value);
+        }
+        if wanted.len() > limits::SETTINGS {
+            return Err(Error::protocol(format!("more than {} startup parameters", limits::SETTINGS)));
+        }
+        let mut known = Settings::default();
+        for (name, value) in wanted.iter() {
+            if let Some(reported) = self.db.accepted_value(name, value) {
+                known.set(name, &reported);
+            }
+        }
+        if known.len() == wanted.len() {
+            return Ok(known);
+        }
+        self.ask_server(wanted).await
+    }
+
+    /// Sets the values on a server and reads back what it made of them.
+    async fn ask_server(&mut self, wanted: Settings) -> Result<Settings, Error> {
+        let pool = self.db.pool(&self.user, Target::Primary);
+        let mut lease = pool.acquire().await?;
+        let server = lease.server();
+        let names: BTreeSet<Box<str>> = wanted.iter().map(|(name, _)| name.into()).collect();
+        let wanted = Arc::new(wanted);
+        reset::apply(server, &wanted).await?;
+        let reported = reset::read_back(server, &Settings::default(), &names, None).await?;
+        server.settings = Arc::new(reported.clone());
+        for (name, value) in wanted.iter() {
+            if let Some(reported) = reported.get(name) {
+                self.db.note_accepted(name, value, reported);
+            }
+        }
+        lease.release();
+        Ok(reported)
+    }
+}

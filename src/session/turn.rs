@@ -1,0 +1,254 @@
+//! One turn: a message of the client's is handled, then bytes move until there is another.
+
+use std::future::{Future, poll_fn};
+use std::task::Poll;
+
+use bytes::Buf;
+use tokio::time::{Duration, Instant};
+
+use super::Session;
+use crate::error::Error;
+use crate::exec::relay::{self, Event};
+use crate::limits;
+use crate::wire::frame::{self, Frame};
+use crate::wire::writer::TransactionStatus;
+
+/// Bytes of a Bind beyond which it is passed on as it comes instead of being held.
+const STREAMED_BIND_BYTES: usize = 256 * 1024;
+/// How long a server may take to act on the cancel that a timeout sent it.
+const CANCEL_GRACE: Duration = Duration::from_secs(5);
+
+impl Session {
+    /// Handles messages until the client leaves.
+    pub(super) async fn serve(&mut self) -> Result<(), Error> {
+        loop {
+            while self.may_take_more()
+                && let Some(frame) = self.next_frame().await?
+            {
+                if frame.tag() == b'X' {
+                    return Ok(());
+                }
+                if let Err(error) = self.handle(frame).await {
+                    self.fail(error).await?;
+                }
+            }
+            if !self.wait(true).await? {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Whether the queue to the server is short enough for another message.
+    fn may_take_more(&mut self) -> bool {
+        self.server.as_mut().is_none_or(|attached| attached.lease.server().outbuf.len() < limits::SERVER_QUEUE_BYTES)
+    }
+
+    /// The client's next whole message, if it is there. Large COPY data and Binds are passed on as they come.
+    async fn next_frame(&mut self) -> Result<Option<Frame>, Error> {
+        loop {
+            if self.passing > 0 {
+                self.pass_on();
+                if self.passing > 0 {
+                    return Ok(None);
+                }
+            }
+            let header = match frame::peek(&self.client.inbuf, limits::MESSAGE_BYTES) {
+                Ok(Some(header)) => header,
+                Ok(None) => return Ok(None),
+                Err(error) => return Err(Error::protocol(error.to_string())),
+            };
+            if header.tag == b'd' {
+                self.passing = header.total;
+                continue;
+            }
+            if self.client.inbuf.len() >= header.total {
+                return Ok(Some(Frame { bytes: self.client.inbuf.split_to(header.total).freeze() }));
+            }
+            if header.tag == b'B'
+                && header.total > STREAMED_BIND_BYTES
+                && self.client.inbuf.len() >= limits::READ_CHUNK_BYTES
+            {
+                self.stream_bind(header).await?;
+                continue;
+            }
+            let limit = match header.tag {
+                b'Q' | b'P' => limits::STATEMENT_BYTES,
+                b'B' | b'F' => limits::MESSAGE_BYTES,
+                _ => limits::AUTH_MESSAGE_BYTES,
+            };
+            if header.total > limit {
+                return Err(super::failure::too_long(header, limit));
+            }
+            return Ok(None);
+        }
+    }
+
+    /// Moves bytes of a message that nobody must look at: to the server, or nowhere.
+    fn pass_on(&mut self) {
+        let step = self.passing.min(self.client.inbuf.len());
+        if let Some(attached) = &mut self.server {
+            let server = attached.lease.server();
+            // COPY data outside COPY is ignored by PostgreSQL too (an error may have ended the COPY before the client knew).
+            if server.copying_in || self.streaming_bind {
+                server.outbuf.extend_from_slice(&self.client.inbuf[..step]);
+            }
+        }
+        self.client.inbuf.advance(step);
+        self.passing -= step;
+        if self.passing == 0 {
+            self.streaming_bind = false;
+        }
+    }
+
+    async fn handle(&mut self, frame: Frame) -> Result<(), Error> {
+        self.in_extended = !matches!(frame.tag(), b'Q' | b'F' | b'c' | b'f');
+        if self.held_server().is_none_or(|server| server.expects.is_empty()) {
+            self.since = Instant::now();
+            self.timed_out = false;
+        }
+        match frame.tag() {
+            b'Q' => self.on_query(frame).await,
+            b'S' => self.on_sync(frame).await,
+            b'P' | b'B' | b'D' | b'E' | b'C' | b'H' | b'F' if self.skipping => Ok(()),
+            b'P' => self.on_parse(frame).await,
+            b'B' => self.on_bind(frame).await,
+            b'D' => self.on_describe(frame).await,
+            b'E' => self.on_execute(frame).await,
+            b'C' => self.on_close(frame),
+            b'H' => self.on_flush(frame).await,
+            b'F' => self.on_function_call(frame).await,
+            b'c' | b'f' => {
+                self.on_copy_end(&frame);
+                Ok(())
+            }
+            tag => Err(Error::protocol(format!("invalid frontend message type {tag}"))),
+        }
+    }
+
+    /// The client has no more COPY data.
+    fn on_copy_end(&mut self, frame: &Frame) {
+        if let Some(attached) = &mut self.server {
+            let server = attached.lease.server();
+            if server.copying_in {
+                server.outbuf.extend_from_slice(&frame.bytes);
+                server.copying_in = false;
+            }
+        }
+    }
+
+    /// Moves bytes until something happened, and acts on it. Returns false when the client is gone.
+    pub(super) async fn wait(&mut self, read_client: bool) -> Result<bool, Error> {
+        let mut seen = std::mem::take(&mut self.seen);
+        let deadline = self.deadline();
+        let may_be_sent_away = read_client && self.server.is_none() && self.status == TransactionStatus::Idle;
+        let moved = poll_fn(|cx| {
+            if may_be_sent_away && self.drain.as_mut().poll(cx).is_ready() {
+                return Poll::Ready(Err(super::failure::shutting_down()));
+            }
+            let server = self.server.as_mut().map(|attached| attached.lease.server());
+            relay::poll(cx, &mut self.client, server, &mut seen, read_client)
+        });
+        let event = match deadline {
+            None => Some(moved.await),
+            Some(at) => tokio::time::timeout_at(at, moved).await.ok(),
+        };
+        self.seen = seen;
+        let Some(event) = event else { return self.on_deadline().await.map(|()| true) };
+        let event = event?;
+        self.absorb().await?;
+        match event {
+            Event::FromClient | Event::FromServer => Ok(true),
+            Event::ClientGone => Ok(false),
+            Event::ServerGone => Err(super::failure::server_gone()),
+        }
+    }
+
+    /// When the present state has lasted too long, if the configuration sets a limit to it.
+    fn deadline(&mut self) -> Option<Instant> {
+        let pool = &self.db.config.pool;
+        let running = self.server.as_mut().is_some_and(|attached| !attached.lease.server().expects.is_empty());
+        let limit = match (running, self.status) {
+            (true, _) if self.timed_out => pool.query_timeout.map(|limit| limit + CANCEL_GRACE),
+            (true, _) => pool.query_timeout,
+            (false, TransactionStatus::Idle) => pool.client_idle_timeout,
+            (false, _) => pool.idle_transaction_timeout,
+        };
+        limit.map(|limit| self.since + limit)
+    }
+
+    /// The present state has lasted too long: a statement is cancelled, an idle client is sent away.
+    async fn on_deadline(&mut self) -> Result<(), Error> {
+        let running = self.held_server().is_some_and(|server| !server.expects.is_empty());
+        match (running, self.status) {
+            (true, _) if self.timed_out => Err(super::failure::server_does_not_cancel()),
+            (true, _) => {
+                self.timed_out = true;
+                self.cancel.slot.fire().await;
+                Ok(())
+            }
+            (false, TransactionStatus::Idle) => Err(super::failure::idle_too_long()),
+            (false, _) => Err(super::failure::idle_in_transaction_too_long()),
+        }
+    }
+
+    /// Acts on what the server said.
+    async fn absorb(&mut self) -> Result<(), Error> {
+        if self.seen.errors > 0 {
+            self.errors_in_turn += std::mem::take(&mut self.seen.errors);
+            self.must_discard |= std::mem::take(&mut self.seen.stale_plan);
+            for name in std::mem::take(&mut self.seen.consequences.lost_names) {
+                self.forget_statement(&name);
+            }
+        }
+        for (name, _) in self.seen.reported.drain(..) {
+            self.settings.note_reported(&name);
+        }
+        let Some(status) = self.seen.ready.take() else { return Ok(()) };
+        self.since = Instant::now();
+        if self.seen.hidden_error.take().is_some() {
+            return Err(Error::internal("the server refused a statement of pgherd's own").fatal());
+        }
+        self.status = status;
+        let succeeded = std::mem::take(&mut self.errors_in_turn) == 0;
+        self.note_turn_outcome(succeeded);
+        if status == TransactionStatus::Idle {
+            self.portals.clear();
+            self.settings.transaction_ended();
+            self.release_if_at_rest().await?;
+        }
+        Ok(())
+    }
+
+    /// `DISCARD ALL` and `DEALLOCATE ALL` have worked, or have not.
+    fn note_turn_outcome(&mut self, succeeded: bool) {
+        let statements = std::mem::take(&mut self.forgets_statements);
+        let pins = std::mem::take(&mut self.forgets_pins);
+        if !succeeded {
+            // What part of the string had run is not known.
+            self.must_discard |= statements;
+            return;
+        }
+        if statements {
+            self.named.clear();
+            self.unnamed = None;
+            if let Some(attached) = &mut self.server {
+                attached.lease.server().held.clear();
+            }
+        }
+        if pins {
+            self.pins.clear();
+        }
+    }
+
+    /// Waits until the server has answered everything, so that an answer of pgherd's own comes in its turn.
+    pub(super) async fn wait_for_answers(&mut self) -> Result<(), Error> {
+        while let Some(attached) = &mut self.server
+            && !attached.lease.server().expects.is_empty()
+        {
+            if !self.wait(false).await? {
+                return Err(super::failure::client_gone());
+            }
+        }
+        Ok(())
+    }
+}
