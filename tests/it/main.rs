@@ -4,6 +4,7 @@
 mod harness;
 
 mod catalog;
+mod check;
 mod connect;
 mod drivers;
 mod fanout_hash;

@@ -1,0 +1,314 @@
+//! Whether the shards hold what the TOML says: the same tables, nothing that looks beyond one shard, rows where they belong.
+
+use super::client::{Client, literal};
+use super::report::Report;
+use super::rows;
+use super::servers::{Part, Server};
+use super::tables::{self, Shape};
+use crate::config::model::{Database, Distribution, Table};
+use crate::error::Error;
+
+/// Checks the shards of a database, as far as they can be reached.
+pub(super) async fn check(database: &Database, servers: &mut [Server], report: &mut Report) {
+    let roles: Vec<String> = servers.iter().flat_map(|server| server.roles.clone()).collect();
+    if database.tables.is_empty() || roles.is_empty() {
+        return;
+    }
+    for table in &database.tables {
+        if let Some(primary) = servers.iter_mut().find(|server| server.part == Part::Primary) {
+            let place = format!("{}, {}", primary.place, shown(table));
+            if let Some(client) = &mut primary.client
+                && let Err(error) = not_on_primary(client, table, &roles, &place, report).await
+            {
+                could_not(report, &place, &error);
+            }
+        }
+    }
+    let mut shards: Vec<&mut Server> =
+        servers.iter_mut().filter(|server| matches!(server.part, Part::Shard(_))).collect();
+    compare_databases(&mut shards, report).await;
+    for table in &database.tables {
+        Box::pin(check_table(database, table, &mut shards, report)).await;
+    }
+}
+
+fn shown(table: &Table) -> String {
+    format!("table {}.{}", table.schema, table.name)
+}
+
+fn could_not(report: &mut Report, place: &str, error: &Error) {
+    let help = "give the role the rights that pgherd's clients will have, or look at the server's log";
+    report.warning(place, format!("this could not be checked: {}", error.message()), help);
+}
+
+/// A statement that pgherd cannot read goes to the primary, and must not find another table of that name there.
+async fn not_on_primary(
+    client: &mut Client,
+    table: &Table,
+    roles: &[String],
+    place: &str,
+    report: &mut Report,
+) -> Result<(), Error> {
+    let roles: Vec<String> = roles.iter().map(|role| literal(role)).collect();
+    let sql = format!(
+        "SELECT DISTINCT r.rolname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
+           JOIN pg_roles r ON r.rolname IN ({}) \
+         WHERE n.nspname ={} AND c.relname ={} AND c.relkind IN ('r', 'p', 'v', 'm', 'f') \
+           AND has_table_privilege(r.oid, c.oid, 'SELECT') AND has_schema_privilege(r.oid, n.oid, 'USAGE') ORDER BY 1",
+        roles.join(","),
+        literal(&table.schema),
+        literal(&table.name)
+    );
+    let readers: Vec<String> = client.rows(&sql).await?.into_iter().flatten().flatten().collect();
+    if !readers.is_empty() {
+        let text = format!("the primary has a table of this name, which {} can read", readers.join(", "));
+        let help = "drop or rename it, or REVOKE SELECT on it: its rows are on the shards";
+        report.fault(place, text, help);
+    }
+    Ok(())
+}
+
+/// What decides how texts compare and hash must be the same on every shard.
+async fn compare_databases(shards: &mut [&mut Server], report: &mut Report) {
+    let sql = "SELECT pg_encoding_to_char(encoding), datcollate, datctype, \
+        current_setting('server_version_num')::int / 10000 FROM pg_database WHERE datname = current_database()";
+    let names = ["encoding", "LC_COLLATE", "LC_CTYPE", "major version"];
+    let mut first: Option<(String, Vec<Option<String>>)> = None;
+    for shard in shards {
+        let Some(client) = &mut shard.client else { continue };
+        let row = match client.rows(sql).await {
+            Ok(rows) => rows.into_iter().next().unwrap_or_default(),
+            Err(error) => {
+                could_not(report, &shard.place, &error);
+                continue;
+            }
+        };
+        let Some((_, expected)) = &first else {
+            first = Some((shard.place.clone(), row));
+            continue;
+        };
+        for ((name, own), other) in names.iter().zip(&row).zip(expected) {
+            if own != other {
+                let show = |value: &Option<String>| value.clone().unwrap_or_default();
+                let text = format!("its {name} is {}, that of the first shard {}", show(own), show(other));
+                match *name {
+                    "major version" => report.warning(&shard.place, text, "run the same version everywhere"),
+                    _ => report.fault(&shard.place, text, "texts would compare differently: create the database alike"),
+                }
+            }
+        }
+    }
+}
+
+async fn check_table(database: &Database, table: &Table, shards: &mut [&mut Server], report: &mut Report) {
+    let mut shapes: Vec<Option<Shape>> = Vec::new();
+    for shard in shards.iter_mut() {
+        let place = format!("{}, {}", shard.place, shown(table));
+        let Some(client) = &mut shard.client else {
+            shapes.push(None);
+            continue;
+        };
+        let shape = match tables::read(client, table).await {
+            Ok(shape) => shape,
+            Err(error) => {
+                could_not(report, &place, &error);
+                shapes.push(None);
+                continue;
+            }
+        };
+        match &shape {
+            None => report.fault(&place, "there is no such table", "create it on every shard"),
+            Some(shape) => {
+                judge_shape(database, table, shape, &place, report);
+                if let Some(first) = shapes.iter().flatten().next() {
+                    compare_shapes(first, shape, &place, report);
+                }
+            }
+        }
+        shapes.push(shape);
+    }
+    if table.distribution == Distribution::Reference {
+        compare_rows(table, &shapes, shards, report).await;
+        return;
+    }
+    check_rows(table, &shapes, shards, report).await;
+}
+
+/// What one shard's table alone says.
+fn judge_shape(database: &Database, table: &Table, shape: &Shape, place: &str, report: &mut Report) {
+    if !matches!(shape.kind.as_str(), "r" | "p") {
+        report.fault(place, "it is not a table", "name an ordinary or a partitioned table");
+        return;
+    }
+    if shape.persistence != "p" {
+        report.warning(place, "it is unlogged: a crash empties it", "ALTER TABLE ... SET LOGGED");
+    }
+    let is_reference = table.distribution == Distribution::Reference;
+    let mut judge = |text: String, help: &str| {
+        // On a reference table they see all of its rows, as on one server.
+        if is_reference { report.warning(place, text, help) } else { report.fault(place, text, help) }
+    };
+    if shape.row_security {
+        judge("row-level security is enabled".into(), "disable it: pgherd cannot know what its policies read");
+    }
+    for hook in &shape.hooks {
+        judge(format!("{hook} sees one shard's rows only"), "drop it, or do its work in the application");
+    }
+    for constraint in &shape.beyond {
+        let text = format!("{constraint} does not hold the shard key, so it holds on each shard alone");
+        report.fault(place, text, "add the shard key to it, or drop it");
+    }
+    judge_foreign_keys(database, table, shape, place, report);
+    if is_reference {
+        return;
+    }
+    let sequences = shape.columns.iter().filter(|column| column.sequence).map(|column| column.name.as_str());
+    let sequences: Vec<&str> = sequences.collect();
+    if !sequences.is_empty() {
+        let text = format!("{} counts on each shard alone, so shards give the same values", sequences.join(", "));
+        report.warning(place, text, "use uuid, or sequences that start apart and step by the number of shards");
+    }
+    let key = tables::key_of(table).unwrap_or_default();
+    match shape.column(key) {
+        None => report.fault(place, format!("it has no column \"{key}\""), "set shard_key to a column of it"),
+        Some(column) => {
+            if let Some(problem) = tables::unsupported_key(&table.distribution, column) {
+                let help = "take a column of type int2, int4, int8, text, varchar, uuid, numeric, date, timestamp, timestamptz, bytea or bool";
+                report.fault(place, format!("shard key \"{key}\": {problem}"), help);
+            }
+        }
+    }
+}
+
+fn judge_foreign_keys(database: &Database, table: &Table, shape: &Shape, place: &str, report: &mut Report) {
+    let mut names: Vec<&str> = shape.foreign.iter().map(|pair| pair.name.as_str()).collect();
+    names.dedup();
+    for name in names {
+        let pairs: Vec<_> = shape.foreign.iter().filter(|pair| pair.name == name).collect();
+        let Some(first) = pairs.first() else { continue };
+        let (schema, target) = &first.target;
+        let declared = database.tables.iter().find(|other| other.schema == *schema && other.name == *target);
+        let problem = match declared {
+            None => Some("which pgherd takes to be on the primary"),
+            Some(other) if other.distribution == Distribution::Reference => None,
+            Some(_) if table.distribution == Distribution::Reference => Some("whose rows are on all shards"),
+            Some(other) => {
+                let keys = (tables::key_of(table), tables::key_of(other));
+                let by_key =
+                    pairs.iter().any(|pair| keys == (Some(pair.column.as_str()), Some(pair.target_column.as_str())));
+                let together = by_key && is_spread_alike(&table.distribution, &other.distribution);
+                (!together).then_some("whose row may be on another shard")
+            }
+        };
+        if let Some(problem) = problem {
+            let text = format!("foreign key {name} refers to {schema}.{target}, {problem}");
+            report.fault(
+                place,
+                text,
+                "refer to a reference table, or by the shard key to a table that is sharded alike",
+            );
+        }
+    }
+}
+
+/// Whether equal keys lie on the same shard, whatever the columns are called.
+fn is_spread_alike(a: &Distribution, b: &Distribution) -> bool {
+    match (a, b) {
+        (Distribution::Hash { .. }, Distribution::Hash { .. }) => true,
+        (Distribution::Range { ranges: a, .. }, Distribution::Range { ranges: b, .. }) => a == b,
+        (Distribution::List { parts: a, .. }, Distribution::List { parts: b, .. }) => a == b,
+        _ => false,
+    }
+}
+
+fn compare_shapes(first: &Shape, shape: &Shape, place: &str, report: &mut Report) {
+    let columns = |shape: &Shape| -> Vec<String> {
+        let column = |column: &tables::Column| {
+            let not_null = if column.not_null { " not null" } else { "" };
+            format!("{} {} {}{not_null}", column.name, column.type_name, column.collation)
+        };
+        shape.columns.iter().map(column).collect()
+    };
+    let (expected, found) = (columns(first), columns(shape));
+    if expected == found {
+        return;
+    }
+    let differs = |(a, b): &(Option<&String>, Option<&String>)| a != b;
+    let length = expected.len().max(found.len());
+    let pair = (0..length).map(|at| (expected.get(at), found.get(at))).find(differs);
+    let (wanted, has) = pair.unwrap_or((None, None));
+    let show =
+        |column: Option<&String>| column.map_or("nothing".to_string(), |column| format!("\"{}\"", column.trim_end()));
+    let text = format!("its columns differ from the first shard's: {} instead of {}", show(has), show(wanted));
+    report.fault(
+        place,
+        text,
+        "let the table have the same columns, types and collations, in the same order, on every shard",
+    );
+}
+
+/// Rows of a sharded table, on each shard.
+async fn check_rows(table: &Table, shapes: &[Option<Shape>], shards: &mut [&mut Server], report: &mut Report) {
+    let count = shards.len();
+    let mut overlaps_checked = false;
+    for (index, (shard, shape)) in shards.iter_mut().zip(shapes).enumerate() {
+        let (Some(client), Some(shape)) = (&mut shard.client, shape) else { continue };
+        let place = format!("{}, {}", shard.place, shown(table));
+        if tables::key_of(table).is_none_or(|key| shape.column(key).is_none())
+            || !matches!(shape.kind.as_str(), "r" | "p")
+        {
+            continue;
+        }
+        if !overlaps_checked {
+            overlaps_checked = true;
+            match rows::overlaps(client, table, shape).await {
+                Ok(found) => found.into_iter().for_each(|text| {
+                    report.fault(&place, text, "a key's value must lead to one shard");
+                }),
+                Err(error) => {
+                    let text = format!("the bounds or values do not fit the shard key: {}", error.message());
+                    report.fault(&place, text, "write them as the column's type reads them");
+                    return;
+                }
+            }
+        }
+        match rows::placement(client, table, shape, index, count).await {
+            Ok(found) if found.misplaced == 0 => {
+                let of = if found.sampled { " of a sample" } else { "" };
+                report.ok(&place, format!("{} rows{of}, all where they belong", found.rows));
+            }
+            Ok(found) => {
+                let example = found.example.map_or("NULL".to_string(), |key| format!("\"{key}\""));
+                let text =
+                    format!("{} of {} rows belong elsewhere, one with key {example}", found.misplaced, found.rows);
+                report.fault(&place, text, "move them: as they are, reads by key miss them");
+            }
+            Err(error) => could_not(report, &place, &error),
+        }
+    }
+}
+
+/// Rows of a reference table, shard against shard.
+async fn compare_rows(table: &Table, shapes: &[Option<Shape>], shards: &mut [&mut Server], report: &mut Report) {
+    let mut first: Option<(String, String)> = None;
+    for (shard, shape) in shards.iter_mut().zip(shapes) {
+        let (Some(client), Some(_)) = (&mut shard.client, shape) else { continue };
+        let place = format!("{}, {}", shard.place, shown(table));
+        let found = match rows::checksum(client, table).await {
+            Ok(found) => found,
+            Err(error) => {
+                could_not(report, &place, &error);
+                continue;
+            }
+        };
+        let expected = first.get_or_insert_with(|| found.clone());
+        let help = "copy the table from one shard to the others; a reference table is whole and the same everywhere";
+        if expected.0 != found.0 {
+            report.fault(&place, format!("it has {} rows, the first shard's {}", found.0, expected.0), help);
+        } else if expected.1 != found.1 {
+            report.fault(&place, format!("its {} rows differ from the first shard's", found.0), help);
+        } else {
+            report.ok(&place, format!("{} rows, the same as on the first shard", found.0));
+        }
+    }
+}

@@ -1,0 +1,45 @@
+//! `pgherd check`: reads the TOML, then tries all that it names, and says what is wrong before clients do.
+
+mod client;
+mod layout;
+mod report;
+mod rest;
+mod rows;
+mod servers;
+mod tables;
+
+use std::path::Path;
+
+pub use report::{Finding, Level, Report};
+
+use crate::config::{self, Faults};
+use crate::net::tls::ClientTls;
+
+/// Loads the file and tries everything.
+///
+/// # Errors
+/// The file's own faults; then nothing is tried.
+pub async fn run(path: &Path) -> Result<Report, Faults> {
+    let loaded = config::load_with_warnings(path)?;
+    let mut report = Report::default();
+    let file = path.display().to_string();
+    report.ok(&file, "every key is known and every value makes sense");
+    for warning in &loaded.warnings {
+        let line = warning.line.map_or(String::new(), |line| format!("line {line}: "));
+        report.warning(&file, format!("{line}{}: {}", warning.path, warning.problem), &warning.help);
+    }
+    let config = &loaded.config;
+    let tls = ClientTls::new();
+    rest::tls(config, &tls, &mut report);
+    let mut databases = Vec::new();
+    for database in config.databases.values() {
+        let servers = Box::pin(servers::try_all(config, database, &tls, &mut report)).await;
+        databases.push((&**database, servers));
+    }
+    servers::compare_capacity(config, &databases, &mut report);
+    for (database, servers) in &mut databases {
+        Box::pin(layout::check(database, servers, &mut report)).await;
+    }
+    rest::redis(config, &mut report).await;
+    Ok(report)
+}

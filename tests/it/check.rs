@@ -1,0 +1,244 @@
+//! `pgherd check` on real servers: a good herd passes, and each thing that is wrong is named.
+
+use std::path::PathBuf;
+
+use pgherd::commands::check::{self, Level, Report};
+
+use crate::harness::{self, Database, unique};
+
+struct Herd {
+    primary: Database,
+    shards: Vec<Database>,
+}
+
+/// Tables of the stories; `{i}` is the shard's index.
+const TABLES: &str = "
+    create table orders (customer_id bigint not null, at date, total numeric(10,2), primary key (customer_id, at));
+    create table items (customer_id bigint not null, at date, item varchar(20),
+        foreign key (customer_id, at) references orders (customer_id, at));
+    create table events (id bigint not null, note text);
+    create table stores (region varchar(5), name text);
+    create table countries (code char(2) primary key, name text);
+    insert into countries values ('de', 'Germany'), ('fr', 'France');
+";
+
+/// What the TOML says of them.
+const LAYOUT: &str = r#"
+    table = [
+        { name = "orders", shard_key = "customer_id", method = "hash" },
+        { name = "items", shard_key = "customer_id", method = "hash" },
+        { name = "events", shard_key = "id", method = "range", ranges = [{ to = 100, shard = 0 }, { from = 100, shard = 1 }] },
+        { name = "stores", shard_key = "region", method = "list", lists = [
+            { values = ["eu", "o'c\\"], shard = 0 }, { values = ["us"], null = true, shard = 1 }] },
+        { name = "countries", reference = true },
+    ]
+"#;
+
+impl Herd {
+    /// A primary and two shards with rows where they belong.
+    async fn new() -> Self {
+        let primary = harness::fresh_database().await;
+        let shards = harness::fresh_databases(2).await;
+        for (index, shard) in shards.iter().enumerate() {
+            shard.execute(TABLES).await;
+            // PostgreSQL itself says which rows are this shard's.
+            shard
+                .execute(&format!(
+                    "create table h (k bigint) partition by hash (k);
+                     insert into orders select k, '2026-01-01', k from generate_series(1, 500) k
+                       where satisfies_hash_partition('h'::regclass, 2, {index}, k::bigint);
+                     drop table h;
+                     insert into items select customer_id, at, 'x' from orders;
+                     insert into events select k, 'n' from generate_series({index} * 100, {index} * 100 + 99) k;"
+                ))
+                .await;
+        }
+        shards[0].execute("insert into stores values ('eu', 'a'), (E'o''c\\\\', 'b')").await;
+        shards[1].execute("insert into stores values ('us', 'c'), (null, 'd')").await;
+        Self { primary, shards }
+    }
+
+    async fn check(&self, layout: &str) -> Report {
+        let shards: Vec<String> = self.shards.iter().map(|shard| format!("\"{}\"", shard.address())).collect();
+        let toml = format!(
+            "[pool]\nmax_connections = 5\nmin_connections = 0\n[[user]]\nname = \"postgres\"\nauth = \"trust\"\n\
+             [[database]]\nname = \"app\"\nprimary = \"{}\"\nshards = [{}]\n{layout}\n",
+            self.primary.address(),
+            shards.join(", ")
+        );
+        run(&toml).await
+    }
+}
+
+async fn run(toml: &str) -> Report {
+    let path = write(toml);
+    check::run(&path).await.unwrap_or_else(|faults| panic!("{faults}\n{toml}"))
+}
+
+fn write(toml: &str) -> PathBuf {
+    let path = std::env::temp_dir().join(format!("pgherd-{}-{}.toml", std::process::id(), unique("check")));
+    std::fs::write(&path, toml).expect("a file");
+    path
+}
+
+/// Findings of a level whose place and text hold these words.
+fn found(report: &Report, level: Level, place: &str, text: &str) -> bool {
+    report
+        .findings
+        .iter()
+        .any(|finding| finding.level == level && finding.place.contains(place) && finding.text.contains(text))
+}
+
+#[track_caller]
+fn assert_fault(report: &Report, place: &str, text: &str) {
+    assert!(found(report, Level::Fault, place, text), "no fault \"{text}\" at {place}:\n{report}");
+    let helpful =
+        report.findings.iter().filter(|finding| finding.level != Level::Ok).all(|finding| !finding.help.is_empty());
+    assert!(helpful, "a finding without help:\n{report}");
+}
+
+#[tokio::test]
+async fn a_good_herd_passes() {
+    let herd = Herd::new().await;
+    let report = herd.check(LAYOUT).await;
+    assert_eq!(report.count(Level::Fault), 0, "{report}");
+    assert!(found(&report, Level::Ok, "app, primary", "postgres can log in"), "{report}");
+    assert!(found(&report, Level::Ok, "app, primary", "PostgreSQL 1"), "{report}");
+    for table in ["orders", "items", "events", "stores"] {
+        for shard in ["shard 0", "shard 1"] {
+            let place = |finding: &&check::Finding| finding.place.contains(shard) && finding.place.contains(table);
+            let placed: Vec<_> = report.findings.iter().filter(place).collect();
+            assert!(
+                placed.iter().any(|finding| finding.text.ends_with("all where they belong")),
+                "{shard} {table}\n{report}"
+            );
+        }
+    }
+    assert!(found(&report, Level::Ok, "countries", "2 rows, the same as on the first shard"), "{report}");
+    assert!(found(&report, Level::Ok, "server 127.0.0.1", "pools may open 15 connections"), "{report}");
+}
+
+#[tokio::test]
+async fn rows_on_the_wrong_shard_are_counted() {
+    let herd = Herd::new().await;
+    herd.shards[0].execute("insert into events values (100, 'x'), (7777, 'x')").await;
+    herd.shards[0].execute("insert into stores values (null, 'x')").await;
+    herd.shards[1].execute("insert into stores values ('asia', 'x')").await;
+    // Both shards now hold the same rows, so half of each is misplaced.
+    herd.shards[1].execute("insert into orders select k, '2000-01-01', 0 from generate_series(1, 500) k").await;
+    herd.shards[1].execute("insert into countries values ('it', 'Italy')").await;
+    let report = herd.check(LAYOUT).await;
+    assert_fault(&report, "shard 0", "2 of 102 rows belong elsewhere, one with key \"100\"");
+    assert_fault(&report, "shard 0", "1 of 3 rows belong elsewhere, one with key NULL");
+    assert_fault(&report, "shard 1", "1 of 3 rows belong elsewhere, one with key \"asia\"");
+    assert!(
+        report
+            .findings
+            .iter()
+            .any(|f| f.place.contains("shard 1") && f.place.contains("orders") && f.level == Level::Fault)
+    );
+    assert!(found(&report, Level::Ok, "orders", "all where they belong"), "{report}");
+    assert_fault(&report, "countries", "it has 3 rows, the first shard's 2");
+    herd.shards[1]
+        .execute("delete from countries where code = 'it'; update countries set name = 'x' where code = 'de'")
+        .await;
+    assert_fault(&herd.check(LAYOUT).await, "countries", "its 2 rows differ");
+}
+
+#[tokio::test]
+async fn what_looks_beyond_one_shard_is_found() {
+    let herd = Herd::new().await;
+    for shard in &herd.shards {
+        shard
+            .execute(
+                "update events set note = id;
+                 alter table events add unique (note);
+                 alter table events enable row level security;
+                 create function f() returns trigger language plpgsql as 'begin return new; end';
+                 create trigger t before insert on events for each row execute function f();
+                 create rule r as on delete to stores do instead nothing;
+                 create table local (id int primary key);
+                 alter table stores add local int references local;
+                 alter table items add other bigint, add foreign key (other, at) references orders (customer_id, at);
+                 alter table events add seq bigserial;",
+            )
+            .await;
+    }
+    let report = herd.check(LAYOUT).await;
+    assert_fault(&report, "events", "unique index events_note_key does not hold the shard key");
+    assert_fault(&report, "events", "row-level security is enabled");
+    assert_fault(&report, "events", "trigger t sees one shard's rows only");
+    assert_fault(&report, "stores", "rule r sees one shard's rows only");
+    assert_fault(&report, "stores", "refers to public.local, which pgherd takes to be on the primary");
+    assert_fault(&report, "items", "refers to public.orders, whose row may be on another shard");
+    assert!(found(&report, Level::Warning, "events", "seq counts on each shard alone"), "{report}");
+}
+
+#[tokio::test]
+async fn tables_that_differ_or_are_missing_are_found() {
+    let herd = Herd::new().await;
+    herd.primary.execute("create table public.orders (a int)").await;
+    herd.shards[1]
+        .execute(
+            "drop table items; alter table events alter note type varchar(9); alter table stores rename region to r",
+        )
+        .await;
+    let report = herd.check(LAYOUT).await;
+    assert_fault(&report, "app, primary", "the primary has a table of this name, which postgres can read");
+    assert_fault(&report, "shard 1", "there is no such table");
+    assert_fault(&report, "shard 1", "instead of \"note text pg_catalog");
+    assert_fault(&report, "shard 1", "it has no column \"region\"");
+}
+
+#[tokio::test]
+async fn keys_and_bounds_that_do_not_fit_are_found() {
+    let herd = Herd::new().await;
+    let report = herd
+        .check(
+            r#"table = [
+                { name = "events", shard_key = "id", method = "range", ranges = [{ to = "x", shard = 0 }] },
+                { name = "stores", shard_key = "region", method = "range", ranges = [{ from = "a", to = "b", shard = 0 }] },
+                { name = "orders", shard_key = "at", method = "range", ranges = [{ to = "2026-02-01", shard = 0 }, { from = "2026-1-15", shard = 1 }] },
+                { name = "countries", shard_key = "code", method = "list", lists = [{ values = ["de"], shard = 0 }, { values = ["de "], shard = 1 }] },
+            ]"#,
+        )
+        .await;
+    assert_fault(&report, "events", "do not fit the shard key");
+    assert_fault(&report, "countries", "is listed twice");
+    assert_fault(&report, "orders", "ranges[0] and ranges[1] overlap");
+}
+
+#[tokio::test]
+async fn servers_that_do_not_answer_or_refuse_are_named() {
+    let database = harness::fresh_database().await;
+    let role = harness::fresh_role("scram").await;
+    let address = database.address();
+    let report = run(&format!(
+        "[pool]\nmax_connections = 900\nmin_connections = 0\n\
+         [[user]]\nname = \"{role}\"\npassword = \"wrong\"\n[[user]]\nname = \"postgres\"\nauth = \"trust\"\n\
+         [[database]]\nname = \"app\"\nprimary = \"{address}\"\nreplicas = [\"{address}x\"]\n\
+         [[database]]\nname = \"gone\"\nprimary = \"host=127.0.0.1 port=1\"\n\
+         [cache]\nenabled = true\nredis = {{ url = \"redis://:hunter2@127.0.0.1:1\" }}\n"
+    ))
+    .await;
+    assert_fault(&report, "app, primary", &format!("{role} cannot log in"));
+    assert!(found(&report, Level::Ok, "app, primary", "postgres can log in"), "{report}");
+    assert_fault(&report, "app, replica 0", "does not exist");
+    assert_fault(&report, "gone, primary", "could not connect");
+    assert_fault(&report, "redis", "cannot be reached");
+    assert!(found(&report, Level::Warning, "server 127.0.0.1", "pools may open"), "{report}");
+    assert!(!report.to_string().contains("hunter2") && !report.to_string().contains("wrong"), "{report}");
+}
+
+#[tokio::test]
+async fn a_primary_among_the_replicas_is_found() {
+    let (one, two) = (harness::fresh_database().await, harness::fresh_database().await);
+    let report = run(&format!(
+        "[pool]\nmin_connections = 0\n[[user]]\nname = \"postgres\"\nauth = \"trust\"\n\
+         [[database]]\nname = \"app\"\nprimary = \"{}\"\nreplicas = [\"{}\"]\n",
+        one.address(),
+        two.address()
+    ))
+    .await;
+    assert_fault(&report, "replica 0", "it is not in recovery");
+}
