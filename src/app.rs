@@ -27,7 +27,7 @@ use crate::session::cancel::CancelKeys;
 use crate::session::context::{Database, Shared};
 use crate::session::handshake::HandshakeContext;
 use crate::sql::Analyzer;
-use crate::telemetry::metrics::Metrics;
+use crate::telemetry::{self, metrics::Metrics};
 use crate::wire::sqlstate::SqlState;
 
 /// What every task of a running pgherd may need.
@@ -224,6 +224,9 @@ impl House {
         }
         if self.config.load().security != config.security || self.config.load().listen != config.listen {
             self.door.store(Arc::new(Door::new(config)));
+        }
+        if let Err(error) = telemetry::log::set_filter(&config.telemetry.log) {
+            tracing::error!(error, "the log filter stays as it is");
         }
         self.config.store(Arc::clone(config));
         self.open_databases(config);

@@ -95,9 +95,6 @@ impl Reload {
         for warning in &loaded.warnings {
             warn!("{warning}");
         }
-        for key in needs_restart(&before, &loaded.config) {
-            warn!(key, "a change of this key takes effect only after a restart");
-        }
         self.sender.send_replace(Arc::new(loaded.config));
         info!(file = %self.path.display(), "the configuration was reloaded");
         report(true);

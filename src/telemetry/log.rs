@@ -1,6 +1,7 @@
 //! Log lines on standard error, as text or JSON, through a filter that a reload may change.
 
 use std::io::IsTerminal;
+use std::sync::OnceLock;
 
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
@@ -8,15 +9,14 @@ use tracing_subscriber::{EnvFilter, Registry, fmt, reload};
 
 use crate::config::model::{LogFormat, Telemetry};
 
-/// Changes the filter of a running process.
-#[derive(Clone)]
-pub struct LogHandle(reload::Handle<EnvFilter, Registry>);
+/// The filter of this process's log. Logging is one for a process, as the subscriber that tracing keeps is.
+static FILTER: OnceLock<reload::Handle<EnvFilter, Registry>> = OnceLock::new();
 
 /// Starts logging for the whole process.
 ///
 /// # Errors
 /// A filter that cannot be read, or logging that was started before; for people.
-pub fn init(settings: &Telemetry) -> Result<LogHandle, String> {
+pub fn init(settings: &Telemetry) -> Result<(), String> {
     let (filter, handle) = reload::Layer::new(filter(&settings.log)?);
     let registry = tracing_subscriber::registry().with(filter);
     let lines = fmt::layer().with_writer(std::io::stderr).with_target(true);
@@ -25,17 +25,17 @@ pub fn init(settings: &Telemetry) -> Result<LogHandle, String> {
         LogFormat::Json => registry.with(lines.json().flatten_event(true).with_ansi(false)).try_init(),
     };
     started.map_err(|error| format!("logging cannot be started: {error}"))?;
-    Ok(LogHandle(handle))
+    let _ = FILTER.set(handle);
+    Ok(())
 }
 
-impl LogHandle {
-    /// Takes another filter from now on.
-    ///
-    /// # Errors
-    /// A filter that cannot be read; the one before stays.
-    pub fn set_filter(&self, text: &str) -> Result<(), String> {
-        self.0.reload(filter(text)?).map_err(|error| format!("the log filter cannot be changed: {error}"))
-    }
+/// Takes another filter from now on; nothing where [`init`] was not called.
+///
+/// # Errors
+/// A filter that cannot be read; the one before stays.
+pub fn set_filter(text: &str) -> Result<(), String> {
+    let Some(handle) = FILTER.get() else { return Ok(()) };
+    handle.reload(filter(text)?).map_err(|error| format!("the log filter cannot be changed: {error}"))
 }
 
 fn filter(text: &str) -> Result<EnvFilter, String> {

@@ -8,12 +8,36 @@ mod rows;
 mod servers;
 mod tables;
 
+use std::io::{self, Write};
 use std::path::Path;
+use std::process::ExitCode;
 
 pub use report::{Finding, Level, Report};
 
 use crate::config::{self, Faults};
 use crate::net::tls::ClientTls;
+
+/// `pgherd check` as a command: prints what it finds; fails if there is a fault.
+pub fn main(path: &Path) -> ExitCode {
+    let runtime = match super::serve::runtime(Some(1)) {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("pgherd: the runtime cannot be started: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    match runtime.block_on(Box::pin(run(path))) {
+        Ok(report) => {
+            // Whoever reads may have gone away (`pgherd check | head`); the exit code still tells.
+            let _ = writeln!(io::stdout().lock(), "{report}");
+            if report.count(Level::Fault) == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+        }
+        Err(faults) => {
+            eprintln!("{faults}");
+            ExitCode::FAILURE
+        }
+    }
+}
 
 /// Loads the file and tries everything.
 ///
