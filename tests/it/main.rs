@@ -5,6 +5,7 @@ mod harness;
 
 mod catalog;
 mod check;
+mod command_line;
 mod connect;
 mod drivers;
 mod fanout_hash;

@@ -1,0 +1,158 @@
+//! The binary itself: exit codes, what it says, readiness, signals.
+
+use std::io::Read;
+use std::net::TcpStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::Duration;
+
+use crate::harness::{self, wait_until};
+
+const DEADLINE: Duration = Duration::from_secs(20);
+
+fn pgherd() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_pgherd"));
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+}
+
+fn output(arguments: &[&str]) -> Output {
+    pgherd().args(arguments).output().expect("the binary runs")
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// A folder with a proxy.toml for one database.
+fn folder(primary: &str, more: &str) -> (tempfile::TempDir, PathBuf) {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("proxy.toml");
+    let toml = format!(
+        "[pool]\nmin_connections = 0\nmax_connections = 3\n[[database]]\nname = \"app\"\nprimary = \"{primary}\"\n\
+         [[user]]\nname = \"postgres\"\nauth = \"trust\"\n{more}"
+    );
+    std::fs::write(&path, toml).expect("a file");
+    (folder, path)
+}
+
+fn path_of(path: &Path) -> &str {
+    path.to_str().expect("a path")
+}
+
+#[test]
+fn a_wrong_command_line_exits_with_2_and_a_wrong_file_with_1() {
+    assert_eq!(output(&["frobnicate"]).status.code(), Some(2));
+    let missing = output(&["-c", "/nonexistent/proxy.toml"]);
+    assert_eq!(missing.status.code(), Some(1));
+    assert!(text(&missing.stderr).contains("it cannot be read"), "{}", text(&missing.stderr));
+
+    let (_folder, path) = folder("host=x", "[pol]\na = 1\n[telemetry]\notlp = \"x\"\n");
+    for command in ["serve", "check"] {
+        let refused = output(&[command, "-c", path_of(&path)]);
+        assert_eq!(refused.status.code(), Some(1));
+        let said = text(&refused.stderr);
+        assert!(said.contains("2 faults") && said.contains("did you mean \"pool\"?"), "{said}");
+        assert!(said.contains("telemetry.otlp") && said.contains("not supported in this version"), "{said}");
+    }
+    let help = text(&output(&["--help"]).stdout);
+    assert!(help.contains("serve") && help.contains("check") && help.contains("--config"), "{help}");
+}
+
+#[tokio::test]
+async fn check_exits_by_what_it_found() {
+    let database = harness::fresh_database().await;
+    let (_folder, path) = folder(&database.address(), "");
+    let good = output(&["check", "-c", path_of(&path)]);
+    assert_eq!(good.status.code(), Some(0), "{}{}", text(&good.stdout), text(&good.stderr));
+    assert!(text(&good.stdout).contains("0 faults"));
+    let (_folder, path) = folder("host=127.0.0.1 port=1", "");
+    let bad = output(&["check", "-c", path_of(&path)]);
+    assert_eq!(bad.status.code(), Some(1));
+    assert!(text(&bad.stdout).contains("FAULT"), "{}", text(&bad.stdout));
+}
+
+/// A running pgherd, killed if the story ends before it does.
+struct Serving {
+    child: Child,
+    log: PathBuf,
+}
+
+impl Serving {
+    fn start(path: &Path) -> Self {
+        let log = path.with_file_name("log");
+        let file = std::fs::File::create(&log).expect("a log");
+        let child = pgherd().args(["-c", path_of(path)]).stderr(file).spawn().expect("the binary runs");
+        Self { child, log }
+    }
+
+    fn log(&self) -> String {
+        std::fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
+    fn signal(&self, name: &str) {
+        let status = Command::new("kill").args([name, &self.child.id().to_string()]).status();
+        assert!(status.expect("kill runs").success());
+    }
+
+    fn wait_for_log(&self, part: &str) {
+        wait_until(DEADLINE, part, || self.log().contains(part));
+    }
+}
+
+impl Drop for Serving {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// A port that nobody has now.
+fn free_port() -> u16 {
+    std::net::TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a port").port()
+}
+
+fn get(port: u16, path: &str) -> String {
+    use std::io::Write;
+    let Ok(mut socket) = TcpStream::connect(("127.0.0.1", port)) else { return String::new() };
+    let _ = write!(socket, "GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+    let mut answer = String::new();
+    let _ = socket.read_to_string(&mut answer);
+    answer
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn it_gets_ready_reloads_at_sighup_and_ends_at_sigterm() {
+    let database = harness::fresh_database().await;
+    let (port, http) = (free_port(), free_port());
+    let listen = format!("[listen]\naddress = \"127.0.0.1:{port}\"\nhttp = \"127.0.0.1:{http}\"\n");
+    let (_folder, path) = folder(&database.address(), &listen);
+    let mut serving = Serving::start(&path);
+    wait_until(DEADLINE, "ready", || get(http, "/healthz/ready").starts_with("HTTP/1.1 200"));
+
+    let client = harness::connect(&format!("host=127.0.0.1 port={port} user=postgres dbname=app")).await;
+    client.simple_query("select 1").await.expect("an answer");
+    let metrics = get(http, "/metrics");
+    assert!(metrics.contains("pgherd_clients{database=\"app\",user=\"postgres\"} 1"), "{metrics}");
+
+    serving.signal("-HUP");
+    wait_until(DEADLINE, "a reload", || {
+        get(http, "/metrics").contains("pgherd_config_reloads_total{result=\"applied\"} 1")
+    });
+    client.simple_query("select 1").await.expect("the client stays");
+
+    let toml = std::fs::read_to_string(&path).expect("the file");
+    std::fs::write(&path, format!("{toml}nonsense = 1\n")).expect("a file");
+    serving.wait_for_log("nonsense");
+    assert!(serving.log().contains("the configuration stays as it is"), "{}", serving.log());
+    assert!(get(http, "/metrics").contains("pgherd_config_last_reload_successful 0"));
+
+    drop(client);
+    serving.signal("-TERM");
+    let mut code = None;
+    wait_until(DEADLINE, "the end", || {
+        code = serving.child.try_wait().expect("a child").map(|status| status.code());
+        code.is_some()
+    });
+    assert_eq!(code.flatten(), Some(0), "{}", serving.log());
+}
