@@ -99,6 +99,9 @@ fn build(answers: &Answers) -> Result<Catalog, tokio_postgres::Error> {
         locale: text(database, 3)?,
         deterministic: true,
     };
+    let functions = functions(&answers.functions)?;
+    let named = functions.iter().flat_map(|(name, overloads)| overloads.iter().map(move |one| (one.oid, name.clone())));
+    let function_names = named.collect();
     let relations = relations(answers)?;
     let relation_by_name =
         relations.values().map(|relation| ((relation.schema.clone(), relation.name.clone()), relation.oid)).collect();
@@ -112,7 +115,8 @@ fn build(answers: &Answers) -> Result<Catalog, tokio_postgres::Error> {
         version: 0,
         relations: relations.into_iter().map(|(oid, relation)| (oid, Arc::new(relation))).collect(),
         relation_by_name,
-        functions: functions(&answers.functions)?,
+        functions,
+        function_names,
         types: types(&answers.types)?,
         collations,
         user_operators,

@@ -17,6 +17,8 @@ pub struct Catalog {
     pub relation_by_name: HashMap<(Box<str>, Box<str>), Oid>,
     /// Functions by name, in every schema.
     pub functions: HashMap<Box<str>, Vec<Function>>,
+    /// Names of those functions by oid.
+    pub function_names: HashMap<Oid, Box<str>>,
     /// Types by oid.
     pub types: HashMap<Oid, Type>,
     /// Collations by oid.
@@ -149,7 +151,7 @@ pub struct Function {
     pub schema: Box<str>,
     /// What it is.
     pub kind: FunctionKind,
-    /// How it may behave.
+    /// How it may behave; an aggregate as the worst of its support functions, since `pg_proc` calls every aggregate immutable.
     pub volatility: Volatility,
     /// `SECURITY DEFINER`
     pub security_definer: bool,

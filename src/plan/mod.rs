@@ -24,10 +24,50 @@ pub enum Plan {
     },
     /// On several shards, merged by pgherd.
     FanOut(Arc<distribute::Streamed>),
+    /// Over sharded tables, with parameters that decide where and are not known yet: describe it on any shard, decide again after Bind.
+    NeedsBind(Reason),
     /// Answered by pgherd itself.
     Local(Local),
     /// Not at all: `0A000` with the clause and a hint.
     Refuse(Refusal),
+}
+
+impl Plan {
+    /// What sort of plan it is, as metrics and people call it.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Primary(_) => "primary",
+            Self::Replica(_) => "replica",
+            Self::Cached(_) => "cached",
+            Self::Shard { .. } => "shard",
+            Self::FanOut(_) => "fan-out",
+            Self::NeedsBind(_) => "needs-bind",
+            Self::Local(_) => "local",
+            Self::Refuse(_) => "refuse",
+        }
+    }
+
+    /// Why it was taken; a refusal and a local answer say it themselves.
+    pub fn reason(&self) -> Option<&Reason> {
+        match self {
+            Self::Primary(reason) | Self::Replica(reason) | Self::NeedsBind(reason) | Self::Shard { reason, .. } => {
+                Some(reason)
+            }
+            Self::Cached(cached) => Some(&cached.reason),
+            Self::FanOut(streamed) => Some(&streamed.reason),
+            Self::Local(_) | Self::Refuse(_) => None,
+        }
+    }
+
+    /// The stable code of the reason.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::Local(Local::Empty) => "empty",
+            Self::Local(Local::ExplainRoute(_)) => "explain-route",
+            Self::Refuse(refusal) => refusal.code,
+            other => other.reason().map_or("", |reason| reason.code),
+        }
+    }
 }
 
 /// Why a plan was taken.
@@ -83,6 +123,16 @@ pub struct Refusal {
     pub hint: String,
 }
 
+mod functions;
+mod moment;
+mod names;
+mod sharded;
+mod write_set;
+
+pub mod cacheable;
 pub mod distribute;
+pub mod explain;
 pub mod hash;
+pub mod rules;
+pub mod search_path;
 pub mod value;

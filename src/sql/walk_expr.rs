@@ -262,6 +262,12 @@ impl Walk {
             }
             FunctionArguments::List(list) => {
                 aggregate |= list.duplicate_treatment.is_some();
+                // `date(x)` is `x::date`, also where x is a text.
+                if let [FunctionArg::Unnamed(FunctionArgExpr::Expr(only))] = list.args.as_slice()
+                    && types::is_time_name(&name.name)
+                {
+                    self.time_operand(only);
+                }
                 self.effect(&name, &list.args);
                 self.arguments(&list.args);
                 list.clauses.iter().for_each(|clause| self.clause(clause));

@@ -1,0 +1,114 @@
+//! A plan as rows of text: what `EXPLAIN (ROUTE)` and `pgherd explain` show.
+
+use super::{Local, Plan, names};
+use crate::sql::facts::{Class, Facts, Name, Statement};
+
+/// Property and value, in the order to show them. Names and settings only: never a literal of the statement's.
+pub fn render(plan: &Plan, facts: &Facts) -> Vec<(String, String)> {
+    let mut rows = Rows(Vec::new());
+    rows.add("plan", plan.kind());
+    match plan {
+        Plan::Primary(_) | Plan::Replica(_) | Plan::NeedsBind(_) => {}
+        Plan::Cached(cached) => {
+            rows.add("ttl", format!("{} s", cached.ttl.as_secs_f64()));
+            rows.add("depends on", format!("{} relations", cached.relations.len()));
+            rows.add("catalog version", cached.catalog_version.to_string());
+        }
+        Plan::Shard { shard, .. } => rows.add("shard", shard.to_string()),
+        Plan::FanOut(streamed) => {
+            let shards: Vec<String> = streamed.shards.iter().map(ToString::to_string).collect();
+            rows.add("shards", shards.join(", "));
+            rows.add("merge", merge(streamed));
+        }
+        Plan::Local(Local::Empty) => rows.add("answer", "an empty query"),
+        Plan::Local(Local::ExplainRoute(_)) => rows.add("answer", "the plan of the statement inside"),
+        Plan::Refuse(refusal) => {
+            rows.add("refused", refusal.message.as_str());
+            rows.add("hint", refusal.hint.as_str());
+        }
+    }
+    rows.add("reason", plan.code());
+    if let Some(reason) = plan.reason() {
+        rows.add("why", reason.text.as_ref());
+    }
+    rows.add("fingerprint", facts.fingerprint.to_string());
+    for statement in &facts.statements {
+        describe(&mut rows, statement);
+    }
+    rows.0
+}
+
+struct Rows(Vec<(String, String)>);
+
+impl Rows {
+    fn add(&mut self, property: &str, value: impl Into<String>) {
+        self.0.push((property.into(), value.into()));
+    }
+
+    fn list(&mut self, property: &str, values: impl IntoIterator<Item = String>) {
+        let values: Vec<String> = values.into_iter().collect();
+        if !values.is_empty() {
+            self.add(property, values.join(", "));
+        }
+    }
+}
+
+fn merge(streamed: &super::distribute::Streamed) -> String {
+    let mut parts = vec![match &streamed.merge {
+        super::distribute::Merge::Rows if streamed.sort.is_empty() => "rows as they come".to_owned(),
+        super::distribute::Merge::Rows => format!("sorted by {} keys", streamed.sort.len()),
+        super::distribute::Merge::Groups(groups) => {
+            format!("groups by {} keys, {} aggregates", groups.keys.len(), groups.aggregates.len())
+        }
+    }];
+    if streamed.offset > 0 {
+        parts.push(format!("offset {}", streamed.offset));
+    }
+    if let Some(limit) = streamed.limit {
+        parts.push(format!("limit {limit}"));
+    }
+    parts.join(", ")
+}
+
+fn describe(rows: &mut Rows, statement: &Statement) {
+    rows.add("statement", class(statement.class));
+    let shown = |list: &[Name]| list.iter().map(names::display).collect::<Vec<_>>();
+    rows.list("reads", shown(&statement.reads));
+    rows.list("writes", shown(&statement.writes));
+    rows.list("calls", shown(&statement.functions));
+    let shape = statement.shape;
+    rows.list(
+        "shape",
+        [
+            (shape.aggregate, "aggregate"),
+            (shape.group_by, "group by"),
+            (shape.distinct, "distinct"),
+            (shape.window, "window"),
+            (shape.set_operation, "set operation"),
+            (shape.join, "join"),
+            (shape.subquery, "sub-query"),
+            (shape.key_equality, "key equality"),
+            (shape.sampled, "sample"),
+        ]
+        .into_iter()
+        .filter(|(is, _)| *is)
+        .map(|(_, name)| name.to_owned()),
+    );
+}
+
+fn class(class: Class) -> &'static str {
+    match class {
+        Class::Empty => "empty",
+        Class::Read => "read",
+        Class::Show => "show",
+        Class::ExplainRoute => "explain route",
+        Class::Session => "session",
+        Class::Transaction(_) => "transaction",
+        Class::CopyOut => "copy out",
+        Class::CopyIn => "copy in",
+        Class::Write => "write",
+        Class::Ddl => "ddl",
+        Class::Utility => "utility",
+        Class::Opaque => "opaque",
+    }
+}

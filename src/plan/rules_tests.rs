@@ -1,0 +1,340 @@
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::*;
+use crate::catalog::model::{Catalog, Oid, RelationKind};
+use crate::config::model::Reads;
+use crate::plan::WriteSet;
+use crate::sql::Analyzer;
+use world::{World, address, relation, sharded};
+
+#[path = "rules_world.rs"]
+mod world;
+
+#[test]
+fn reads_are_cached_when_every_input_is_known() {
+    World::new().all(&[
+        ("select a from t where id = 1", "cached/cacheable"),
+        ("select count(*), upper(a) from t join u using (id) group by 2", "cached/cacheable"),
+        ("select * from public.v, part, m", "cached/cacheable"),
+        ("select to_char(at, 'YYYY'), coalesce(a, 'x'), current_user from t", "cached/cacheable"),
+        ("select date_trunc('day', at)::date from t where at > '2020-01-01'", "cached/cacheable"),
+        ("select pure(1), a::mood, a -> 'x' from t", "cached/cacheable"),
+        ("with x as (select * from t) select * from x order by 1 limit 3", "cached/cacheable"),
+        ("/* pgherd: cache=on */ select 1", "cached/cache-hint"),
+        ("values (1), (2)", "cached/cacheable"),
+    ]);
+}
+
+#[test]
+fn each_reason_not_to_cache_has_its_code() {
+    World::new().all(&[
+        ("/* pgherd: cache=off */ select a from t", "primary/hint"),
+        ("select a from t for update", "primary/row-locks"),
+        ("select a from t tablesample system (1)", "primary/sample"),
+        ("select ctid from t", "primary/system-columns"),
+        ("explain analyze select a from t", "primary/explain"),
+        ("select nextval('seq')", "primary/volatile-function"),
+        ("select now()", "primary/stable-function"),
+        ("select current_date", "primary/volatile-function"),
+        ("select localtimestamp from t", "primary/volatile-function"),
+        ("select session_user", "primary/volatile-function"),
+        ("select random() from t", "primary/volatile-function"),
+        ("select writer()", "primary/volatile-function"),
+        ("select reader()", "primary/stable-function"),
+        ("select definer()", "primary/security-definer"),
+        ("select unknown_function()", "primary/volatile-function"),
+        ("select to_tsvector(a) from t", "primary/stable-function"),
+        ("select current_setting('x')", "primary/stable-function"),
+        ("select t.row_volatile from t", "primary/volatile-function"),
+        ("select (t).row_volatile from t", "primary/volatile-function"),
+        ("select a @@ 'x' from t", "primary/operator"),
+        ("select 't'::regclass", "primary/cast"),
+        ("select a::xml from t", "primary/cast"),
+        ("select '12:00'::timetz", "primary/cast"),
+        ("select a::short from t", "primary/user-type"),
+        ("select a::nothing from t", "primary/cast"),
+        ("select * from nowhere", "primary/unknown-relation"),
+        ("select * from pg_class", "primary/system-catalog"),
+        ("select * from far", "primary/foreign-table"),
+        ("select * from unlogged", "primary/unlogged-table"),
+        ("select * from secured", "primary/row-security"),
+        ("select * from seq", "primary/not-a-table"),
+        ("select * from dated", "primary/stable-function"),
+        ("select * from writing_view", "primary/volatile-function"),
+        ("select * from secret", "primary/table-rule"),
+        ("select pg_advisory_lock(1)", "primary/session-effect"),
+        ("select set_config('a', 'b', false)", "primary/session-effect"),
+    ]);
+}
+
+#[test]
+fn a_text_that_means_the_moment_is_never_cached() {
+    let mut world = World::new();
+    world.all(&[
+        ("select * from t where at > 'today'", "primary/time-text"),
+        ("select date 'yesterday'", "primary/time-text"),
+        ("select E'n\\x6fw'::timestamp", "primary/time-text"),
+        ("select a::date from t", "primary/time-text"),
+        ("select date(a) from t", "primary/time-text"),
+        ("select (a || '')::timestamp from t", "primary/time-text"),
+        ("select upper(a)::date from t", "primary/time-text"),
+        ("select x::date from (select a as x from t) s", "primary/time-text"),
+        ("select * from zoned", "primary/time-text"),
+        ("select at::date, (at + interval '1 day')::date from t", "cached/cacheable"),
+        ("select * from t where a = 'known'", "cached/cacheable"),
+    ]);
+    world.values = vec![Some(b"NOW".to_vec())];
+    world.all(&[("select * from t where at > $1", "primary/time-text")]);
+    world.values = vec![Some(b"2020-01-01".to_vec()), None];
+    world.all(&[("select * from t where at > $1", "cached/cacheable")]);
+}
+
+#[test]
+fn the_session_decides_with() {
+    let mut world = World::new();
+    for (state, route) in [
+        (Transaction::Outside, "cached/cacheable"),
+        (Transaction::VirginReadCommitted, "cached/cacheable"),
+        (Transaction::Written, "primary/after-write"),
+        (Transaction::Isolated, "primary/isolation"),
+        (Transaction::Failed, "primary/failed-transaction"),
+    ] {
+        world.in_transaction = state;
+        assert_eq!(world.route("select * from t"), route, "{state:?}");
+    }
+    world.in_transaction = Transaction::Outside;
+    world.temporary = true;
+    world.all(&[("select * from t", "primary/temporary-objects"), ("select * from public.t", "cached/cacheable")]);
+    world.cache.enabled = false;
+    world.all(&[("select * from t", "primary/read")]);
+}
+
+#[test]
+fn olap_only_caches_analytical_shapes_and_what_is_asked_for() {
+    let mut world = World::new();
+    world.cache.olap_only = true;
+    world.all(&[
+        ("select a from t where id = 1", "primary/point-read"),
+        ("select count(*) from t", "cached/cacheable"),
+        ("/* pgherd: cache=on */ select a from t where id = 1", "cached/cache-hint"),
+    ]);
+}
+
+#[test]
+fn a_cached_read_depends_on_everything_below_it_for_the_shortest_time() {
+    let world = World::new();
+    let cached = |text: &str| match world.plan(text) {
+        Plan::Cached(cached) => cached,
+        other => panic!("{text}: {other:?}"),
+    };
+    assert_eq!(cached("select * from v, part").relations, [1, 3, 4, 5]);
+    assert_eq!(cached("select 1").relations, [0; 0]);
+    assert_eq!(cached("select * from t").catalog_version, 7);
+    assert_eq!(cached("select * from t").ttl, Duration::from_secs(300));
+    assert_eq!(cached("select * from t, slow").ttl, Duration::from_secs(9));
+    assert_eq!(cached("select * from slow /* pgherd: ttl=2m */").ttl, Duration::from_secs(120));
+}
+
+#[test]
+fn a_name_that_two_schemas_have_depends_on_both() {
+    let mut world = World::new();
+    let mut other = relation(99, "t", RelationKind::Table);
+    other.schema = "app".into();
+    world.catalog.relation_by_name.insert(("app".into(), "t".into()), 99);
+    world.catalog.relations.insert(99, Arc::new(other));
+    world.path.push("app".into());
+    match world.plan("select * from t") {
+        Plan::Cached(cached) => assert_eq!(cached.relations, [1, 99]),
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(world.writes("update t set a = 1").relations, [1, 99]);
+}
+
+/// Every trap of routing: what can write, lock or change the session never leaves the primary.
+#[test]
+fn nothing_that_can_write_goes_to_a_replica() {
+    let mut world = World::new();
+    world.cache.enabled = false;
+    world.database.replicas = vec![address()];
+    world.database.reads = Reads::Replica;
+    world.all(&[
+        ("select a from t", "replica/read"),
+        ("select now(), count(*) from v", "replica/read"),
+        ("select reader() from t", "replica/read"),
+        ("select writer()", "primary/volatile-function"),
+        ("select * from writing_view", "primary/primary-relation"),
+        ("with x as (insert into t values (1) returning *) select * from x", "primary/write"),
+        ("select a from t for update", "primary/not-plain"),
+        ("select a from t for no key update", "primary/not-plain"),
+        ("explain analyze insert into t values (1)", "primary/write"),
+        ("copy (insert into t values (1) returning a) to stdout", "primary/write"),
+        ("call p()", "primary/opaque"),
+        ("select lo_create(1)", "primary/not-plain"),
+        ("select lo_import('/etc/passwd')", "primary/not-plain"),
+        ("select nextval('seq')", "primary/volatile-function"),
+        ("lock table t", "primary/utility"),
+        ("set transaction read write", "primary/transaction"),
+        ("prepare transaction 'x'", "primary/transaction"),
+        ("declare c cursor for select * from t", "primary/session"),
+        ("select 1; insert into t values (1)", "primary/multi-statement"),
+        ("/* c */ -- d\n insert into t values (1)", "primary/write"),
+        ("begin", "primary/transaction"),
+        ("select 1 into x", "primary/write"),
+        ("select pg_is_in_recovery()", "primary/volatile-function"),
+        ("select * from unlogged", "primary/primary-relation"),
+        ("select * from pg_class", "primary/primary-relation"),
+        ("select * from far", "primary/primary-relation"),
+        ("select * from nowhere", "primary/unknown-relation"),
+        ("table t", "replica/read"),
+        ("values (1)", "replica/read"),
+        ("/* pgherd: route=primary */ select a from t", "primary/hint"),
+    ]);
+    world.in_transaction = Transaction::VirginReadCommitted;
+    world.all(&[("select a from t", "primary/transaction")]);
+    world.in_transaction = Transaction::Outside;
+    world.pinned = true;
+    world.all(&[("select a from t", "primary/transaction")]);
+    world.pinned = false;
+    world.database.reads = Reads::Primary;
+    world.all(&[("select a from t", "primary/read"), ("/* pgherd: route=replica */ select a from t", "replica/read")]);
+    world.database.replicas.clear();
+    world.all(&[("/* pgherd: route=replica */ select a from t", "primary/read")]);
+}
+
+#[test]
+fn everything_else_has_its_place() {
+    World::new().all(&[
+        ("", "local/empty"),
+        (" ; -- x", "local/empty"),
+        ("explain (route) select 1", "local/explain-route"),
+        ("explain (route) select 1; select 2", "refuse/explain-route"),
+        ("show all", "primary/show"),
+        ("set a to 1", "primary/session"),
+        ("commit", "primary/transaction"),
+        ("copy t to stdout", "primary/copy"),
+        ("copy t from stdin", "primary/copy"),
+        ("create table x ()", "primary/ddl"),
+        ("vacuum", "primary/utility"),
+        ("explain select 1", "primary/utility"),
+        ("do $$ begin end $$", "primary/opaque"),
+        ("select 1; select 2", "primary/multi-statement"),
+    ]);
+    match World::new().plan("explain (route) /* x */ select a from t") {
+        Plan::Local(Local::ExplainRoute(inner)) => assert_eq!(&*inner, "select a from t"),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_write_set_holds_all_that_a_statement_may_change() {
+    let world = World::new();
+    let relations = |oids: &[Oid]| WriteSet { relations: oids.to_vec(), ..WriteSet::default() };
+    let database = WriteSet { database: true, ..WriteSet::default() };
+    let everything = WriteSet { database: true, catalog: true, relations: Vec::new() };
+    for (text, expected) in [
+        ("select a from t", relations(&[])),
+        ("select random(), nextval('seq'), set_config('a', 'b', true)", relations(&[])),
+        ("insert into t values (1)", relations(&[1])),
+        ("update part set a = 1", relations(&[3, 4])),
+        ("delete from part_1", relations(&[3, 4])),
+        ("delete from cascading", relations(&[2, 14])),
+        ("insert into v values (1)", relations(&[1, 5])),
+        ("with x as (update u set a = 1 returning *) insert into t select * from x", relations(&[1, 2])),
+        ("copy t from stdin", relations(&[1])),
+        ("refresh materialized view m", relations(&[15])),
+        ("insert into t values (1); update u set a = 2", relations(&[1, 2])),
+        ("update pg_settings set setting = 'x'", relations(&[])),
+        ("lock table t; vacuum t; analyze; notify x; checkpoint", relations(&[])),
+        ("begin; set a to 1; show a; commit", relations(&[])),
+        ("explain delete from t", relations(&[])),
+        ("explain analyze delete from t", relations(&[1])),
+        ("insert into triggered values (1)", database.clone()),
+        ("select writer()", database.clone()),
+        ("select query_to_xml('delete from t', true, true, '')", database.clone()),
+        ("select lo_create(1)", database.clone()),
+        ("select unknown_function()", database.clone()),
+        ("select t.row_volatile from t", database.clone()),
+        ("select * from writing_view", database.clone()),
+        ("declare c cursor for select writer()", database.clone()),
+        ("copy (select writer()) to stdout", database.clone()),
+        ("copy t from stdin where writer() is null", database),
+        ("insert into nowhere values (1)", everything.clone()),
+        ("select 1 into x", everything.clone()),
+        ("delete from pg_class", everything.clone()),
+        ("create table x ()", everything.clone()),
+        ("truncate t", everything.clone()),
+        ("grant select on t to public", everything.clone()),
+        ("call p()", everything.clone()),
+        ("do $$ begin end $$", everything.clone()),
+        ("execute p", everything.clone()),
+        ("frobnicate", everything),
+    ] {
+        assert_eq!(world.writes(text), expected, "{text}");
+    }
+    let nothing_known = write_set(
+        &Analyzer::with_memo_bytes(1 << 20).facts(b"update t set a = 1", true),
+        &Catalog::default(),
+        &world.path,
+    );
+    assert!(nothing_known.database);
+}
+
+#[test]
+fn volatile_code_of_users_may_change_the_session() {
+    let world = World::new();
+    let may = |text: &str| {
+        let facts = Analyzer::with_memo_bytes(1 << 20).facts(text.as_bytes(), true);
+        may_change_session(&facts, &world.catalog, &world.path)
+    };
+    assert!(may("select writer()") && !may("select random(), reader(), pure(1)"));
+}
+
+#[test]
+fn what_might_reach_the_shards_unseen_is_refused() {
+    let world = sharded();
+    world.all(&[
+        ("do $$ begin delete from orders; end $$", "refuse/names-shards"),
+        ("do $$ begin execute 'delete from \"orders\"'; end $$", "refuse/names-shards"),
+        ("do $$ begin perform 1; end $$", "primary/opaque"),
+        ("do $$ begin perform writer(); end $$", "refuse/user-function"),
+        ("call writer()", "refuse/user-function"),
+        ("select writer() from u", "refuse/user-function"),
+        ("insert into u select writer()", "refuse/user-function"),
+        ("select reader() from u", "primary/stable-function"),
+        ("select slug(a) from u", "primary/volatile-function"),
+        ("alter table orders add x int", "refuse/names-shards"),
+        ("truncate u, orders", "refuse/names-shards"),
+        ("create table u2 ()", "primary/ddl"),
+        ("lock table orders", "refuse/names-shards"),
+        ("vacuum countries", "refuse/names-shards"),
+        ("prepare p as select * from orders", "refuse/names-shards"),
+        ("declare c cursor for select * from orders", "refuse/cursor"),
+        ("explain select * from orders", "refuse/explain"),
+        ("explain analyze select * from orders", "refuse/explain"),
+        ("select * from orders; select 1", "refuse/multi-statement"),
+        ("select * from orders, u", "refuse/mixed"),
+        ("insert into u select * from orders", "refuse/mixed"),
+        ("select * from t", "refuse/ambiguous-name"),
+        ("select * from u", "cached/cacheable"),
+        ("with orders as (select 1) select * from orders", "cached/cacheable"),
+        ("select sum(a) over (rows 1 preceding exclude ties) from orders", "refuse/names-shards"),
+    ]);
+    let mut temporary = sharded();
+    temporary.temporary = true;
+    temporary.all(&[("select * from orders", "refuse/ambiguous-name")]);
+}
+
+#[test]
+fn a_plan_is_shown_without_a_literal() {
+    let world = World::new();
+    let text = "select count(*), 'secret word' from t where a = 'secret word' group by 2";
+    let facts = Analyzer::with_memo_bytes(1 << 20).facts(text.as_bytes(), true);
+    let rows = crate::plan::explain::render(&world.plan(text), &facts);
+    let value = |property: &str| rows.iter().find(|(name, _)| name == property).map(|(_, value)| value.as_str());
+    assert_eq!(value("plan"), Some("cached"));
+    assert_eq!(value("reason"), Some("cacheable"));
+    assert_eq!(value("reads"), Some("t"));
+    assert_eq!(value("shape"), Some("aggregate, group by, key equality"));
+    assert!(rows.iter().all(|(_, value)| !value.contains("secret")));
+}

@@ -1,0 +1,231 @@
+//! The gate before the shards: which statements name sharded or reference tables, and which might reach them unseen.
+
+use super::distribute::{self, Distributed, Parameters};
+use super::functions::{self, Conduct};
+use super::rules::Input;
+use super::{Plan, Reason, Refusal, names};
+use crate::sql::facts::{Class, Name, Statement};
+
+/// A plan for a query string of a database with sharded tables; `None` where only the primary is concerned.
+pub(super) fn decide(input: &Input<'_>) -> Option<Plan> {
+    if input.database.tables.is_empty() {
+        return None;
+    }
+    let mut distributed = false;
+    for statement in &input.facts.statements {
+        match touches(input, statement) {
+            Ok(touched) => distributed |= touched,
+            Err(refusal) => return Some(Plan::Refuse(refusal)),
+        }
+    }
+    if !distributed {
+        return None;
+    }
+    match input.facts.single() {
+        Some(statement) => distribute(input, statement),
+        None => Some(Plan::Refuse(refusal(
+            "multi-statement",
+            "a string of several statements that names a sharded table cannot be split".into(),
+            "Send the statements one by one.",
+        ))),
+    }
+}
+
+fn refusal(code: &'static str, message: String, hint: &str) -> Refusal {
+    Refusal { code, message, hint: hint.into() }
+}
+
+fn distribute(input: &Input<'_>, statement: &Statement) -> Option<Plan> {
+    let refused = |refusal| Some(Plan::Refuse(refusal));
+    if statement.explain {
+        return refused(refusal(
+            "explain",
+            "EXPLAIN of a statement over sharded tables".into(),
+            "Use EXPLAIN (ROUTE) to see what pgherd would do, and EXPLAIN on a shard for its part.",
+        ));
+    }
+    let Some(shards) = input.shards else {
+        return refused(refusal(
+            "no-catalog",
+            "the shards' catalog has not been read yet".into(),
+            "Try again when the shards can be reached.",
+        ));
+    };
+    let parameters =
+        input.bound.map(|bound| Parameters { types: bound.types, formats: bound.formats, values: bound.values });
+    let plan = planned(&distribute::Input {
+        text: input.text,
+        statement,
+        catalog: shards,
+        database: input.database,
+        search_path: input.session.search_path,
+        pure_functions: &input.fanout.pure_functions,
+        session: distribute::Session {
+            standard_conforming_strings: input.session.standard_conforming_strings,
+            same_encoding: input.session.same_encoding,
+        },
+        parameters: parameters.or((statement.parameters == 0).then_some(Parameters::NONE)),
+    });
+    match plan {
+        Ok(Distributed::Elsewhere) => None,
+        Ok(Distributed::Shard { shard, reason }) => Some(Plan::Shard { shard, reason }),
+        Ok(Distributed::Streamed(streamed)) => Some(Plan::FanOut(streamed)),
+        Ok(Distributed::NeedsBind) => Some(Plan::NeedsBind(Reason {
+            code: "needs-bind",
+            text: "which shards it concerns is known when its parameters are".into(),
+        })),
+        Err(refusal) => refused(refusal),
+    }
+}
+
+fn planned(input: &distribute::Input<'_>) -> Result<Distributed, Refusal> {
+    let _ = input;
+    Err(refusal("distributed", "statements over sharded tables".into(), "Send it to the shards themselves."))
+}
+
+/// Whether the statement names a sharded or reference table.
+///
+/// # Errors
+/// It might reach one in a way that pgherd cannot follow.
+fn touches(input: &Input<'_>, statement: &Statement) -> Result<bool, Refusal> {
+    if !input.session.text_is_plain {
+        return Err(refusal(
+            "client-encoding",
+            "a text in this client_encoding cannot be read safely in a database with sharded tables".into(),
+            "Set client_encoding to UTF8.",
+        ));
+    }
+    match statement.class {
+        Class::Opaque => opaque(input, statement)?,
+        Class::Ddl => named(input, statement, "DDL on a sharded or reference table", "Run it on each shard.")?,
+        Class::Utility if !statement.explain => {
+            named(input, statement, "maintenance or LOCK of a sharded or reference table", "Run it on each shard.")?;
+        }
+        Class::Session => {
+            let hint = "Use the protocol's prepared statements and portals instead.";
+            named(input, statement, "PREPARE or a cursor over a sharded or reference table", hint)?;
+        }
+        _ => {}
+    }
+    let mut distributed: Option<&Name> = None;
+    let mut local: Option<&Name> = None;
+    for name in statement.reads.iter().chain(&statement.writes) {
+        match place(input, name)? {
+            Place::Shards => distributed = distributed.or(Some(name)),
+            Place::Primary => local = local.or(Some(name)),
+            Place::Nowhere => {}
+        }
+    }
+    match (distributed, local) {
+        (Some(distributed), Some(local)) => Err(refusal(
+            "mixed",
+            format!("{} is on the shards and {} on the primary", names::display(distributed), names::display(local)),
+            "Make the second a reference table, or ask for the two on their own.",
+        )),
+        (Some(_), None) if statement.class == Class::Session => Err(refusal(
+            "cursor",
+            "a cursor over a sharded or reference table".into(),
+            "Use the protocol's portals instead.",
+        )),
+        (Some(_), None) => Ok(true),
+        (None, _) => {
+            user_functions(input, statement)?;
+            Ok(false)
+        }
+    }
+}
+
+enum Place {
+    Shards,
+    Primary,
+    Nowhere,
+}
+
+/// Where the relation of that name is.
+fn place(input: &Input<'_>, name: &Name) -> Result<Place, Refusal> {
+    let path = input.session.search_path;
+    let on_primary = input.catalog.is_some_and(|catalog| !names::candidates(name, catalog, path).is_empty());
+    let mut tables = input.database.tables.iter().filter(|table| *table.name == *name.name);
+    let on_shards = match &name.schema {
+        Some(schema) => tables.any(|table| *table.schema == **schema),
+        // A schema that only the shards have is not in the path, which was resolved on the primary.
+        None => {
+            tables.any(|table| path.iter().any(|schema| **schema == *table.schema) || !exists(input, &table.schema))
+        }
+    };
+    let temporary = name.schema.is_none() && input.session.has_temporary_objects;
+    match (on_shards, on_primary) {
+        (true, _) if temporary => Err(refusal(
+            "ambiguous-name",
+            format!("{} may be a sharded table or a temporary one", names::display(name)),
+            "Write the table's schema.",
+        )),
+        (true, true) => Err(refusal(
+            "ambiguous-name",
+            format!("{} is a table of the shards, and there is one of that name on the primary", names::display(name)),
+            "Write the table's schema, or drop the one on the primary.",
+        )),
+        (true, false) => Ok(Place::Shards),
+        (false, true) => Ok(Place::Primary),
+        (false, false) => Ok(Place::Nowhere),
+    }
+}
+
+fn exists(input: &Input<'_>, schema: &str) -> bool {
+    input.catalog.is_some_and(|catalog| catalog.schemas.iter().any(|known| **known == *schema))
+}
+
+/// Refuses a statement that has the name of a distributed table among its identifiers.
+fn named(input: &Input<'_>, statement: &Statement, what: &str, hint: &str) -> Result<(), Refusal> {
+    let mut tables = input.database.tables.iter();
+    match tables.find(|table| statement.identifiers.iter().any(|identifier| **identifier == *table.name)) {
+        Some(table) => Err(refusal("names-shards", format!("{what}: {}.{}", table.schema, table.name), hint)),
+        None => Ok(()),
+    }
+}
+
+/// DO, CALL, EXECUTE and what could not be read: neither may it name a distributed table, nor call code that could.
+fn opaque(input: &Input<'_>, statement: &Statement) -> Result<(), Refusal> {
+    let hint = "Write it as a plain statement, or run it on the servers themselves.";
+    named(input, statement, "a statement that pgherd cannot read names a sharded or reference table", hint)?;
+    for identifier in &statement.identifiers {
+        let functions = input.catalog.and_then(|catalog| catalog.functions.get(identifier));
+        let mut unseen = functions.into_iter().flatten().filter(|function| function.user_defined);
+        if unseen.any(|function| function.volatility == crate::catalog::model::Volatility::Volatile)
+            && !is_declared(input, identifier)
+        {
+            return Err(user_function(identifier));
+        }
+    }
+    Ok(())
+}
+
+/// Refuses volatile functions of a user's: they may read or write sharded tables unseen.
+fn user_functions(input: &Input<'_>, statement: &Statement) -> Result<(), Refusal> {
+    let runs = !matches!(statement.class, Class::Ddl | Class::Utility | Class::Opaque);
+    let Some(catalog) = input.catalog.filter(|_| runs) else { return Ok(()) };
+    let called = functions::called(statement, catalog, input.session.search_path);
+    let unseen = called
+        .iter()
+        .find(|called| called.user_defined && called.conduct == Conduct::Volatile && !is_declared(input, &called.name));
+    match unseen {
+        Some(called) => Err(user_function(&called.name)),
+        None => Ok(()),
+    }
+}
+
+fn user_function(name: &str) -> Refusal {
+    refusal(
+        "user-function",
+        format!("the function {name} could reach sharded tables"),
+        "Declare it in fanout.pure_functions if it does not.",
+    )
+}
+
+/// Whether `fanout.pure_functions` has a function of that name, in any schema and with any arguments.
+fn is_declared(input: &Input<'_>, name: &str) -> bool {
+    input.fanout.pure_functions.iter().any(|declared| {
+        let bare = declared.split_once('(').map_or(declared.as_str(), |(bare, _)| bare);
+        bare.rsplit_once('.').map_or(bare, |(_, last)| last) == name
+    })
+}
