@@ -325,6 +325,8 @@ password = "hunter2"
 scram_secret = "hunter2"
 [cache]
 redis = { url = "redis-sentinel://:hunter2@x:1" }
+[cache]
+redis = "redis://:hunter2@x:1"
 [broken
 "#;
     let error = read_in(Path::new("/nonexistent"), text).expect_err("faults");
