@@ -7,6 +7,7 @@ mod upkeep;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -17,7 +18,8 @@ use tokio_util::task::TaskTracker;
 use self::accept::Door;
 use self::databases::Databases;
 use crate::auth::scram::ScramStore;
-use crate::config::model::Config;
+use crate::cache::ResultCache;
+use crate::config::model::{Config, Database as DatabaseConfig};
 use crate::config::reload::{self, Reload};
 use crate::error::{Error, ErrorKind};
 use crate::http::{self, Readiness};
@@ -161,20 +163,50 @@ impl Running {
 
     async fn finish(&self) {
         self.house.stop.cancel();
-        self.house.tasks.close();
-        self.house.tasks.wait().await;
         for database in self.house.databases.all() {
             database.close();
         }
+        self.house.tasks.close();
+        self.house.tasks.wait().await;
     }
 }
 
 impl House {
     /// Opens what the configuration names; what has not changed keeps its pools.
     fn open_databases(self: &Arc<Self>, config: &Arc<Config>) {
-        self.databases.replace(config, |wanted| Arc::new(Database::new(Arc::clone(wanted), Arc::clone(&self.shared))));
+        self.databases.replace(config, |wanted| self.open_database(wanted, config));
         let checked = config.databases.values().map(|db| (db.name.as_str(), db.pool.health_check_interval));
         self.readiness.set_databases(checked);
+    }
+
+    fn open_database(self: &Arc<Self>, wanted: &Arc<DatabaseConfig>, config: &Config) -> Arc<Database> {
+        let solo = Arc::new(AtomicBool::new(false));
+        let cache = if wanted.cache && config.cache.enabled {
+            match ResultCache::new(&wanted.name, &config.cache, Arc::clone(&solo)) {
+                Ok(cache) => Some(cache),
+                Err(error) => {
+                    tracing::error!(%error, database = wanted.name, "no cache");
+                    None
+                }
+            }
+        } else {
+            None
+        };
+        let shared = Arc::clone(&self.shared);
+        let database = Arc::new(Database::new(Arc::clone(wanted), shared, config, cache.clone(), solo));
+        if database.is_planned() {
+            let (house, kept) = (Arc::clone(self), Arc::clone(&database));
+            self.tasks.spawn(upkeep::keep_catalog(house, kept, upkeep::Kept::Primary));
+        }
+        if database.shard_catalog.is_some() {
+            let (house, kept) = (Arc::clone(self), Arc::clone(&database));
+            self.tasks.spawn(upkeep::keep_catalog(house, kept, upkeep::Kept::Shards));
+        }
+        if let Some(cache) = cache {
+            let checker = upkeep::Checker { house: Arc::downgrade(self), database: Arc::downgrade(&database) };
+            self.tasks.spawn(cache.run(Arc::new(checker), database.closed.clone()));
+        }
+        database
     }
 
     async fn listen_http(self: &Arc<Self>, config: &Config) -> Result<Option<SocketAddr>, Error> {

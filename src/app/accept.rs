@@ -5,7 +5,6 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::House;
@@ -14,7 +13,7 @@ use crate::net::listener::Listener;
 use crate::net::stream::Stream;
 use crate::session::Session;
 use crate::session::cancel::CancelKey;
-use crate::session::handshake::{self, Handshake};
+use crate::session::handshake::{self, Authenticated, Handshake};
 use crate::wire::sqlstate::SqlState;
 
 /// Pause after the system refused an accept (out of descriptors), so that the loop does not spin.
@@ -119,28 +118,22 @@ pub(super) async fn accept_loop(house: Arc<House>, listener: Listener) {
 
 async fn serve(house: Arc<House>, stream: Stream) {
     let config = house.config.load_full();
-    let address = stream.peer().ip();
-    let entered = match house.door.load().enter(address, config.security.max_connections_per_ip) {
-        Ok(entered) => entered,
-        Err(error) => {
-            house.metrics.client_rejected(error.kind().label());
-            turn_away(stream, &error).await;
-            return;
-        }
-    };
     let context = house.handshake.load_full();
-    match Box::pin(handshake::accept(stream, &context)).await {
-        Ok(Handshake::Session(authenticated)) => {
-            let Some(db) = house.databases.get(&authenticated.database.name) else { return };
-            let client = house.metrics.client(&authenticated.database.name, &authenticated.user.name);
-            let settings = authenticated.startup.settings.clone();
-            let session = Session::new(db, *authenticated, &house.drain);
-            if let Err(error) = session.run(settings).await {
-                house.metrics.error(error.kind());
-                tracing::info!(%error, "session ended");
-            }
-            drop(client);
+    match house.door.load().enter(stream.peer().ip(), config.security.max_connections_per_ip) {
+        Ok(entered) => {
+            let handshake = Box::pin(handshake::accept(stream, &context)).await;
+            go_on(&house, handshake).await;
+            drop(entered);
         }
+        // Even in a full house a cancel request is honoured.
+        Err(refusal) => go_on(&house, Box::pin(handshake::turn_away(stream, &context, refusal)).await).await,
+    }
+}
+
+/// Does what a connection turned out to want.
+async fn go_on(house: &House, handshake: Result<Handshake, Error>) {
+    match handshake {
+        Ok(Handshake::Session(authenticated)) => Box::pin(run_session(house, *authenticated)).await,
         Ok(Handshake::Cancel { pid, secret, stream }) => {
             house.shared.cancel_keys.cancel(&CancelKey { pid, secret }).await;
             drop(stream);
@@ -151,19 +144,15 @@ async fn serve(house: Arc<House>, stream: Stream) {
             tracing::info!(%error, "client turned away");
         }
     }
-    drop(entered);
 }
 
-/// Tells a client at the door why it cannot come in. It has not said yet whether it wants TLS: libpq shows the error anyway.
-async fn turn_away(mut stream: Stream, error: &Error) {
-    const PATIENCE: std::time::Duration = std::time::Duration::from_secs(1);
-    let mut message = bytes::BytesMut::new();
-    crate::wire::writer::error_response(&mut message, error);
-    let told = async {
-        stream.write_all(&message).await?;
-        stream.shutdown().await?;
-        // Closing with its startup packet unread would reset the connection before it has read the error.
-        tokio::io::copy(&mut (&mut stream).take(64 * 1024), &mut tokio::io::sink()).await
-    };
-    let _ = tokio::time::timeout(PATIENCE, told).await;
+async fn run_session(house: &House, authenticated: Authenticated) {
+    let Some(db) = house.databases.get(&authenticated.database.name) else { return };
+    let _counted = house.metrics.client(&authenticated.database.name, &authenticated.user.name);
+    let settings = authenticated.startup.settings.clone();
+    let session = Session::new(db, authenticated, &house.drain);
+    if let Err(error) = session.run(settings).await {
+        house.metrics.error(error.kind());
+        tracing::info!(%error, "session ended");
+    }
 }

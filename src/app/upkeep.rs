@@ -1,9 +1,13 @@
 //! What goes on in the background: health checks, pool figures, and the catalogs.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::House;
+use crate::backend::control::{self, Control};
+use crate::cache::{BackendChecker, BackendId};
+use crate::error::Error;
 use crate::session::context::{Database, Target};
 
 /// How often pools are looked at; a pool's own interval decides when it is tried.
@@ -55,4 +59,141 @@ async fn check_database(house: Arc<House>, database: Arc<Database>) {
         primary = health.map_err(|error| error.to_string());
     }
     house.readiness.primary(&database.config.name, primary);
+}
+
+/// How long to wait before a failed catalog read is tried again.
+const RETRY: Duration = Duration::from_secs(1);
+/// How often the catalogs are looked at for changes that nobody made through pgherd.
+const CATALOG_ROUND: Duration = Duration::from_secs(5);
+
+/// Which catalog is kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kept {
+    /// The primary's, which the cache depends on.
+    Primary,
+    /// Shard 0's.
+    Shards,
+}
+
+/// Reads a catalog, and reads it again whenever it may have changed.
+pub(super) async fn keep_catalog(house: Arc<House>, database: Arc<Database>, kept: Kept) {
+    let mut first = true;
+    loop {
+        tokio::select! {
+            () = database.closed.cancelled() => return,
+            () = house.stop.cancelled() => return,
+            result = keep_connected(&house, &database, kept, &mut first) => if let Err(error) = result {
+                tracing::warn!(%error, database = database.config.name, ?kept, "cannot read the catalog");
+            },
+        }
+        if kept == Kept::Primary {
+            database.solo.store(false, Ordering::Release);
+        }
+        tokio::select! {
+            () = database.closed.cancelled() => return,
+            () = house.stop.cancelled() => return,
+            () = tokio::time::sleep(RETRY) => {}
+        }
+    }
+}
+
+async fn keep_connected(house: &House, database: &Database, kept: Kept, first: &mut bool) -> Result<(), Error> {
+    let (target, handle) = match (kept, &database.shard_catalog) {
+        (Kept::Shards, Some(handle)) => (Target::Shard(0), handle),
+        _ => (Target::Primary, &database.catalog),
+    };
+    let control = connect_control(house, database, target).await?;
+    let cache = database.cache.as_ref().filter(|_| kept == Kept::Primary);
+    let mut changes = cache.map(|cache| cache.catalog_epoch());
+    loop {
+        if kept == Kept::Primary && database.cache.is_some() {
+            hold_solo_lock(database, &control.client).await?;
+        }
+        let as_of = changes.as_mut().map(|changes| *changes.borrow_and_update());
+        let changed = handle.refresh(&control.client).await?;
+        if let (Some(cache), Some(as_of)) = (cache, as_of) {
+            if changed && !*first {
+                cache.catalog_changed();
+                // What was read belongs to the state before that: read once more.
+                let as_of = changes.as_mut().map(|changes| *changes.borrow_and_update()).unwrap_or(as_of);
+                handle.refresh(&control.client).await?;
+                cache.catalog_loaded(handle.current().version, as_of);
+            } else {
+                cache.catalog_loaded(handle.current().version, as_of);
+            }
+        }
+        if std::mem::take(first) {
+            database.catalog_is_there();
+        }
+        let epoch_moved = async {
+            match &mut changes {
+                Some(changes) => changes.changed().await.is_ok(),
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            _ = epoch_moved => {}
+            () = database.catalog_changed.notified() => {}
+            () = tokio::time::sleep(CATALOG_ROUND) => {}
+        }
+    }
+}
+
+/// A control connection, as the first user who can log in.
+pub(super) async fn connect_control(house: &House, database: &Database, target: Target) -> Result<Control, Error> {
+    let config = house.config.load_full();
+    let mut result = Err(Error::internal("no user may connect to this database"));
+    for user in config.users.values() {
+        if !user.databases.is_empty() && !user.databases.contains(&database.config.name) {
+            continue;
+        }
+        result = control::connect(database.address(target), &database.login(user, target)).await;
+        if result.is_ok() {
+            break;
+        }
+    }
+    result
+}
+
+/// Without Redis `strict` needs to know that this pgherd is the only one: whoever holds the lock is.
+async fn hold_solo_lock(database: &Database, client: &tokio_postgres::Client) -> Result<(), Error> {
+    if database.solo.load(Ordering::Acquire) {
+        return Ok(());
+    }
+    let sql = "SELECT pg_catalog.pg_try_advisory_lock(pg_catalog.hashtextextended('pgherd cache of ' || pg_catalog.current_database(), 0))";
+    let row = client
+        .query_one(sql, &[])
+        .await
+        .map_err(|error| Error::internal("cannot ask for the solo lock").cause(error))?;
+    if row.try_get(0).unwrap_or(false) {
+        database.solo.store(true, Ordering::Release);
+    }
+    Ok(())
+}
+
+/// Asks PostgreSQL whether a server process is gone.
+pub(super) struct Checker {
+    /// The house, for logging in.
+    pub(super) house: std::sync::Weak<House>,
+    /// The database whose primary is asked.
+    pub(super) database: std::sync::Weak<Database>,
+}
+
+#[async_trait::async_trait]
+impl BackendChecker for Checker {
+    async fn backend_gone(&self, backend: BackendId) -> Result<bool, Error> {
+        let (Some(house), Some(database)) = (self.house.upgrade(), self.database.upgrade()) else { return Ok(false) };
+        let control = connect_control(&house, &database, Target::Primary).await?;
+        let sql = "SELECT pg_catalog.floor(EXTRACT(EPOCH FROM backend_start) * 1000000)::pg_catalog.int8 \
+                   FROM pg_catalog.pg_stat_activity WHERE pid = $1";
+        let failed = |error| Error::internal("cannot ask for a server process").cause(error);
+        let rows = control.client.query(sql, &[&backend.pid]).await.map_err(failed)?;
+        // A start that may not be seen is not known to be another's.
+        let started: Option<Option<i64>> = rows.first().map(|row| row.try_get(0).unwrap_or(None));
+        Ok(match started {
+            None => true,
+            Some(None) => false,
+            Some(Some(start_us)) => start_us != backend.start_us,
+        })
+    }
 }

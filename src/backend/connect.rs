@@ -94,7 +94,7 @@ fn may_want_tls(error: &Error) -> bool {
 }
 
 /// Connects and settles encryption as far as that comes before the first packet.
-pub(super) async fn open(address: &ServerAddress, tls: &ClientTls) -> Result<Stream, Error> {
+pub async fn open(address: &ServerAddress, tls: &ClientTls) -> Result<Stream, Error> {
     let stream = Stream::connect(address).await?;
     // libpq ignores sslmode on Unix sockets.
     if address.is_unix() {

@@ -1,11 +1,15 @@
 //! What a server still owes an answer to, in the order it was asked.
 
 use std::collections::VecDeque;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 
 use super::statements::Identity;
+use crate::wire::frame::Body;
+
+/// Where a statement's parameter types are kept once a server has told them.
+pub type LearnedTypes = Arc<OnceLock<Vec<u32>>>;
 
 /// One answer that is on its way.
 #[derive(Debug)]
@@ -27,8 +31,10 @@ pub enum Expect {
     },
     /// BindComplete.
     Bind,
-    /// ParameterDescription, and RowDescription or NoData.
-    Describe,
+    /// BindComplete that the client has been given already.
+    HiddenBind,
+    /// ParameterDescription, and RowDescription or NoData. The parameters' types are noted where somebody wants them.
+    Describe(Option<LearnedTypes>),
     /// Rows, and CommandComplete, EmptyQueryResponse or PortalSuspended.
     Execute,
     /// CloseComplete. Hidden where the client did not ask for it.
@@ -102,6 +108,22 @@ impl Expects {
         matches!(self.queue.front(), Some(Expect::HiddenQuery))
     }
 
+    /// Whether the ReadyForQuery that comes next is for pgherd alone.
+    pub fn is_hidden_ready(&self) -> bool {
+        matches!(self.queue.front(), Some(Expect::HiddenQuery | Expect::Sync { hidden: true }))
+    }
+
+    /// A ParameterDescription has come: notes the types, if somebody wants them.
+    pub fn learn_types(&self, body: &[u8]) {
+        let Some(Expect::Describe(Some(learned))) = self.queue.front() else { return };
+        let mut body = Body::new(body);
+        let count = body.i16().map_or(0, |count| usize::from(count as u16));
+        let types: Option<Vec<u32>> = (0..count).map(|_| body.i32().map(|oid| oid as u32)).collect();
+        if let Some(types) = types {
+            let _ = learned.set(types);
+        }
+    }
+
     /// Notes that something was sent which will be answered.
     pub fn push(&mut self, expect: Expect) {
         match expect {
@@ -154,14 +176,14 @@ impl Expects {
             (Expect::FunctionCall, b'V' | b'E') => Ok(Verdict::Forward),
             (Expect::Sync { hidden: true }, b'Z') => self.done(Verdict::Swallow),
             (Expect::Sync { hidden: false }, b'Z') => self.done(Verdict::Forward),
-            (Expect::Parse { hidden: true, .. }, b'1') | (Expect::Close { hidden: true }, b'3') => {
-                self.done(Verdict::Swallow)
-            }
+            (Expect::Parse { hidden: true, .. }, b'1')
+            | (Expect::Close { hidden: true }, b'3')
+            | (Expect::HiddenBind, b'2') => self.done(Verdict::Swallow),
             (Expect::Parse { .. }, b'1') | (Expect::Close { .. }, b'3') | (Expect::Bind, b'2') => {
                 self.done(Verdict::Forward)
             }
-            (Expect::Describe, b't') => Ok(Verdict::Forward),
-            (Expect::Describe, b'T' | b'n') | (Expect::Execute, b'C' | b'I' | b's') => self.done(Verdict::Forward),
+            (Expect::Describe(_), b't') => Ok(Verdict::Forward),
+            (Expect::Describe(_), b'T' | b'n') | (Expect::Execute, b'C' | b'I' | b's') => self.done(Verdict::Forward),
             (Expect::Execute, b'D' | b'G' | b'H' | b'W' | b'd' | b'c') => Ok(Verdict::Forward),
             (Expect::Inject(_), _) => Err(Unexpected(tag)),
             (_, b'E') => {

@@ -2,6 +2,7 @@
 
 pub mod cancel;
 pub mod connect;
+pub mod control;
 pub mod expect;
 mod login;
 pub mod pool;

@@ -98,6 +98,11 @@ impl Lease {
         &mut self.server
     }
 
+    /// Whether a pipeline is open on it.
+    pub fn is_unsynced(&self) -> bool {
+        self.server.expects.is_unsynced() || !self.server.expects.is_empty()
+    }
+
     /// Gives the connection back; bb8 closes it if it is not reusable.
     pub fn release(mut self) {
         self.server.idle_since = Instant::now();

@@ -49,13 +49,18 @@ pub async fn read_baseline(server: &mut ServerConn) -> Result<Baseline, Error> {
     let names: Vec<String> = RESULT_SETTINGS.iter().map(|name| literal(name)).collect();
     let sql = format!(
         "SELECT pg_catalog.lower(name), setting FROM pg_catalog.pg_settings WHERE pg_catalog.lower(name) IN ({}) \
-         UNION ALL SELECT '', pg_catalog.pg_postmaster_start_time()::pg_catalog.text",
+         UNION ALL SELECT '', pg_catalog.pg_postmaster_start_time()::pg_catalog.text \
+         UNION ALL SELECT '#', (pg_catalog.floor(EXTRACT(EPOCH FROM backend_start) * 1000000)::pg_catalog.int8)::pg_catalog.text \
+         FROM pg_catalog.pg_stat_activity WHERE pid = pg_catalog.pg_backend_pid()",
         names.join(",")
     );
     let mut baseline = Baseline { parameters: server.parameters.clone(), ..Baseline::default() };
     for row in server.run(&sql).await? {
         match <[Option<String>; 2]>::try_from(row) {
             Ok([Some(name), Some(started)]) if name.is_empty() => baseline.server_started = started,
+            Ok([Some(name), Some(started)]) if name == "#" => {
+                server.backend_start_us = started.parse().unwrap_or_default();
+            }
             Ok([Some(name), Some(setting)]) => baseline.settings.push((name, setting)),
             _ => {}
         }

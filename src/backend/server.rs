@@ -34,6 +34,8 @@ pub struct ServerConn {
     pub expects: Expects,
     /// Its process id, for cancel requests.
     pub pid: i32,
+    /// When its process was started, in microseconds since 1970; tells it from a later process of the same id.
+    pub backend_start_us: i64,
     /// Its cancel key.
     pub secret: Bytes,
     /// What it reported by ParameterStatus, by name as reported.
@@ -65,6 +67,8 @@ pub struct ServerConn {
 pub struct Seen {
     /// The last ReadyForQuery's status, if one came.
     pub ready: Option<TransactionStatus>,
+    /// A ReadyForQuery came that only pgherd had asked for.
+    pub hidden_ready: bool,
     /// Rows passed on.
     pub rows: u64,
     /// Errors passed on.
@@ -92,6 +96,7 @@ impl ServerConn {
             cleared: 0,
             expects: Expects::default(),
             pid: connected.pid,
+            backend_start_us: 0,
             secret: connected.secret,
             parameters: connected.parameters,
             settings,
@@ -330,6 +335,10 @@ impl ServerConn {
                 return Ok(Verdict::Forward);
             }
             b'E' => self.judge_error(header, hidden, seen),
+            b't' => {
+                let body = self.copy_body(header);
+                self.expects.learn_types(&body);
+            }
             b'G' | b'W' => {
                 self.copying_in = true;
                 self.expects.copy_in_started();
@@ -340,7 +349,11 @@ impl ServerConn {
                 let status = byte.and_then(TransactionStatus::from_byte);
                 self.status = status.ok_or_else(|| misbehaved("ReadyForQuery without a status"))?;
                 self.copying_in = false;
-                seen.ready = Some(self.status);
+                if self.expects.is_hidden_ready() {
+                    seen.hidden_ready = true;
+                } else {
+                    seen.ready = Some(self.status);
+                }
             }
             _ => {}
         }
@@ -367,8 +380,8 @@ impl ServerConn {
     }
 
     /// Queues a Query of pgherd's own whose answer nobody sees; for the relay, in the client's own flight.
-    pub fn queue_hidden_query(&mut self, text: &str) {
-        writer::query(&mut self.outbuf, text.as_bytes());
+    pub fn queue_hidden_query(&mut self, text: &[u8]) {
+        writer::query(&mut self.outbuf, text);
         self.unnamed = None;
         self.expects.push(Expect::HiddenQuery);
     }

@@ -1,3 +1,4 @@
 //! Carrying a plan out.
 
+pub mod readonly;
 pub mod relay;

@@ -103,6 +103,20 @@ pub struct WriteSet {
     pub relations: Vec<Oid>,
 }
 
+impl WriteSet {
+    /// Whether nothing may change.
+    pub fn is_empty(&self) -> bool {
+        !self.database && !self.catalog && self.relations.is_empty()
+    }
+
+    /// Adds what another statement may change.
+    pub fn add(&mut self, other: Self) {
+        self.database |= other.database;
+        self.catalog |= other.catalog;
+        self.relations.extend(other.relations);
+    }
+}
+
 /// What pgherd answers itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Local {

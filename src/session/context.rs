@@ -1,20 +1,30 @@
 //! What the sessions of one database share: its pools, its statements, its catalog and its cache.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
+use tokio::sync::{Notify, watch};
+use tokio_util::sync::CancellationToken;
 
 use crate::backend::connect::Login;
 use crate::backend::pool::Pool;
 use crate::backend::statements::Registry;
-use crate::config::model::{Database as DatabaseConfig, PoolMode, ServerAddress, User};
-use crate::error::Error;
+use crate::cache::ResultCache;
+use crate::catalog::refresh::CatalogHandle;
+use crate::config::model::{
+    Cache as CacheConfig, Config, Database as DatabaseConfig, Fanout as FanoutConfig, PoolMode, ServerAddress, User,
+};
+use crate::error::{Error, ErrorKind};
 use crate::net::tls::ClientTls;
 use crate::session::cancel::CancelKeys;
 use crate::sql::Analyzer;
+use crate::sql::fingerprint::Fingerprint;
 use crate::telemetry::metrics::PoolLabels;
 use crate::telemetry::metrics::{DatabaseMetrics, Metrics};
+use crate::wire::sqlstate::SqlState;
 
 /// A server of a database.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -57,12 +67,59 @@ pub struct Database {
     pub metrics: Arc<DatabaseMetrics>,
     pools: Mutex<HashMap<(String, Target), Arc<Pool>>>,
     accepted: Mutex<Accepted>,
+    /// What the primary's catalog says.
+    pub catalog: Arc<CatalogHandle>,
+    /// What shard 0's catalog says; all shards are alike.
+    pub shard_catalog: Option<Arc<CatalogHandle>>,
+    /// `[cache]`
+    pub cache_config: CacheConfig,
+    /// `[fanout]`
+    pub fanout: FanoutConfig,
+    /// The result cache, where it is on.
+    pub cache: Option<Arc<ResultCache>>,
+    /// Whether this pgherd is known to be the only one that writes to this database.
+    pub solo: Arc<AtomicBool>,
+    /// Wakes whoever keeps the catalogs.
+    pub catalog_changed: Notify,
+    /// How many catalogs are still to be read for the first time.
+    catalogs_missing: watch::Sender<usize>,
+    /// Statements that turned out to write though nothing in their text says so.
+    unseen_writers: RwLock<HashSet<Fingerprint>>,
+    next_replica: AtomicUsize,
+    /// Ends what is done for this database in the background.
+    pub closed: CancellationToken,
 }
+
+/// How long a statement waits for the catalogs to be read for the first time.
+const CATALOG_PATIENCE: Duration = Duration::from_secs(10);
+
+/// Fingerprints of unseen writers remembered before the memory of them starts over.
+const UNSEEN_WRITERS: usize = 10_000;
 
 impl Database {
     /// A database with no connection yet.
-    pub fn new(config: Arc<DatabaseConfig>, shared: Arc<Shared>) -> Self {
+    pub fn new(
+        config: Arc<DatabaseConfig>,
+        shared: Arc<Shared>,
+        whole: &Config,
+        cache: Option<Arc<ResultCache>>,
+        solo: Arc<AtomicBool>,
+    ) -> Self {
+        let has_shards = !config.tables.is_empty();
+        let is_planned = cache.is_some() || has_shards || !config.replicas.is_empty();
+        let missing = usize::from(is_planned) + usize::from(has_shards);
         Self {
+            catalog: Arc::new(CatalogHandle::new()),
+            shard_catalog: has_shards.then(|| Arc::new(CatalogHandle::new())),
+            cache_config: whole.cache.clone(),
+            fanout: whole.fanout.clone(),
+            cache,
+            solo,
+            catalog_changed: Notify::new(),
+            catalogs_missing: watch::Sender::new(missing),
+            unseen_writers: RwLock::default(),
+            next_replica: AtomicUsize::new(0),
+            closed: CancellationToken::new(),
             metrics: shared.metrics.database(&config.name),
             config,
             shared,
@@ -74,7 +131,7 @@ impl Database {
 
     /// Whether a plan can be anything but "the primary": only then are flights held back until they are understood.
     pub fn is_planned(&self) -> bool {
-        self.config.cache || !self.config.tables.is_empty() || !self.config.replicas.is_empty()
+        self.cache.is_some() || !self.config.tables.is_empty() || !self.config.replicas.is_empty()
     }
 
     /// The server behind a target.
@@ -97,14 +154,7 @@ impl Database {
         if let Some(max) = user.max_connections {
             config.max_connections = max;
         }
-        let login = Login {
-            user: address.user.clone().unwrap_or_else(|| user.name.clone()),
-            password: address.password.clone().or_else(|| user.password.clone()),
-            scram_keys: None,
-            database: address.dbname.clone().unwrap_or_else(|| self.config.name.clone()),
-            connect_timeout: address.connect_timeout.unwrap_or(config.connect_timeout),
-            tls: self.shared.tls.clone(),
-        };
+        let login = self.login(user, target);
         let labels = PoolLabels {
             database: self.config.name.as_str().into(),
             user: user.name.as_str().into(),
@@ -115,6 +165,19 @@ impl Database {
         pool
     }
 
+    /// How that user's connections log in on a server.
+    pub fn login(&self, user: &User, target: Target) -> Login {
+        let address = self.address(target);
+        Login {
+            user: address.user.clone().unwrap_or_else(|| user.name.clone()),
+            password: address.password.clone().or_else(|| user.password.clone()),
+            scram_keys: None,
+            database: address.dbname.clone().unwrap_or_else(|| self.config.name.clone()),
+            connect_timeout: address.connect_timeout.unwrap_or(self.config.pool.connect_timeout),
+            tls: self.shared.tls.clone(),
+        }
+    }
+
     /// Every pool there is, with its user and server.
     pub fn pools(&self) -> Vec<((String, Target), Arc<Pool>)> {
         self.pools.lock().iter().map(|(key, pool)| (key.clone(), Arc::clone(pool))).collect()
@@ -122,9 +185,67 @@ impl Database {
 
     /// The database is gone from the configuration: its pools take no new clients and close what comes back.
     pub fn close(&self) {
+        self.closed.cancel();
         for (_, pool) in self.pools.lock().drain() {
             pool.close();
         }
+    }
+
+    /// The role that a user's server connections log in as.
+    pub fn login_role(&self, user: &User) -> String {
+        self.config.primary.user.clone().unwrap_or_else(|| user.name.clone())
+    }
+
+    /// Waits until the catalogs have been read, as far as plans need them.
+    ///
+    /// # Errors
+    /// They could not be read for some time.
+    pub async fn wait_for_catalogs(&self) -> Result<(), Error> {
+        if *self.catalogs_missing.borrow() == 0 {
+            return Ok(());
+        }
+        let mut missing = self.catalogs_missing.subscribe();
+        let read = missing.wait_for(|missing| *missing == 0);
+        match tokio::time::timeout(CATALOG_PATIENCE, read).await {
+            Ok(Ok(_)) => Ok(()),
+            _ => Err(Error::new(
+                ErrorKind::Backend,
+                SqlState::CANNOT_CONNECT_NOW,
+                "the servers' catalogs have not been read yet",
+            )
+            .hint("See in pgherd's log why not: a server may be down, or the login be refused.")),
+        }
+    }
+
+    /// One of the catalogs has been read for the first time.
+    pub fn catalog_is_there(&self) {
+        self.catalogs_missing.send_modify(|missing| *missing = missing.saturating_sub(1));
+    }
+
+    /// Something was run that may have changed the catalog.
+    pub fn catalog_may_have_changed(&self) {
+        self.catalog_changed.notify_one();
+    }
+
+    /// Whether statements of that fingerprint turned out to write though their text does not say so.
+    pub fn writes_unseen(&self, fingerprint: Fingerprint) -> bool {
+        let writers = self.unseen_writers.read();
+        !writers.is_empty() && writers.contains(&fingerprint)
+    }
+
+    /// Notes that statements of that fingerprint write.
+    pub fn note_unseen_write(&self, fingerprint: Fingerprint) {
+        let mut writers = self.unseen_writers.write();
+        if writers.len() >= UNSEEN_WRITERS {
+            writers.clear();
+        }
+        writers.insert(fingerprint);
+    }
+
+    /// The replicas, each time starting with another one.
+    pub fn replicas_in_turn(&self) -> impl Iterator<Item = Target> + use<> {
+        let (count, first) = (self.config.replicas.len(), self.next_replica.fetch_add(1, Ordering::Relaxed));
+        (0..count).map(move |step| Target::Replica((first + step) % count))
     }
 
     /// When that user's clients give their connections back.
@@ -145,9 +266,4 @@ impl Database {
         }
         accepted.insert((name.into(), value.into()), reported.into());
     }
-}
-
-/// The error for a database that has no server of the kind a plan asked for.
-pub fn no_such_server(target: Target) -> Error {
-    Error::internal(format!("the plan names a server that is not configured: {target:?}"))
 }

@@ -6,7 +6,7 @@ use bytes::{BufMut, Bytes, BytesMut};
 
 use super::context::Target;
 use super::{Prepared, Session};
-use crate::backend::expect::Expect;
+use crate::backend::expect::{Expect, LearnedTypes};
 use crate::backend::server::ServerConn;
 use crate::backend::statements::{Identity, NAME_PREFIX};
 use crate::error::{Error, ErrorKind};
@@ -50,8 +50,14 @@ impl Session {
                 statements.intern(text, &parse.types, under)
             })
         };
+        let text = match &identity {
+            Some(identity) => identity.text().clone(),
+            None => frame.bytes.slice_ref(parse.text),
+        };
+        let types = parse.types;
         let parse = if identity.is_some() { Bytes::new() } else { frame.bytes.clone() };
-        Ok((name, Arc::new(Prepared { identity, serial: self.next_serial, parse, facts })))
+        let described = LearnedTypes::default();
+        Ok((name, Arc::new(Prepared { identity, serial: self.next_serial, parse, text, types, described, facts })))
     }
 
     /// Keeps a statement under the client's name for it.
@@ -152,6 +158,9 @@ impl Session {
 
     async fn start_stream_bind(&mut self, begin: &[u8], missing: usize) -> Result<(), Error> {
         self.flight_must_be_relayed().await?;
+        if !self.db.config.tables.is_empty() {
+            return Err(too_many("bytes in a Bind where a shard key may be among them", limits::BIND_BYTES));
+        }
         self.forward_bind(begin, missing).await
     }
 
@@ -162,7 +171,7 @@ impl Session {
             let server = self.attach(target).await?;
             if !server.expects.is_skipping() {
                 server.outbuf.extend_from_slice(&frame.bytes);
-                server.expects.push(Expect::Describe);
+                server.expects.push(Expect::Describe(None));
             }
             return Ok(());
         }
@@ -177,7 +186,7 @@ impl Session {
         let server = self.attach(target).await?;
         if !server.expects.is_skipping() {
             writer::describe(&mut server.outbuf, b'S', &server_name);
-            server.expects.push(Expect::Describe);
+            server.expects.push(Expect::Describe(prepared.map(|prepared| Arc::clone(&prepared.described))));
         }
         Ok(())
     }

@@ -3,12 +3,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::Session;
 use super::cancel::CancelTarget;
 use super::context::Target;
-use super::{Attached, Session};
 use crate::backend::reset;
 use crate::backend::server::{Seen, ServerConn};
-use crate::config::model::PoolMode;
+use crate::config::model::{PoolMode, ServerAddress};
 use crate::error::Error;
 use crate::wire::writer::{self, TransactionStatus};
 
@@ -19,17 +19,11 @@ impl Session {
     /// The server connection of that target: the one held, or one from the pool with this session's settings on it.
     pub(super) async fn attach(&mut self, target: Target) -> Result<&mut ServerConn, Error> {
         if self.server.is_none() {
-            let pool = self.db.pool(&self.user, target);
-            let mut lease = pool.acquire().await?;
-            reset::apply(lease.server(), &self.settings.current).await?;
-            let server = lease.server();
-            self.cancel.slot.aim_at(Arc::new(CancelTarget {
-                address: pool.address().clone(),
-                tls: self.db.shared.tls.clone(),
-                pid: server.pid,
-                secret: server.secret.clone(),
-            }));
-            self.server = Some(Attached { lease, target });
+            let mut attached = self.borrow_server(target).await?;
+            if let Some(begin) = self.lazy_begin.take() {
+                attached.lease.server().queue_hidden_query(&begin);
+            }
+            self.server = Some(attached);
         }
         match &mut self.server {
             Some(attached) if attached.target == target => Ok(attached.lease.server()),
@@ -82,8 +76,18 @@ impl Session {
         Ok(())
     }
 
+    /// From now on a cancel of this client's reaches that server.
+    pub(super) fn aim_cancel_at(&self, server: &ServerConn, address: &ServerAddress) {
+        self.cancel.slot.aim_at(Arc::new(CancelTarget {
+            address: address.clone(),
+            tls: self.db.shared.tls.clone(),
+            pid: server.pid,
+            secret: server.secret.clone(),
+        }));
+    }
+
     /// No cancel of this client's reaches the server any more; one that is on its way is waited for.
-    async fn untie_cancel(&mut self) {
+    pub(super) async fn untie_cancel(&mut self) {
         if self.cancel.slot.clear() {
             self.cancel.slot.delivered().await;
         }
@@ -109,6 +113,10 @@ impl Session {
             }
         }
         self.untie_cancel().await;
+        if attached.lease.server().is_reusable() {
+            // The transaction is over on the server, one way or the other. Else the doubt stays until its process is gone.
+            self.settle_writes();
+        }
         attached.lease.release();
     }
 }

@@ -1,17 +1,22 @@
 //! One client's session: from its handshake to its last byte, one turn a message.
 
+mod answer;
 pub mod cancel;
 pub mod context;
 mod extended;
 mod failure;
+mod fan_out;
+mod flight;
 mod greet;
 pub mod handshake;
 mod lease;
 pub mod pin;
 mod planned;
 mod query;
+mod replica;
 mod state;
 mod turn;
+mod writes;
 
 use std::collections::HashMap;
 use std::pin::Pin;
@@ -22,7 +27,7 @@ use bytes::{Bytes, BytesMut};
 use tokio::time::Instant;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
-use crate::backend::expect::Expect;
+use crate::backend::expect::{Expect, LearnedTypes};
 use crate::backend::pool::Lease;
 use crate::backend::server::Seen;
 use crate::backend::statements::Identity;
@@ -31,9 +36,11 @@ use crate::error::Error;
 use crate::exec::relay::ClientSide;
 use crate::session::cancel::Registration;
 use crate::session::context::{Database, Target};
+use crate::session::flight::Flight;
 use crate::session::handshake::Authenticated;
 use crate::session::pin::Pins;
 use crate::session::state::SessionSettings;
+use crate::session::writes::Writes;
 use crate::sql::facts::SharedFacts;
 use crate::wire::writer::TransactionStatus;
 
@@ -51,6 +58,12 @@ struct Prepared {
     serial: u64,
     /// The Parse message as the client sent it.
     parse: Bytes,
+    /// Its text.
+    text: Bytes,
+    /// Its parameter types, as declared.
+    types: Vec<u32>,
+    /// Its parameter types, as a server told them.
+    described: LearnedTypes,
     /// What it does.
     facts: SharedFacts,
 }
@@ -89,6 +102,26 @@ pub struct Session {
     errors_in_turn: u32,
     /// What the server at hand has said and the session has not acted on yet.
     seen: Seen,
+    /// Messages held back until their Sync.
+    flight: Flight,
+    /// Where the messages at hand go.
+    flight_target: Option<Target>,
+    /// Nothing since the last Flush or Sync has bound or executed anything.
+    only_statements: bool,
+    /// The client's Flush became a Sync on the server: an error there must still skip to the client's own Sync.
+    hidden_sync: bool,
+    /// A BEGIN that no server knows of yet.
+    lazy_begin: Option<Bytes>,
+    /// The transaction is REPEATABLE READ or SERIALIZABLE.
+    isolated: bool,
+    /// The transaction is READ ONLY.
+    read_only: bool,
+    /// The transaction may have written.
+    written: bool,
+    /// What it may have written.
+    writes: Writes,
+    /// Where the last write stands in the primary's WAL: `None` if there was none, `Some(None)` if nobody has asked yet.
+    last_write: Option<Option<String>>,
     /// The client speaks the extended protocol at the moment.
     in_extended: bool,
     /// The bytes being passed on unread are a Bind's, not COPY data.
@@ -132,6 +165,16 @@ impl Session {
             forgets_pins: false,
             errors_in_turn: 0,
             seen: Seen::default(),
+            flight: Flight::default(),
+            flight_target: None,
+            only_statements: true,
+            hidden_sync: false,
+            lazy_begin: None,
+            isolated: false,
+            read_only: false,
+            written: false,
+            writes: Writes::default(),
+            last_write: None,
             in_extended: false,
             streaming_bind: false,
             since: Instant::now(),
@@ -165,6 +208,17 @@ impl Session {
             attached.lease.server().spill(&mut self.client.outbuf);
         }
         &mut self.client.outbuf
+    }
+
+    /// What was known of the transaction is over with it.
+    fn transaction_is_over(&mut self) {
+        self.lazy_begin = None;
+        if self.written {
+            self.last_write = Some(None);
+        }
+        (self.isolated, self.read_only, self.written) = (false, false, false);
+        self.portals.clear();
+        self.settings.transaction_ended();
     }
 
     /// Gives the client these bytes when everything asked before them is answered.

@@ -1,33 +1,354 @@
-//! What a plan means for the session: which server a statement goes to, and what others must learn of its writes.
+//! From a plan to what the session does: which server a statement goes to, or how pgherd answers it.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
 
 use super::Session;
 use super::context::Target;
-use crate::error::Error;
-use crate::sql::facts::{Facts, SharedFacts};
+use crate::backend::settings::Settings;
+use crate::cache::{FillTicket, Key, Lookup, Protocol};
+use crate::catalog::model::Catalog;
+use crate::error::{Error, ErrorKind};
+use crate::plan::distribute::Streamed;
+use crate::plan::rules::{self, Bound, Input, SessionView, Transaction, resolve_search_path};
+use crate::plan::{CachedRead, Local, Plan, Refusal};
+use crate::sql::facts::{Class, Facts, SharedFacts, TransactionControl};
+use crate::telemetry::metrics::PlanClass;
+use crate::wire::frame::Frame;
+use crate::wire::frontend::Bind;
+use crate::wire::sqlstate::SqlState;
+use crate::wire::writer::TransactionStatus;
+
+/// A statement that is about to run, with all that a plan may ask of it.
+pub(super) struct Execution<'a> {
+    /// Its facts.
+    pub(super) facts: &'a SharedFacts,
+    /// Its text.
+    pub(super) text: &'a [u8],
+    /// Declared parameter types.
+    pub(super) types: &'a [u32],
+    /// The Bind, whole and read; `None` for a simple query, or before Bind.
+    pub(super) bind: Option<(&'a Frame, &'a Bind<'a>)>,
+    /// Execute's row limit; 0 is none.
+    pub(super) max_rows: i32,
+}
+
+/// What the session does with an execution.
+pub(super) enum Way {
+    /// Passes it on.
+    Relay(Target),
+    /// Runs it on a replica, in a READ ONLY transaction.
+    Replica(Target),
+    /// Answers it from the cache.
+    Hit(Arc<crate::cache::Entry>),
+    /// Runs it on the primary, in a READ ONLY transaction, and keeps the answer.
+    Fill(FillTicket, Arc<CachedRead>),
+    /// Runs it on several shards.
+    FanOut(Arc<Streamed>),
+    /// Shows where it would run.
+    Explain(Vec<(String, String)>),
+    /// There is nothing to run.
+    Empty,
+    /// Begins a transaction that no server knows of yet.
+    Begin,
+    /// Ends one that no server knows of; true is COMMIT.
+    End(bool),
+}
+
+impl Way {
+    /// The server of something that is passed on; the primary for all else.
+    pub(super) fn relay_target(&self) -> Target {
+        match self {
+            Self::Relay(target) => *target,
+            _ => Target::Primary,
+        }
+    }
+
+    /// The server that can describe a statement which goes this way.
+    pub(super) fn describe_target(&self) -> Target {
+        match self {
+            Self::Relay(target) => *target,
+            Self::FanOut(streamed) => Target::Shard(streamed.shards.first().copied().unwrap_or(0)),
+            _ => Target::Primary,
+        }
+    }
+
+    /// The metric label.
+    pub(super) fn class(&self) -> PlanClass {
+        match self {
+            Self::Relay(Target::Shard(_)) => PlanClass::Shard,
+            Self::Relay(_) => PlanClass::Primary,
+            Self::Replica(_) => PlanClass::Replica,
+            Self::Hit(_) | Self::Fill(..) => PlanClass::Cached,
+            Self::FanOut(_) => PlanClass::FanOut,
+            Self::Explain(_) | Self::Empty | Self::Begin | Self::End(_) => PlanClass::Local,
+        }
+    }
+}
+
+/// Client encodings whose characters may hold ASCII bytes, so that a quote may be hidden in one.
+const DECEPTIVE_ENCODINGS: [&str; 7] = ["SJIS", "BIG5", "GBK", "UHC", "GB18030", "JOHAB", "SHIFT_JIS_2004"];
 
 impl Session {
-    /// The server where a statement runs that is passed on.
+    /// The server where a statement goes that is passed on without a plan of its own.
     pub(super) fn target_for(&self, _facts: &Facts) -> Result<Target, Error> {
-        Ok(self.default_target())
+        Ok(self.flight_target.unwrap_or_else(|| self.default_target()))
     }
 
-    /// Notes what a statement that is about to run may write.
-    pub(super) async fn note_writes(&mut self, _facts: &SharedFacts) -> Result<(), Error> {
-        Ok(())
+    /// Decides what to do with an execution.
+    pub(super) async fn way(&mut self, execution: &Execution<'_>) -> Result<Way, Error> {
+        if let Some(way) = self.way_of_transaction(execution.facts)? {
+            return Ok(way);
+        }
+        let plan = self.plan(execution).await?;
+        match plan {
+            Plan::Primary(_) => Ok(Way::Relay(Target::Primary)),
+            Plan::NeedsBind(_) if execution.bind.is_none() => Ok(Way::Relay(Target::Shard(0))),
+            Plan::NeedsBind(reason) => {
+                Err(Error::refused(format!("where this statement runs is not known: {}", reason.text))
+                    .hint("Give the parameters their types in Parse."))
+            }
+            Plan::Shard { shard, .. } => Ok(Way::Relay(Target::Shard(shard))),
+            Plan::Replica(_) if execution.max_rows > 0 => Ok(Way::Relay(Target::Primary)),
+            Plan::Replica(_) => self.way_of_replica().await,
+            Plan::Cached(read) => self.way_of_cached(execution, read).await,
+            Plan::FanOut(streamed) => self.way_of_fan_out(streamed),
+            Plan::Local(Local::Empty) => Ok(Way::Empty),
+            Plan::Local(Local::ExplainRoute(inner)) => self.explain(execution, &inner).await.map(Way::Explain),
+            Plan::Refuse(refusal) => Err(self.refused(refusal)),
+        }
     }
 
-    /// Notes that something is about to run that may write anything.
-    pub(super) async fn note_opaque_write(&mut self) -> Result<(), Error> {
-        Ok(())
+    fn refused(&self, refusal: Refusal) -> Error {
+        self.db.shared.metrics.refusal(refusal.code);
+        Error::refused(refusal.message).hint(refusal.hint)
     }
 
-    /// Puts what was written in doubt before the first byte is sent that can lead to a commit.
-    pub(super) async fn before_commit(&mut self) -> Result<(), Error> {
-        Ok(())
+    /// Transactions begin and end without a server as long as they touch none.
+    fn way_of_transaction(&self, facts: &Facts) -> Result<Option<Way>, Error> {
+        let control = match facts.single().map(|statement| statement.class) {
+            Some(Class::Transaction(control)) => Some(control),
+            _ => None,
+        };
+        if self.lazy_begin.is_some() && self.server.is_none() {
+            match control {
+                Some(TransactionControl::Commit) => {
+                    return Ok(Some(Way::End(self.status != TransactionStatus::Failed)));
+                }
+                Some(TransactionControl::Rollback) => return Ok(Some(Way::End(false))),
+                _ if self.status == TransactionStatus::Failed => return Err(aborted()),
+                _ => return Ok(None),
+            }
+        }
+        let begins = matches!(
+            control,
+            Some(TransactionControl::Begin | TransactionControl::BeginReadOnly | TransactionControl::BeginOther)
+        );
+        Ok((begins && self.server.is_none() && self.status == TransactionStatus::Idle).then_some(Way::Begin))
     }
 
-    /// What is held back goes on its way: something follows that cannot be held.
-    pub(super) async fn flight_must_be_relayed(&mut self) -> Result<(), Error> {
-        Ok(())
+    /// The plan for an execution, from what is known now.
+    async fn plan(&mut self, execution: &Execution<'_>) -> Result<Plan, Error> {
+        self.db.wait_for_catalogs().await?;
+        let catalog = self.db.catalog.current();
+        let shards = self.db.shard_catalog.as_ref().map(|handle| handle.current());
+        let bound = execution.bind.map(|(_, bind)| Bound {
+            types: execution.types,
+            formats: &bind.formats,
+            values: &bind.values,
+            result_formats: &bind.result_formats,
+        });
+        let Ok(text) = std::str::from_utf8(execution.text) else {
+            // Only where no byte can be misread may a statement go anywhere but to the primary.
+            return self.plan_of_foreign_text(execution.facts);
+        };
+        if self.db.writes_unseen(execution.facts.fingerprint) {
+            return Ok(Plan::Primary(crate::plan::Reason {
+                code: "writes-unseen",
+                text: "an earlier run in a READ ONLY transaction showed that it writes".into(),
+            }));
+        }
+        Ok(self.decide(execution.facts, text, &catalog, shards.as_deref(), bound.as_ref()))
     }
+
+    /// A text that is not UTF-8: nothing in it can be compared with the names of sharded tables.
+    fn plan_of_foreign_text(&self, _facts: &Facts) -> Result<Plan, Error> {
+        if self.db.config.tables.is_empty() {
+            return Ok(Plan::Primary(crate::plan::Reason { code: "encoding", text: "the text is not UTF-8".into() }));
+        }
+        Err(Error::refused("a statement that is not UTF-8 cannot be planned in a database with sharded tables")
+            .hint("Use client_encoding = UTF8."))
+    }
+
+    fn decide(
+        &self,
+        facts: &Facts,
+        text: &str,
+        catalog: &Catalog,
+        shards: Option<&Catalog>,
+        bound: Option<&Bound<'_>>,
+    ) -> Plan {
+        let role = self.effective_role();
+        let search_path = self.search_path(catalog, &role);
+        let encoding = self.setting("client_encoding").unwrap_or_else(|| "UTF8".into());
+        let view = SessionView {
+            role: &role,
+            search_path: &search_path,
+            in_transaction: self.transaction_view(),
+            pinned: self.pins.any() || self.mode == crate::config::model::PoolMode::Session,
+            server_attached: self.server.is_some(),
+            has_temporary_objects: self.pins.has(super::pin::Pin::Temporary),
+            read_only: self.read_only,
+            standard_conforming_strings: self.conforming_strings(),
+            same_encoding: Some(&*encoding) == self.reported_at_login("server_encoding").as_deref(),
+            text_is_plain: text.is_ascii() || !DECEPTIVE_ENCODINGS.contains(&&*encoding),
+        };
+        rules::decide(&Input {
+            facts,
+            text,
+            session: &view,
+            catalog: (catalog.version > 0).then_some(catalog),
+            database: &self.db.config,
+            cache: &self.db.cache_config,
+            fanout: &self.db.fanout,
+            shards,
+            bound,
+        })
+    }
+
+    /// Schemas as PostgreSQL resolves names for this session.
+    pub(super) fn search_path(&self, catalog: &Catalog, role: &str) -> Vec<Box<str>> {
+        let setting = self.setting("search_path").unwrap_or_else(|| "\"$user\", public".into());
+        resolve_search_path(&setting, role, catalog)
+    }
+
+    /// `current_user`.
+    pub(super) fn effective_role(&self) -> String {
+        let set = |name| self.settings.current.get(name).filter(|role| *role != "none").map(str::to_owned);
+        set("role").or_else(|| set("session_authorization")).unwrap_or_else(|| self.db.login_role(&self.user))
+    }
+
+    /// What a setting is for this session.
+    pub(super) fn setting(&self, name: &str) -> Option<Box<str>> {
+        match self.settings.current.get(name) {
+            Some(value) => Some(value.into()),
+            None => {
+                let baseline = self.db.pool(&self.user, Target::Primary).baseline()?;
+                baseline.setting(name).map(Into::into)
+            }
+        }
+    }
+
+    fn reported_at_login(&self, name: &str) -> Option<Box<str>> {
+        let baseline = self.db.pool(&self.user, Target::Primary).baseline()?;
+        baseline.parameters.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str().into())
+    }
+
+    /// Where the transaction stands, as far as a plan must know.
+    fn transaction_view(&self) -> Transaction {
+        match self.status {
+            TransactionStatus::Failed => Transaction::Failed,
+            _ if self.settings.is_uncertain() => Transaction::Written,
+            _ if self.isolated
+                || self.setting("default_transaction_isolation").as_deref() != Some("read committed") =>
+            {
+                Transaction::Isolated
+            }
+            TransactionStatus::Idle => Transaction::Outside,
+            TransactionStatus::InTransaction if self.written => Transaction::Written,
+            TransactionStatus::InTransaction => Transaction::VirginReadCommitted,
+        }
+    }
+
+    async fn way_of_replica(&mut self) -> Result<Way, Error> {
+        Ok(match self.fresh_replica().await {
+            Some(target) => Way::Replica(target),
+            None => Way::Relay(Target::Primary),
+        })
+    }
+
+    /// Looks an answer up. Where it is not there it is filled, unless the session holds a server or asks for part of it.
+    async fn way_of_cached(&mut self, execution: &Execution<'_>, read: Arc<CachedRead>) -> Result<Way, Error> {
+        let Some(cache) = self.db.cache.clone() else { return Ok(Way::Relay(Target::Primary)) };
+        if execution.max_rows > 0 || self.is_mid_flight() {
+            return Ok(Way::Relay(Target::Primary));
+        }
+        let Some(key) = self.cache_key(execution) else { return Ok(Way::Relay(Target::Primary)) };
+        match cache.lookup(&key, &read.relations, read.catalog_version).await {
+            Lookup::Hit { entry, .. } => Ok(Way::Hit(entry)),
+            Lookup::Fill(ticket) if self.server.is_none() => Ok(Way::Fill(ticket, read)),
+            Lookup::Fill(_) | Lookup::Bypass(_) => Ok(Way::Relay(Target::Primary)),
+        }
+    }
+
+    /// Everything that can change the answer.
+    fn cache_key(&self, execution: &Execution<'_>) -> Option<Key> {
+        let cache = self.db.cache.as_ref()?;
+        let baseline = self.db.pool(&self.user, Target::Primary).baseline()?;
+        let current: &Settings = &self.settings.current;
+        let login = self.db.login_role(&self.user);
+        let authorization = current.get("session_authorization").unwrap_or(&login);
+        let at_login = baseline.settings.iter().map(|(name, value)| {
+            let value = current.get(name).unwrap_or(value);
+            (name.as_str(), value)
+        });
+        let set_besides =
+            current.iter().filter(|(name, _)| baseline.setting(name).is_none() && *name != "application_name");
+        let protocol = if execution.bind.is_some() { Protocol::ExtendedDescribed } else { Protocol::Simple };
+        let key = cache
+            .key(protocol)
+            .identity(&self.db.config.name, &self.effective_role(), authorization)
+            .statement(execution.text)
+            .settings(at_login.chain(set_besides));
+        Some(match execution.bind {
+            None => key.build(),
+            Some((_, bind)) => key
+                .parameter_types(execution.types, &bind.formats)
+                .parameters(bind.values.iter().copied())
+                .result_formats(&bind.result_formats)
+                .build(),
+        })
+    }
+
+    fn way_of_fan_out(&self, streamed: Arc<Streamed>) -> Result<Way, Error> {
+        if self.is_mid_flight() {
+            return Err(Error::refused("a statement over several shards cannot stand in the middle of a pipeline")
+                .hint("Send Sync before it."));
+        }
+        Ok(Way::FanOut(streamed))
+    }
+
+    /// Whether the server held has a pipeline open, whose order an answer of pgherd's own would break.
+    fn is_mid_flight(&self) -> bool {
+        self.server.as_ref().is_some_and(|attached| attached.lease.is_unsynced())
+    }
+
+    /// Where a statement would run, and why; nothing is run.
+    async fn explain(&mut self, execution: &Execution<'_>, inner: &str) -> Result<Vec<(String, String)>, Error> {
+        let facts = self.db.shared.analyzer.facts(inner.as_bytes(), self.conforming_strings());
+        let execution = Execution { facts: &facts, text: inner.as_bytes(), ..*execution };
+        let plan = self.plan(&execution).await?;
+        Ok(crate::plan::explain::render(&plan, &facts))
+    }
+}
+
+impl super::Prepared {
+    /// The statement's text.
+    pub(super) fn text(&self) -> Bytes {
+        self.text.clone()
+    }
+
+    /// Parameter types: as a server told them where it has been asked, else as declared.
+    pub(super) fn known_types(&self) -> Vec<u32> {
+        self.described.get().cloned().unwrap_or_else(|| self.types.clone())
+    }
+}
+
+fn aborted() -> Error {
+    Error::new(
+        ErrorKind::Refused,
+        SqlState::IN_FAILED_SQL_TRANSACTION,
+        "current transaction is aborted, commands ignored until end of transaction block",
+    )
 }

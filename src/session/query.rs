@@ -7,7 +7,7 @@ use super::pin::Pin;
 use crate::backend::expect::Expect;
 use crate::config::model::PoolMode;
 use crate::error::Error;
-use crate::sql::facts::{Effect, Facts, SharedFacts};
+use crate::sql::facts::{Class, Effect, Facts, SharedFacts, TransactionControl};
 use crate::wire::frame::Frame;
 use crate::wire::frontend;
 use crate::wire::writer::{self, TransactionStatus};
@@ -21,6 +21,9 @@ impl Session {
         self.unnamed = None;
         if self.answers_itself(&facts).await? {
             return Ok(());
+        }
+        if self.db.is_planned() {
+            return self.go_simple(&frame, text, &facts).await;
         }
         self.relay_query(&frame, &facts).await
     }
@@ -84,6 +87,15 @@ impl Session {
 
     /// Notes what a statement that is about to run does to the session, and to what others may have cached.
     pub(super) async fn note_execution(&mut self, facts: &SharedFacts) -> Result<(), Error> {
+        for statement in &facts.statements {
+            match statement.class {
+                Class::Transaction(TransactionControl::BeginOther | TransactionControl::SetTransaction) => {
+                    self.isolated = true
+                }
+                Class::Transaction(TransactionControl::BeginReadOnly) => self.read_only = true,
+                _ => {}
+            }
+        }
         for effect in facts.effects() {
             self.settings.note_effect(effect);
             if let Some(pin) = Pin::of(effect) {

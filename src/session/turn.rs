@@ -10,6 +10,7 @@ use super::Session;
 use crate::error::Error;
 use crate::exec::relay::{self, Event};
 use crate::limits;
+use crate::telemetry::metrics::PlanClass;
 use crate::wire::frame::{self, Frame};
 use crate::wire::writer::TransactionStatus;
 
@@ -108,8 +109,9 @@ impl Session {
         }
         match frame.tag() {
             b'Q' => self.on_query(frame).await,
-            b'S' => self.on_sync(frame).await,
             b'P' | b'B' | b'D' | b'E' | b'C' | b'H' | b'F' if self.skipping => Ok(()),
+            b'P' | b'B' | b'D' | b'E' | b'C' | b'H' | b'S' if self.db.is_planned() => self.hold(frame).await,
+            b'S' => self.on_sync(frame).await,
             b'P' => self.on_parse(frame).await,
             b'B' => self.on_bind(frame).await,
             b'D' => self.on_describe(frame).await,
@@ -203,20 +205,39 @@ impl Session {
         for (name, _) in self.seen.reported.drain(..) {
             self.settings.note_reported(&name);
         }
+        if std::mem::take(&mut self.seen.hidden_ready) {
+            self.after_hidden_ready().await?;
+        }
         let Some(status) = self.seen.ready.take() else { return Ok(()) };
         self.since = Instant::now();
         if self.seen.hidden_error.take().is_some() {
             return Err(Error::internal("the server refused a statement of pgherd's own").fatal());
         }
         self.status = status;
+        let class = match self.server.as_ref().map(|attached| attached.target) {
+            Some(super::context::Target::Shard(_)) => PlanClass::Shard,
+            _ => PlanClass::Primary,
+        };
+        self.db.metrics.statement(class, self.since.elapsed());
         let succeeded = std::mem::take(&mut self.errors_in_turn) == 0;
         self.note_turn_outcome(succeeded);
         if status == TransactionStatus::Idle {
-            self.portals.clear();
-            self.settings.transaction_ended();
+            self.transaction_is_over();
+            self.settle_writes();
             self.release_if_at_rest().await?;
         }
         Ok(())
+    }
+
+    /// A ReadyForQuery came that the client knows nothing of: after a lazy BEGIN, or after a Flush that became a Sync.
+    async fn after_hidden_ready(&mut self) -> Result<(), Error> {
+        if std::mem::take(&mut self.hidden_sync) {
+            self.skipping |= std::mem::take(&mut self.errors_in_turn) > 0;
+            if let Some(attached) = &mut self.server {
+                self.status = attached.lease.server().status;
+            }
+        }
+        if self.status == TransactionStatus::Idle { self.release_if_at_rest().await } else { Ok(()) }
     }
 
     /// `DISCARD ALL` and `DEALLOCATE ALL` have worked, or have not.

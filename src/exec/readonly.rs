@@ -1,0 +1,235 @@
+//! One read on a server connection of its own, in a READ ONLY transaction: fills of the cache and reads on replicas.
+//!
+//! A function that says it is STABLE may still call one that writes. READ ONLY makes PostgreSQL say so (SQLSTATE 25006), and
+//! as long as nothing of the answer has been passed on, the statement can be run again as the write that it is.
+
+use bytes::{Bytes, BytesMut};
+
+use crate::backend::server::ServerConn;
+use crate::error::{Error, ErrorKind};
+use crate::exec::relay::ClientSide;
+use crate::limits;
+use crate::wire::backend::ErrorFields;
+use crate::wire::frame::Frame;
+use crate::wire::sqlstate::SqlState;
+use crate::wire::writer;
+
+/// Bytes of an answer that are held back, since a write shows itself before or with the first rows.
+const HELD_BACK_BYTES: usize = 64 * 1024;
+
+/// What to run.
+#[derive(Debug, Clone, Copy)]
+pub struct Read<'a> {
+    /// The statement's text.
+    pub text: &'a [u8],
+    /// How it is asked.
+    pub protocol: Protocol<'a>,
+}
+
+/// How a read is asked.
+#[derive(Debug, Clone, Copy)]
+pub enum Protocol<'a> {
+    /// By a simple Query.
+    Simple,
+    /// By Parse, Bind, Describe and Execute.
+    Extended {
+        /// Declared parameter types.
+        types: &'a [u32],
+        /// The client's Bind, names and all; only what follows the names is used.
+        bind: &'a [u8],
+        /// Whether the client asked for the row description.
+        described: bool,
+    },
+}
+
+/// How a read ended.
+#[derive(Debug)]
+pub enum Outcome {
+    /// The answer was passed on, CommandComplete included.
+    Done(Option<Captured>),
+    /// The server's error was passed on.
+    Failed,
+    /// The statement writes after all. Nothing was passed on.
+    Writes,
+}
+
+/// A whole answer, as it can be served again.
+#[derive(Debug)]
+pub struct Captured {
+    /// RowDescription (or NoData), rows, CommandComplete.
+    pub bytes: Bytes,
+    /// Bytes of the RowDescription at its front.
+    pub row_description_len: usize,
+    /// Rows in it.
+    pub rows: u64,
+}
+
+/// Runs a read and passes its answer on as it comes, keeping up to `capture` bytes of it.
+///
+/// # Errors
+/// The server failed or broke the protocol (it is broken then), or the client is gone.
+pub async fn run(
+    server: &mut ServerConn,
+    read: Read<'_>,
+    client: &mut ClientSide,
+    capture: Option<usize>,
+) -> Result<Outcome, Error> {
+    queue(server, read);
+    server.flush().await?;
+    let mut answer = Answer::new(read.protocol, capture);
+    // BEGIN's and COMMIT's ReadyForQuery frame the one in the middle.
+    let mut ready = 0;
+    while ready < 3 {
+        let frame = server.read_frame().await?;
+        server.note(&frame);
+        match frame.tag() {
+            b'Z' => ready += 1,
+            b'E' if ready != 1 => return Err(own_statement_failed(server, frame.body())),
+            b'S' | b'A' => {}
+            _ if ready == 1 => answer.take(&frame, client).await?,
+            _ => {}
+        }
+    }
+    answer.finish(client).await
+}
+
+fn queue(server: &mut ServerConn, read: Read<'_>) {
+    server.unnamed = None;
+    let out = server.queue();
+    writer::query(out, b"BEGIN READ ONLY");
+    match read.protocol {
+        Protocol::Simple => writer::query(out, read.text),
+        Protocol::Extended { types, bind, .. } => {
+            writer::parse(out, b"", read.text, types);
+            writer::message(out, b'B', |out| {
+                out.extend_from_slice(b"\0\0");
+                out.extend_from_slice(behind_names(bind));
+            });
+            writer::describe(out, b'P', b"");
+            writer::execute(out, b"", 0);
+            writer::sync(out);
+        }
+    }
+    writer::query(out, b"COMMIT");
+}
+
+/// What follows portal and statement name in a Bind's body.
+fn behind_names(bind: &[u8]) -> &[u8] {
+    let mut body = crate::wire::frame::Body::new(bind);
+    let _ = (body.cstr(), body.cstr());
+    body.rest()
+}
+
+fn own_statement_failed(server: &mut ServerConn, body: &[u8]) -> Error {
+    server.mark_broken();
+    crate::backend::server::server_error(body)
+}
+
+/// An answer on its way to the client.
+struct Answer {
+    /// What has not been passed on yet.
+    held: BytesMut,
+    captured: Option<BytesMut>,
+    limit: usize,
+    described: bool,
+    row_description_len: usize,
+    rows: u64,
+    passed_on: bool,
+    outcome: Option<Outcome>,
+}
+
+impl Answer {
+    fn new(protocol: Protocol<'_>, capture: Option<usize>) -> Self {
+        Self {
+            held: BytesMut::new(),
+            captured: capture.map(|_| BytesMut::new()),
+            limit: capture.unwrap_or(0),
+            described: !matches!(protocol, Protocol::Extended { described: false, .. }),
+            row_description_len: 0,
+            rows: 0,
+            passed_on: false,
+            outcome: None,
+        }
+    }
+
+    async fn take(&mut self, frame: &Frame, client: &mut ClientSide) -> Result<(), Error> {
+        match frame.tag() {
+            // ParseComplete and BindComplete: the session answers those.
+            b'1' | b'2' => return Ok(()),
+            b'N' => self.captured = None,
+            b'E' => {
+                let writes = ErrorFields::parse(frame.body())
+                    .is_ok_and(|fields| fields.code() == SqlState::READ_ONLY_SQL_TRANSACTION.code());
+                if writes && !self.passed_on {
+                    self.outcome = Some(Outcome::Writes);
+                    return Ok(());
+                }
+                self.outcome = Some(Outcome::Failed);
+                self.captured = None;
+            }
+            b'D' => {
+                self.rows += 1;
+                self.capture(frame);
+            }
+            b'T' | b'n' => {
+                self.capture(frame);
+                self.row_description_len = frame.bytes.len();
+            }
+            b'C' | b'I' => {
+                self.capture(frame);
+                self.outcome = Some(Outcome::Done(None));
+            }
+            tag => return Err(unexpected(tag)),
+        }
+        if self.described || !matches!(frame.tag(), b'T' | b'n') {
+            self.held.extend_from_slice(&frame.bytes);
+        }
+        if self.held.len() > HELD_BACK_BYTES {
+            self.pass_on(client);
+            if client.outbuf.len() > limits::CLIENT_QUEUE_BYTES {
+                client.flush().await?;
+            }
+        }
+        Ok(())
+    }
+
+    fn capture(&mut self, frame: &Frame) {
+        if let Some(captured) = &mut self.captured {
+            if captured.len() + frame.bytes.len() > self.limit {
+                self.captured = None;
+            } else {
+                captured.extend_from_slice(&frame.bytes);
+            }
+        }
+    }
+
+    fn pass_on(&mut self, client: &mut ClientSide) {
+        self.passed_on = true;
+        client.outbuf.extend_from_slice(&self.held);
+        self.held.clear();
+    }
+
+    async fn finish(mut self, client: &mut ClientSide) -> Result<Outcome, Error> {
+        match self.outcome.take() {
+            Some(Outcome::Writes) => Ok(Outcome::Writes),
+            Some(Outcome::Done(_)) => {
+                self.pass_on(client);
+                let (row_description_len, rows) = (self.row_description_len, self.rows);
+                let captured = self.captured.take();
+                let captured = captured.map(|bytes| Captured { bytes: bytes.freeze(), row_description_len, rows });
+                Ok(Outcome::Done(captured))
+            }
+            Some(Outcome::Failed) => {
+                self.pass_on(client);
+                Ok(Outcome::Failed)
+            }
+            None => Err(unexpected(b'Z')),
+        }
+    }
+}
+
+fn unexpected(tag: u8) -> Error {
+    Error::new(ErrorKind::Backend, SqlState::PROTOCOL_VIOLATION, "server broke the protocol")
+        .detail(format!("message {:?} in the answer to a read", tag as char))
+        .fatal()
+}

@@ -1,0 +1,247 @@
+//! Carrying out what pgherd answers itself: transactions without a server, hits, fills, replica reads, fan-out, EXPLAIN (ROUTE).
+
+use std::time::Instant;
+
+use bytes::Bytes;
+
+use super::context::Target;
+use super::planned::{Execution, Way};
+use super::{Attached, Session};
+use crate::cache::{Entry, FillTicket};
+use crate::error::Error;
+use crate::exec::readonly::{self, Captured, Outcome, Protocol, Read};
+use crate::plan::CachedRead;
+use crate::sql::facts::{Class, TransactionControl};
+use crate::telemetry::metrics::PlanClass;
+use crate::wire::frame::Frame;
+use crate::wire::writer::{self, TransactionStatus};
+
+impl Session {
+    /// Handles a simple Query in a database where plans matter.
+    pub(super) async fn go_simple(
+        &mut self,
+        frame: &Frame,
+        text: &[u8],
+        facts: &super::SharedFacts,
+    ) -> Result<(), Error> {
+        let execution = Execution { facts, text, types: &[], bind: None, max_rows: 0 };
+        self.wait_for_answers().await?;
+        let way = self.way(&execution).await?;
+        if let Way::Relay(target) = way {
+            return self.relay_simple(frame, facts, target).await;
+        }
+        let class = way.class();
+        match Box::pin(self.carry_out(&execution, true, way)).await? {
+            Carried::Answered => {
+                let status = self.status;
+                writer::ready_for_query(self.out(), status);
+                self.count_statement(class);
+                Ok(())
+            }
+            Carried::Writes => self.relay_simple(frame, facts, Target::Primary).await,
+        }
+    }
+
+    async fn relay_simple(&mut self, frame: &Frame, facts: &super::SharedFacts, target: Target) -> Result<(), Error> {
+        self.flight_target = Some(target);
+        let result = self.relay_query(frame, facts).await;
+        self.flight_target = None;
+        result
+    }
+
+    /// Executes a portal that pgherd answers itself.
+    pub(super) async fn go(&mut self, execution: &Execution<'_>, described: bool, way: Way) -> Result<(), Error> {
+        self.wait_for_answers().await?;
+        let class = way.class();
+        if let Carried::Answered = self.carry_out(execution, described, way).await? {
+            self.count_statement(class);
+            return Ok(());
+        }
+        // It writes after all: Parse and Bind have been answered, so it is run as a flight of pgherd's own.
+        let Some((bind, _)) = execution.bind else { return Err(Error::internal("a portal without its Bind")) };
+        self.rerun_as_write(execution, bind, described).await
+    }
+
+    async fn carry_out(&mut self, execution: &Execution<'_>, described: bool, way: Way) -> Result<Carried, Error> {
+        match way {
+            Way::Relay(_) => return Err(Error::internal("a relayed statement is not pgherd's to answer")),
+            Way::Replica(target) => return self.read_only(execution, described, target, None).await,
+            Way::Fill(ticket, read) => {
+                return self.read_only(execution, described, Target::Primary, Some((ticket, read))).await;
+            }
+            Way::Hit(entry) => self.serve_entry(&entry, described),
+            Way::FanOut(streamed) => Box::pin(self.fan_out(execution, described, &streamed)).await?,
+            Way::Explain(rows) => self.answer_rows(execution, described, &rows),
+            Way::Empty => {
+                let out = self.out();
+                if execution.bind.is_some() && described {
+                    writer::no_data(out);
+                }
+                writer::empty_query_response(out);
+            }
+            Way::Begin => self.begin(execution, described),
+            Way::End(commit) => self.end(execution, described, commit),
+        }
+        Ok(Carried::Answered)
+    }
+
+    fn serve_entry(&mut self, entry: &Entry, described: bool) {
+        let bytes = if described { entry.bytes.clone() } else { entry.rows_and_tag() };
+        self.out().extend_from_slice(&bytes);
+    }
+
+    /// Notes a transaction that no server knows of yet.
+    fn begin(&mut self, execution: &Execution<'_>, described: bool) {
+        let control = execution.facts.single().map(|statement| statement.class);
+        self.isolated = control == Some(Class::Transaction(TransactionControl::BeginOther));
+        self.read_only = control == Some(Class::Transaction(TransactionControl::BeginReadOnly));
+        self.lazy_begin = Some(Bytes::copy_from_slice(execution.text));
+        self.status = TransactionStatus::InTransaction;
+        let starts = execution.text.trim_ascii_start().get(..5).is_some_and(|word| word.eq_ignore_ascii_case(b"start"));
+        self.answer_tag(execution, described, if starts { "START TRANSACTION" } else { "BEGIN" });
+    }
+
+    /// Ends a transaction that no server knew of.
+    fn end(&mut self, execution: &Execution<'_>, described: bool, commit: bool) {
+        self.transaction_is_over();
+        self.status = TransactionStatus::Idle;
+        self.answer_tag(execution, described, if commit { "COMMIT" } else { "ROLLBACK" });
+    }
+
+    fn answer_tag(&mut self, execution: &Execution<'_>, described: bool, tag: &str) {
+        let out = self.out();
+        if execution.bind.is_some() && described {
+            writer::no_data(out);
+        }
+        writer::command_complete(out, tag);
+    }
+
+    fn answer_rows(&mut self, execution: &Execution<'_>, described: bool, rows: &[(String, String)]) {
+        let out = self.out();
+        if execution.bind.is_none() || described {
+            writer::text_row_description(out, &["property", "value"]);
+        }
+        for (property, value) in rows {
+            writer::data_row(out, [Some(property.as_bytes()), Some(value.as_bytes())].into_iter());
+        }
+        writer::command_complete(out, "EXPLAIN");
+    }
+
+    /// Runs a read on a server connection of its own, in a READ ONLY transaction; keeps the answer if there is a ticket.
+    async fn read_only(
+        &mut self,
+        execution: &Execution<'_>,
+        described: bool,
+        target: Target,
+        fill: Option<(FillTicket, std::sync::Arc<CachedRead>)>,
+    ) -> Result<Carried, Error> {
+        let protocol = match execution.bind {
+            None => Protocol::Simple,
+            Some((bind, _)) => Protocol::Extended { types: execution.types, bind: bind.body(), described },
+        };
+        let read = Read { text: execution.text, protocol };
+        let capture = fill.is_some().then_some(self.db.cache_config.max_entry_bytes);
+        let mut borrowed = self.borrow_server(target).await?;
+        let started = Instant::now();
+        let outcome = readonly::run(borrowed.lease.server(), read, &mut self.client, capture).await;
+        let cost = started.elapsed();
+        if outcome.is_err() {
+            borrowed.lease.server().mark_broken();
+        }
+        self.give_back(borrowed).await;
+        match outcome? {
+            Outcome::Writes => {
+                if let Some((ticket, _)) = fill {
+                    ticket.uncacheable("it writes");
+                }
+                self.db.note_unseen_write(execution.facts.fingerprint);
+                return Ok(Carried::Writes);
+            }
+            Outcome::Failed => self.failed_read(execution),
+            Outcome::Done(captured) => keep(fill, captured, cost).await,
+        }
+        Ok(Carried::Answered)
+    }
+
+    /// A read that failed outside the client's transaction fails that transaction, as it would have on one server.
+    fn failed_read(&mut self, execution: &Execution<'_>) {
+        if self.status == TransactionStatus::InTransaction {
+            self.status = TransactionStatus::Failed;
+        }
+        self.skipping = execution.bind.is_some();
+    }
+
+    /// A server connection of that target for one read, beside whatever the session holds.
+    pub(super) async fn borrow_server(&mut self, target: Target) -> Result<Attached, Error> {
+        let pool = self.db.pool(&self.user, target);
+        let mut lease = pool.acquire().await?;
+        crate::backend::reset::apply(lease.server(), &self.settings.current).await?;
+        self.aim_cancel_at(lease.server(), pool.address());
+        Ok(Attached { lease, target })
+    }
+
+    /// Gives a borrowed server connection back, once no cancel is on its way to it.
+    pub(super) async fn give_back(&mut self, borrowed: Attached) {
+        self.untie_cancel().await;
+        borrowed.lease.release();
+        if let Some(mut attached) = self.server.take() {
+            let address = self.db.address(attached.target).clone();
+            self.aim_cancel_at(attached.lease.server(), &address);
+            self.server = Some(attached);
+        }
+    }
+
+    /// Runs a statement that turned out to write on the primary, Parse and Bind hidden from the client who has their answers.
+    async fn rerun_as_write(&mut self, execution: &Execution<'_>, bind: &Frame, described: bool) -> Result<(), Error> {
+        use crate::backend::expect::Expect;
+        self.attach(Target::Primary).await?;
+        self.note_execution(execution.facts).await?;
+        self.before_commit().await?;
+        let server = self.attach(Target::Primary).await?;
+        server.unnamed = None;
+        let mut rest = crate::wire::frame::Body::new(bind.body());
+        let _ = (rest.cstr(), rest.cstr());
+        writer::parse(&mut server.outbuf, b"", execution.text, execution.types);
+        server.expects.push(Expect::Parse { hidden: true, statement: None, client_name: None });
+        writer::message(&mut server.outbuf, b'B', |out| {
+            out.extend_from_slice(b"\0\0");
+            out.extend_from_slice(rest.rest());
+        });
+        server.expects.push(Expect::HiddenBind);
+        if described {
+            writer::describe(&mut server.outbuf, b'P', b"");
+            server.expects.push(Expect::Describe(None));
+        }
+        writer::execute(&mut server.outbuf, b"", execution.max_rows);
+        server.expects.push(Expect::Execute);
+        Ok(())
+    }
+
+    /// Counts a statement that has ended.
+    pub(super) fn count_statement(&mut self, class: PlanClass) {
+        self.db.metrics.statement(class, self.since.elapsed());
+    }
+}
+
+/// Whether a statement has been answered.
+enum Carried {
+    /// It has.
+    Answered,
+    /// It writes, and nothing of it has been run.
+    Writes,
+}
+
+/// Stores a captured answer, if it is one that can be.
+async fn keep(
+    fill: Option<(FillTicket, std::sync::Arc<CachedRead>)>,
+    captured: Option<Captured>,
+    cost: std::time::Duration,
+) {
+    let Some((ticket, read)) = fill else { return };
+    match captured {
+        None => ticket.uncacheable("too large, or with notices"),
+        Some(Captured { bytes, row_description_len, rows }) => {
+            ticket.store(Entry::new(bytes, row_description_len, rows, cost, read.ttl)).await;
+        }
+    }
+}

@@ -1,0 +1,299 @@
+//! The extended protocol where plans matter: messages are held up to Sync or Flush, then handled one execution at a time.
+
+use bytes::Bytes;
+
+use super::Session;
+use super::extended::malformed;
+use super::planned::{Execution, Way};
+use crate::backend::expect::Expect;
+use crate::error::{Error, ErrorKind};
+use crate::limits;
+use crate::sql::facts::SharedFacts;
+use crate::wire::frame::Frame;
+use crate::wire::frontend;
+use crate::wire::sqlstate::SqlState;
+use crate::wire::writer::{self, TransactionStatus};
+
+/// Messages of the extended protocol that wait for their Sync.
+#[derive(Debug, Default)]
+pub(super) struct Flight {
+    frames: Vec<Frame>,
+    bytes: usize,
+}
+
+/// A statement as far as a plan must know it.
+#[derive(Debug, Clone)]
+struct Asked {
+    facts: SharedFacts,
+    text: Bytes,
+    types: Vec<u32>,
+}
+
+impl Session {
+    /// Holds a message back, or lets what is held back go at Sync and Flush.
+    pub(super) async fn hold(&mut self, frame: Frame) -> Result<(), Error> {
+        match frame.tag() {
+            b'S' => {
+                self.run_flight().await?;
+                self.on_sync(frame).await
+            }
+            b'H' => {
+                self.run_flight().await?;
+                self.end_of_flush().await
+            }
+            _ => {
+                self.flight.bytes += frame.bytes.len();
+                self.flight.frames.push(frame);
+                if self.flight.bytes > limits::FLIGHT_BYTES {
+                    self.flight = Flight::default();
+                    return Err(too_long());
+                }
+                Ok(())
+            }
+        }
+    }
+
+    /// What is held back goes on its way: something follows that cannot be held.
+    pub(super) async fn flight_must_be_relayed(&mut self) -> Result<(), Error> {
+        if self.db.is_planned() { self.run_flight().await } else { Ok(()) }
+    }
+
+    /// Handles what is held back. Errors of single executions are the client's; what is returned ends the session.
+    async fn run_flight(&mut self) -> Result<(), Error> {
+        let frames = std::mem::take(&mut self.flight).frames;
+        if frames.is_empty() {
+            return Ok(());
+        }
+        if self.hidden_sync {
+            // An error in what was flushed before makes PostgreSQL skip all of this.
+            self.wait_for_answers().await?;
+        }
+        let mut rest = frames.as_slice();
+        while !rest.is_empty() && !self.skipping {
+            let end = rest.iter().position(|frame| frame.tag() == b'E').map_or(rest.len(), |at| at + 1);
+            let (unit, behind) = rest.split_at(end);
+            if let Err(error) = Box::pin(self.run_unit(unit)).await {
+                self.fail(error).await?;
+            }
+            rest = behind;
+        }
+        Ok(())
+    }
+
+    /// After a Flush that brought no execution nothing is open: the server is asked to sync, and is free.
+    async fn end_of_flush(&mut self) -> Result<(), Error> {
+        let only_statements = std::mem::replace(&mut self.only_statements, true);
+        let Some(server) = self.held_server() else { return Ok(()) };
+        if !server.expects.is_unsynced() || server.expects.is_skipping() {
+            return Ok(());
+        }
+        if only_statements {
+            writer::sync(&mut server.outbuf);
+            server.expects.push(Expect::Sync { hidden: true });
+            self.hidden_sync = true;
+        } else {
+            writer::flush(&mut server.outbuf);
+        }
+        Ok(())
+    }
+
+    /// Handles the messages up to one Execute, or those at the end that execute nothing.
+    async fn run_unit(&mut self, unit: &[Frame]) -> Result<(), Error> {
+        let way = self.way_of_unit(unit).await?;
+        let only_statements = unit.iter().all(|frame| !matches!(frame.tag(), b'B' | b'E'));
+        if only_statements && self.server.is_none() {
+            return self.describe_aside(unit, way.relay_target()).await;
+        }
+        if let Way::Relay(target) = way {
+            return self.relay_unit(unit, target).await;
+        }
+        let described = unit.iter().rposition(|frame| frame.tag() == b'D' && frame.body().first() == Some(&b'S'));
+        let Some(at) = described else { return self.answer_unit(unit, way).await };
+        // The types of parameters and columns are a server's to tell; what they are may change the plan.
+        drop(way);
+        let (statements, rest) = unit.split_at(at + 1);
+        let target = self.way_of_unit(statements).await?.relay_target();
+        if self.server.is_none() {
+            self.describe_aside(statements, target).await?;
+        } else {
+            self.relay_unit(statements, target).await?;
+            self.end_of_flush().await?;
+            self.wait_for_answers().await?;
+        }
+        if self.skipping || rest.is_empty() {
+            return Ok(());
+        }
+        match self.way_of_unit(rest).await? {
+            Way::Relay(target) => self.relay_unit(rest, target).await,
+            way => self.answer_unit(rest, way).await,
+        }
+    }
+
+    /// Prepares and describes outside the client's transaction, which must not be tied to a server by that.
+    async fn describe_aside(&mut self, unit: &[Frame], target: super::context::Target) -> Result<(), Error> {
+        let (begin, status) = (self.lazy_begin.take(), self.status);
+        let mut result = self.relay_unit(unit, target).await;
+        if result.is_ok() {
+            result = self.end_of_flush().await;
+        }
+        if result.is_ok() {
+            result = self.wait_for_answers().await;
+        }
+        self.lazy_begin = begin;
+        self.status = status;
+        if self.skipping && status == TransactionStatus::InTransaction {
+            self.status = TransactionStatus::Failed;
+        }
+        result
+    }
+
+    async fn relay_unit(&mut self, unit: &[Frame], target: super::context::Target) -> Result<(), Error> {
+        self.flight_target = Some(target);
+        let mut result = Ok(());
+        for frame in unit {
+            let frame = frame.clone();
+            self.only_statements &= !matches!(frame.tag(), b'B' | b'E');
+            result = match frame.tag() {
+                b'P' => self.on_parse(frame).await,
+                b'B' => self.on_bind(frame).await,
+                b'D' => self.on_describe(frame).await,
+                b'E' => self.on_execute(frame).await,
+                _ => self.on_close(frame),
+            };
+            if result.is_err() {
+                break;
+            }
+        }
+        self.flight_target = None;
+        result
+    }
+
+    /// Where a unit runs: planned by what it executes, or by the statements that it only prepares or describes.
+    async fn way_of_unit(&mut self, unit: &[Frame]) -> Result<Way, Error> {
+        let executed = match unit.last().filter(|frame| frame.tag() == b'E') {
+            Some(frame) => Some(frontend::execute(frame.body()).map_err(|error| malformed("Execute", error))?),
+            None => None,
+        };
+        let Some(execute) = executed else { return self.way_of_statements(unit).await };
+        let bind = self.bind_of(unit, execute.portal)?;
+        let Some(bind) = bind else {
+            // A portal of an earlier flight, or none: its server, or the server's own error.
+            return Ok(Way::Relay(self.default_target()));
+        };
+        let bound = frontend::bind(bind.body()).map_err(|error| malformed("Bind", error))?;
+        let Some(asked) = self.asked(unit, bound.statement)? else { return Ok(Way::Relay(self.default_target())) };
+        let execution = Execution {
+            facts: &asked.facts,
+            text: &asked.text,
+            types: &asked.types,
+            bind: Some((&bind, &bound)),
+            max_rows: execute.max_rows,
+        };
+        self.way(&execution).await
+    }
+
+    async fn way_of_statements(&mut self, unit: &[Frame]) -> Result<Way, Error> {
+        let mut way = Way::Relay(self.default_target());
+        for frame in unit {
+            let name = match frame.tag() {
+                b'P' => frontend::parse(frame.body()).map_err(|error| malformed("Parse", error))?.name,
+                b'D' => match frontend::target(frame.body()).map_err(|error| malformed("Describe", error))? {
+                    target if !target.is_portal => target.name,
+                    _ => continue,
+                },
+                b'B' => frontend::bind(frame.body()).map_err(|error| malformed("Bind", error))?.statement,
+                _ => continue,
+            };
+            if let Some(asked) = self.asked(unit, name)? {
+                let execution =
+                    Execution { facts: &asked.facts, text: &asked.text, types: &asked.types, bind: None, max_rows: 0 };
+                way = Way::Relay(self.way(&execution).await?.describe_target());
+            }
+        }
+        Ok(way)
+    }
+
+    /// The Bind of a portal within a unit.
+    fn bind_of(&self, unit: &[Frame], portal: &[u8]) -> Result<Option<Frame>, Error> {
+        for frame in unit.iter().rev().filter(|frame| frame.tag() == b'B') {
+            let bind = frontend::bind(frame.body()).map_err(|error| malformed("Bind", error))?;
+            if bind.portal == portal {
+                return Ok(Some(frame.clone()));
+            }
+        }
+        Ok(None)
+    }
+
+    /// The statement of that name: prepared within the unit, or before.
+    fn asked(&self, unit: &[Frame], name: &[u8]) -> Result<Option<Asked>, Error> {
+        for frame in unit.iter().rev().filter(|frame| frame.tag() == b'P') {
+            let parse = frontend::parse(frame.body()).map_err(|error| malformed("Parse", error))?;
+            if parse.name == name {
+                let facts = self.db.shared.analyzer.facts(parse.text, self.conforming_strings());
+                let text = frame.bytes.slice_ref(parse.text);
+                return Ok(Some(Asked { facts, text, types: parse.types }));
+            }
+        }
+        Ok(self.statement(name).map(|prepared| Asked {
+            facts: prepared.facts.clone(),
+            text: prepared.text(),
+            types: prepared.known_types(),
+        }))
+    }
+
+    /// Handles a unit that pgherd answers itself.
+    async fn answer_unit(&mut self, unit: &[Frame], way: Way) -> Result<(), Error> {
+        let mut way = Some(way);
+        let mut described = false;
+        for frame in unit {
+            match frame.tag() {
+                b'P' => {
+                    let (name, prepared) = self.read_parse(frame)?;
+                    self.keep_statement(&name, prepared);
+                    self.answer_in_turn(b"1\0\0\0\x04");
+                }
+                b'B' => {
+                    let bind = frontend::bind(frame.body()).map_err(|error| malformed("Bind", error))?;
+                    if let Some(prepared) = self.statement(bind.statement) {
+                        self.keep_portal(bind.portal, prepared)?;
+                    }
+                    self.answer_in_turn(b"2\0\0\0\x04");
+                }
+                b'D' => described = true,
+                b'C' => self.on_close(frame.clone())?,
+                _ => {
+                    if let Some(way) = way.take() {
+                        self.go_extended(unit, frame, described, way).await?;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Executes one portal of a unit that pgherd answers itself.
+    async fn go_extended(&mut self, unit: &[Frame], execute: &Frame, described: bool, way: Way) -> Result<(), Error> {
+        let execute = frontend::execute(execute.body()).map_err(|error| malformed("Execute", error))?;
+        let Some(bind) = self.bind_of(unit, execute.portal)? else {
+            return Err(Error::internal("a planned portal has no Bind"));
+        };
+        let bound = frontend::bind(bind.body()).map_err(|error| malformed("Bind", error))?;
+        let Some(asked) = self.asked(unit, bound.statement)? else {
+            return Err(Error::internal("a planned portal has no statement"));
+        };
+        let execution = Execution {
+            facts: &asked.facts,
+            text: &asked.text,
+            types: &asked.types,
+            bind: Some((&bind, &bound)),
+            max_rows: execute.max_rows,
+        };
+        Box::pin(self.go(&execution, described, way)).await
+    }
+}
+
+fn too_long() -> Error {
+    let limit = limits::FLIGHT_BYTES;
+    Error::new(ErrorKind::Limit, SqlState::PROGRAM_LIMIT_EXCEEDED, format!("more than {limit} bytes before a Sync"))
+        .hint("Send Sync more often, or use COPY for bulk data.")
+}

@@ -1,0 +1,115 @@
+//! What a transaction may have written: put in doubt before a byte is sent that can lead to a commit, settled when its
+//! outcome is known.
+
+use super::Session;
+use crate::cache::{BackendId, Doubt, WriteSetView};
+use crate::error::Error;
+use crate::plan::{WriteSet, rules};
+use crate::sql::facts::{Class, SharedFacts, TransactionControl};
+use crate::wire::writer::TransactionStatus;
+
+/// The writes of one transaction.
+#[derive(Debug, Default)]
+pub(super) struct Writes {
+    /// What has been sent and is not in doubt yet.
+    pending: WriteSet,
+    /// The mark on what is in doubt.
+    doubt: Option<Doubt>,
+    /// A statement was sent that may end the transaction itself.
+    may_commit: bool,
+    /// A statement was sent that may change the catalog.
+    pub(super) ddl: bool,
+}
+
+impl Session {
+    /// Notes what a statement that is about to run may write.
+    pub(super) async fn note_writes(&mut self, facts: &SharedFacts) -> Result<(), Error> {
+        if !self.db.is_planned() {
+            return Ok(());
+        }
+        let catalog = self.db.catalog.current();
+        let mut set = if catalog.version == 0 || self.settings.is_uncertain() {
+            everything(facts.class())
+        } else {
+            let role = self.effective_role();
+            let search_path = self.search_path(&catalog, &role);
+            if rules::may_change_session(facts, &catalog, &search_path)
+                && let Some(server) = self.held_server()
+            {
+                server.dirty = true;
+            }
+            rules::write_set(facts, &catalog, &search_path)
+        };
+        let finishes_prepared = Class::Transaction(TransactionControl::FinishPrepared);
+        if facts.statements.iter().any(|statement| statement.class == finishes_prepared)
+            || self.db.writes_unseen(facts.fingerprint)
+        {
+            set.database = true;
+        }
+        let class = facts.class();
+        self.writes.may_commit |= matches!(class, Class::Transaction(_) | Class::Opaque) || facts.statements.len() > 1;
+        self.writes.ddl |= set.catalog;
+        self.written |= class >= Class::CopyIn || set.database || set.catalog || !set.relations.is_empty();
+        if self.db.cache.is_some() {
+            self.writes.pending.add(set);
+        }
+        if class == Class::Opaque {
+            // CALL and DO may commit in their middle: their Execute is enough.
+            self.before_commit().await?;
+        }
+        Ok(())
+    }
+
+    /// Notes that something is about to run that may write anything.
+    pub(super) async fn note_opaque_write(&mut self) -> Result<(), Error> {
+        self.written = true;
+        if self.db.cache.is_some() {
+            self.writes.pending.database = true;
+        }
+        self.writes.may_commit = true;
+        self.before_commit().await
+    }
+
+    /// Puts what was written in doubt, if what is sent next can lead to a commit.
+    pub(super) async fn before_commit(&mut self) -> Result<(), Error> {
+        let inside = self.status == TransactionStatus::InTransaction && !self.writes.may_commit;
+        if inside || self.writes.pending.is_empty() {
+            return Ok(());
+        }
+        let Some(cache) = self.db.cache.clone() else { return Ok(()) };
+        let Some(server) = self.held_server() else { return Ok(()) };
+        let backend = BackendId { pid: server.pid, start_us: server.backend_start_us };
+        let version = self.db.catalog.current().version;
+        let writes = &mut self.writes;
+        let doubt = writes.doubt.get_or_insert_with(|| cache.epochs().open(backend));
+        let pending = std::mem::take(&mut writes.pending);
+        doubt
+            .raise(&WriteSetView {
+                database: pending.database,
+                catalog: pending.catalog,
+                relations: &pending.relations,
+                catalog_version: version,
+            })
+            .await
+    }
+
+    /// A transaction has ended, and the server has said so.
+    pub(super) fn settle_writes(&mut self) {
+        if let Some(doubt) = self.writes.doubt.take() {
+            doubt.settle();
+        }
+        if self.writes.ddl {
+            self.db.catalog_may_have_changed();
+        }
+        self.writes = Writes::default();
+    }
+}
+
+/// The writes of a statement that nothing is known of but its class.
+fn everything(class: Class) -> WriteSet {
+    let harmless = matches!(
+        class,
+        Class::Empty | Class::Show | Class::ExplainRoute | Class::Session | Class::Transaction(_) | Class::CopyOut
+    );
+    WriteSet { database: !harmless, catalog: class >= Class::Ddl, relations: Vec::new() }
+}
