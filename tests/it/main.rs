@@ -10,4 +10,5 @@ mod connect;
 mod drivers;
 mod fanout_hash;
 mod instruments;
+mod reading;
 mod servers;
