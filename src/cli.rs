@@ -26,6 +26,8 @@ pub enum Command {
     Serve,
     /// Check the configuration, then try everything that it names: servers, logins, shards, Redis, certificates.
     Check,
+    /// Show which plan a statement would get, and why, without running it.
+    Explain(commands::explain::Arguments),
 }
 
 /// Reads the command line and does what it says. Exit codes: 0 done, 1 failed, 2 the command line itself is wrong.
@@ -34,6 +36,7 @@ pub fn run() -> ExitCode {
     match command.unwrap_or(Command::Serve) {
         Command::Serve => commands::serve::run(&config),
         Command::Check => commands::check::main(&config),
+        Command::Explain(arguments) => commands::explain::main(&config, &arguments),
     }
 }
 
@@ -71,8 +74,17 @@ mod tests {
     }
 
     #[test]
+    fn explain_takes_a_statement_a_database_and_a_user() {
+        let cli =
+            Cli::try_parse_from(["pgherd", "explain", "select 1", "-d", "app", "-u", "ann"]).expect("a command line");
+        let Some(Command::Explain(arguments)) = cli.command else { panic!("not explain") };
+        assert_eq!((arguments.sql.as_str(), arguments.database.as_deref()), ("select 1", Some("app")));
+        assert_eq!(arguments.user.as_deref(), Some("ann"));
+    }
+
+    #[test]
     fn a_wrong_command_line_is_refused() {
-        for line in ["pgherd frobnicate", "pgherd serve extra", "pgherd --config"] {
+        for line in ["pgherd frobnicate", "pgherd serve extra", "pgherd --config", "pgherd explain"] {
             let error = parse(line).expect_err(line);
             assert_eq!(error.exit_code(), 2, "{line}");
         }

@@ -8,6 +8,7 @@ mod check;
 mod command_line;
 mod connect;
 mod drivers;
+mod explain;
 mod fanout_hash;
 mod instruments;
 mod reading;
