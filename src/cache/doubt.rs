@@ -9,6 +9,7 @@ use tokio::sync::Notify;
 
 use super::epochs::{CatalogEpoch, LocalEpochs};
 use super::faults::Switches;
+use super::redis::{Raise, Raised, Shared};
 use super::stats::CacheStats;
 use crate::error::Error;
 
@@ -44,6 +45,7 @@ pub trait BackendChecker: Send + Sync {
 /// Epochs and doubts of one database: what writers talk to.
 pub struct Epochs {
     pub(crate) local: LocalEpochs,
+    pub(crate) shared: Option<Arc<Shared>>,
     next_token: AtomicU64,
     pub(crate) open: AtomicU64,
     stats: Arc<CacheStats>,
@@ -60,9 +62,10 @@ struct Unknown {
 }
 
 impl Epochs {
-    pub(crate) fn new(faults: Switches, stats: Arc<CacheStats>) -> Self {
+    pub(crate) fn new(faults: Switches, stats: Arc<CacheStats>, shared: Option<Arc<Shared>>) -> Self {
         Self {
             local: LocalEpochs::new(faults),
+            shared,
             next_token: AtomicU64::new(1),
             open: AtomicU64::new(0),
             stats,
@@ -74,14 +77,31 @@ impl Epochs {
     /// A write to come, on that server process. Nothing is in doubt until the first `raise`.
     pub fn open(self: &Arc<Self>, backend: BackendId) -> Doubt {
         let token = self.next_token.fetch_add(1, Ordering::Relaxed);
-        Doubt { token, backend, marked: Vec::new(), catalog: false, ended: false, epochs: self.clone() }
+        Doubt { token, backend, marked: Vec::new(), told: 0, catalog: false, ended: false, epochs: self.clone() }
+    }
+
+    /// A server connection was opened. Only through those known here does a write go on while Redis cannot be reached.
+    pub fn publish_backend(&self, backend: BackendId) {
+        if let Some(shared) = &self.shared {
+            shared.publish(backend);
+        }
+    }
+
+    /// A server connection was closed.
+    pub fn retire_backend(&self, backend: BackendId) {
+        if let Some(shared) = &self.shared {
+            shared.retire(backend);
+        }
     }
 
     fn end(&self, token: u64, marked: &[u32], catalog: bool) {
         if marked.is_empty() {
             return;
         }
-        let renewed = self.local.settle(token, marked, catalog);
+        let (renewed, changed) = self.local.settle(token, marked, catalog);
+        if let Some(shared) = &self.shared {
+            shared.settle(token, changed);
+        }
         self.stats.invalidations.fetch_add(renewed, Ordering::Relaxed);
         self.open.fetch_sub(1, Ordering::Relaxed);
     }
@@ -122,6 +142,8 @@ pub struct Doubt {
     backend: BackendId,
     /// What is marked in this process, sorted; the database is relation 0.
     marked: Vec<u32>,
+    /// How many of `marked` the fleet is known to know of.
+    told: usize,
     catalog: bool,
     ended: bool,
     epochs: Arc<Epochs>,
@@ -129,12 +151,14 @@ pub struct Doubt {
 
 impl Doubt {
     /// Puts what the transaction may write in doubt, beside what it already has. Must be complete before the first byte is
-    /// sent that can lead to a commit. May be called for each statement, and run while the statement does.
+    /// sent that can lead to a commit. May be called for each statement, and run while the statement does. After an error the
+    /// statement must not be sent; the doubt is still there, to be settled when the outcome of what was sent before is known.
     pub async fn raise(&mut self, writes: &WriteSetView<'_>) -> Result<(), Error> {
         let before = self.marked.len();
         self.catalog |= writes.catalog;
         let database = writes.database || writes.catalog;
         let local = &self.epochs.local;
+        let current = local.current(writes.catalog_version);
         local.raise(self.token, &mut self.marked, writes.relations, database, writes.catalog_version);
         if self.marked.len() > before {
             self.epochs.stats.add(|stats| &stats.raises);
@@ -142,6 +166,20 @@ impl Doubt {
                 self.epochs.open.fetch_add(1, Ordering::Relaxed);
             }
         }
+        if self.marked.len() > self.told {
+            self.tell(current).await?;
+        }
+        Ok(())
+    }
+
+    async fn tell(&mut self, catalog: Option<CatalogEpoch>) -> Result<(), Error> {
+        if let Some(shared) = &self.epochs.shared {
+            let raise = Raise { token: self.token, backend: self.backend, relations: &self.marked, catalog };
+            if let Raised::Marked(Some(epoch)) = shared.raise(raise).await? {
+                self.epochs.local.catalog_is(epoch, None);
+            }
+        }
+        self.told = self.marked.len();
         Ok(())
     }
 
@@ -182,12 +220,5 @@ impl Drop for Doubt {
 impl fmt::Debug for Doubt {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Doubt").field("token", &self.token).field("backend", &self.backend).finish_non_exhaustive()
-    }
-}
-
-impl Epochs {
-    /// The catalog's state as it is known now. Read it before loading a snapshot of the catalog.
-    pub fn catalog_epoch(&self) -> CatalogEpoch {
-        *self.local.watch().borrow()
     }
 }

@@ -36,6 +36,14 @@ impl Entry {
         }
     }
 
+    /// The same answer, given at `created`, to be served for `remaining` only.
+    #[must_use]
+    pub(crate) fn aged(mut self, created: SystemTime, remaining: Duration) -> Self {
+        self.created = created;
+        self.deadline = Instant::now() + remaining.min(self.ttl);
+        self
+    }
+
     /// The bytes behind the RowDescription.
     pub fn rows_and_tag(&self) -> Bytes {
         self.bytes.slice(self.row_description_len..)

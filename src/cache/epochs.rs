@@ -163,10 +163,9 @@ impl LocalEpochs {
 
     /// Takes `token` out of all sets, giving those relations new epochs. After a change of the catalog every write that is
     /// still open may reach relations that its raise did not know of: it is put in doubt for the whole database.
-    pub(crate) fn settle(&self, token: u64, marked: &[u32], catalog: bool) -> u64 {
-        if catalog {
-            self.catalog_changed(Some(token));
-        }
+    /// Returns how many epochs are new, and the catalog's new state.
+    pub(crate) fn settle(&self, token: u64, marked: &[u32], catalog: bool) -> (u64, Option<CatalogEpoch>) {
+        let changed = catalog.then(|| self.catalog_changed(Some(token)));
         let gate = self.gate.read();
         let mut renewed = 0;
         for &oid in marked {
@@ -177,7 +176,7 @@ impl LocalEpochs {
             renewed += u64::from(self.unmark(token, DATABASE));
         }
         drop(gate);
-        renewed
+        (renewed, changed)
     }
 
     /// Gives everything a new epoch: what was cached is never matched again. Doubts stay.
@@ -199,6 +198,12 @@ impl LocalEpochs {
         self.gate.read().loaded.is_some_and(|loaded| version >= loaded)
     }
 
+    /// The state of the catalog, if `version` shows it.
+    pub(crate) fn current(&self, version: u64) -> Option<CatalogEpoch> {
+        let gate = self.gate.read();
+        gate.loaded.filter(|loaded| version >= *loaded).map(|_| gate.epoch)
+    }
+
     /// The catalog's state now, and its changes.
     pub(crate) fn watch(&self) -> watch::Receiver<CatalogEpoch> {
         self.catalog.subscribe()
@@ -213,8 +218,10 @@ impl LocalEpochs {
     }
 
     /// The catalog has changed: here (`by` is the write that did it) or elsewhere.
-    pub(crate) fn catalog_changed(&self, by: Option<u64>) {
-        self.catalog_is(CatalogEpoch(fresh_catalog_epoch()), by);
+    pub(crate) fn catalog_changed(&self, by: Option<u64>) -> CatalogEpoch {
+        let epoch = CatalogEpoch(fresh_catalog_epoch());
+        self.catalog_is(epoch, by);
+        epoch
     }
 
     /// Takes over the fleet's state of the catalog.

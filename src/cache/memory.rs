@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use moka::Expiry;
 use moka::sync::Cache;
 
@@ -21,7 +22,7 @@ pub(crate) struct Held {
     /// This process's epochs as noted before the fill ran.
     pub(crate) noted: Noted,
     /// Redis' epochs as noted before the fill ran, in the form that its scripts compare; empty without Redis.
-    pub(crate) shared: Box<[u8]>,
+    pub(crate) shared: Bytes,
 }
 
 /// The tier itself.

@@ -5,9 +5,12 @@ mod doubt;
 mod entry;
 mod epochs;
 mod faults;
+mod fill;
 mod flight;
 mod key;
+mod lookup;
 mod memory;
+mod redis;
 mod stats;
 
 use std::sync::Arc;
@@ -24,16 +27,16 @@ pub use self::entry::Entry;
 pub use self::epochs::CatalogEpoch;
 #[cfg(any(test, feature = "faults"))]
 pub use self::faults::Faults;
+pub use self::fill::{FillTicket, Stored};
 pub use self::key::{Key, KeyBuilder, Protocol};
 pub use self::stats::{CacheStats, CacheStatsSnapshot};
 
-use self::epochs::{Noted, Unsettled};
 use self::faults::Switches;
-use self::flight::{Flights, Joined, Turn};
-use self::memory::{Held, Memory};
+use self::flight::Flights;
+use self::memory::Memory;
+use self::redis::Shared;
 use crate::config::model::{Cache, Consistency};
-use crate::error::{Error, ErrorKind};
-use crate::wire::sqlstate::SqlState;
+use crate::error::Error;
 
 /// How long a lookup waits for another session's fill of the same key before it runs the statement itself.
 const FILL_WAIT: Duration = Duration::from_secs(10);
@@ -93,24 +96,17 @@ pub enum Lookup {
     Bypass(&'static str),
 }
 
-/// What became of a fill.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Stored {
-    /// It is there.
-    Yes,
-    /// It is not, for this reason; the answer itself is as good as any.
-    No(&'static str),
-}
-
 /// The result cache of one database.
 #[derive(Debug)]
 pub struct ResultCache {
     memory: Memory,
     flights: Arc<Flights>,
     epochs: Arc<Epochs>,
+    shared: Option<Arc<Shared>>,
     stats: Arc<CacheStats>,
     uncacheable: Memo<u128, &'static str>,
     consistency: Consistency,
+    ttl: Duration,
     max_entry_bytes: usize,
     fill_wait: Duration,
     /// Whether this pgherd is known to be the only one; `app` sets it.
@@ -138,18 +134,22 @@ impl ResultCache {
         Self::build(database, config, solo, faults.into())
     }
 
-    fn build(_database: &str, config: &Cache, solo: Arc<AtomicBool>, faults: Switches) -> Result<Arc<Self>, Error> {
-        if config.redis.is_some() {
-            return Err(Error::new(ErrorKind::Config, SqlState::CONFIG_FILE_ERROR, "cache.redis cannot be used yet"));
-        }
+    fn build(database: &str, config: &Cache, solo: Arc<AtomicBool>, faults: Switches) -> Result<Arc<Self>, Error> {
         let stats = Arc::new(CacheStats::default());
+        let shared = config
+            .redis
+            .as_ref()
+            .map(|redis| Shared::new(database, redis, solo.clone(), stats.clone(), faults).map(Arc::new))
+            .transpose()?;
         Ok(Arc::new(Self {
             memory: Memory::new(config.memory_bytes),
             flights: Arc::default(),
-            epochs: Arc::new(Epochs::new(faults, stats.clone())),
+            epochs: Arc::new(Epochs::new(faults, stats.clone(), shared.clone())),
+            shared,
             stats,
             uncacheable: Memo::builder().max_capacity(UNCACHEABLE_KEYS).time_to_live(UNCACHEABLE_FOR).build(),
             consistency: config.consistency,
+            ttl: config.ttl,
             max_entry_bytes: config.max_entry_bytes,
             fill_wait: FILL_WAIT,
             was_solo: Mutex::new(solo.load(Ordering::Acquire)),
@@ -166,43 +166,6 @@ impl ResultCache {
     /// What writers talk to.
     pub fn epochs(&self) -> &Arc<Epochs> {
         &self.epochs
-    }
-
-    /// The answer, or the turn to fill it in. `relations` is everything that the answer depends on, sorted, as computed from
-    /// `catalog_version`. Waits while another session of this process fills the same key.
-    pub async fn lookup(self: &Arc<Self>, key: &Key, relations: &[u32], catalog_version: u64) -> Lookup {
-        let deadline = tokio::time::Instant::now() + self.fill_wait;
-        if let Some(reason) = self.uncacheable.get(&key.hash()) {
-            self.stats.add(|stats| &stats.bypass_uncacheable);
-            return Lookup::Bypass(reason);
-        }
-        loop {
-            let label = self.label();
-            let noted = match self.note(relations, catalog_version) {
-                Ok(noted) => noted,
-                Err(unsettled) => return self.unsettled(unsettled),
-            };
-            if let Some(hit) = self.recall(key, &noted, label) {
-                return hit;
-            }
-            match self.flights.join(key) {
-                // Another fill may have ended between the look into memory and the turn.
-                Joined::Mine(turn) => {
-                    return self.recall(key, &noted, label).unwrap_or_else(|| self.fill(turn, noted));
-                }
-                Joined::Theirs(waiting) => {
-                    self.stats.add(|stats| &stats.waits);
-                    if tokio::time::timeout_at(deadline, flight::ended(waiting)).await.is_err() {
-                        self.stats.add(|stats| &stats.bypass_wait);
-                        return Lookup::Bypass("another fill is slow");
-                    }
-                    if let Some(reason) = self.uncacheable.get(&key.hash()) {
-                        self.stats.add(|stats| &stats.bypass_uncacheable);
-                        return Lookup::Bypass(reason);
-                    }
-                }
-            }
-        }
     }
 
     /// The state of the catalog as this process knows it, and its changes. Whoever loads the catalog reads it before loading,
@@ -240,118 +203,36 @@ impl ResultCache {
         CacheStatsSnapshot { entries, bytes, doubts, ..self.stats.snapshot() }
     }
 
-    /// What must go on in the background, until `shutdown`: settling writes of unknown outcome. `app` spawns it, and ends it
-    /// after the last session.
-    pub async fn run(self: Arc<Self>, checker: Arc<dyn BackendChecker>, shutdown: CancellationToken) {
-        shutdown.run_until_cancelled(self.settle_unknown(checker)).await;
+    /// Names the PostgreSQL server that answers come from: its system identifier, timeline and start. Until this is known
+    /// Redis is not used; when it changes (failover, restart) nothing cached before is served again.
+    pub fn set_scope(&self, scope: &str) {
+        if let Some(shared) = &self.shared {
+            shared.set_scope(scope);
+        }
+        self.purge();
     }
 
-    async fn settle_unknown(&self, checker: Arc<dyn BackendChecker>) {
+    /// What must go on in the background, until `shutdown`: settling writes of unknown outcome, and with Redis staying
+    /// registered there. `app` spawns it, and ends it after the last session.
+    pub async fn run(self: Arc<Self>, checker: Arc<dyn BackendChecker>, shutdown: CancellationToken) {
+        let Some(shared) = &self.shared else {
+            shutdown.run_until_cancelled(self.settle_unknown(checker.as_ref())).await;
+            return;
+        };
+        let both = async {
+            tokio::join!(self.settle_unknown(checker.as_ref()), shared.keep(&self.epochs.local, checker.as_ref()));
+        };
+        shutdown.run_until_cancelled(Box::pin(both)).await;
+        shared.leave().await;
+    }
+
+    async fn settle_unknown(&self, checker: &dyn BackendChecker) {
         loop {
-            if self.epochs.check_unknown(checker.as_ref()).await {
+            if self.epochs.check_unknown(checker).await {
                 tokio::time::sleep(UNKNOWN_CHECK).await;
             } else {
                 self.epochs.unknown_added.notified().await;
             }
-        }
-    }
-
-    /// What a hit will promise. To be asked before epochs are noted: what others wrote while this pgherd was not alone left
-    /// no trace here, so everything is renewed when it becomes the only one.
-    fn label(&self) -> Freshness {
-        if self.consistency == Consistency::Bounded {
-            return Freshness::Bounded;
-        }
-        let solo = self.solo.load(Ordering::Acquire);
-        let mut was_solo = self.was_solo.lock();
-        if solo && !*was_solo {
-            self.epochs.local.renew_all();
-        }
-        *was_solo = solo;
-        if solo { Freshness::Strict } else { Freshness::Ttl }
-    }
-
-    fn note(&self, relations: &[u32], catalog_version: u64) -> Result<Noted, Unsettled> {
-        self.epochs.local.note(relations, catalog_version)
-    }
-
-    fn recall(&self, key: &Key, noted: &Noted, label: Freshness) -> Option<Lookup> {
-        let held = self.memory.get(key)?;
-        if held.noted != *noted {
-            self.stats.add(|stats| &stats.outdated);
-            return None;
-        }
-        self.stats.add(|stats| &stats.memory_hits);
-        Some(Lookup::Hit { entry: held.entry.clone(), tier: Tier::Memory, label })
-    }
-
-    fn fill(self: &Arc<Self>, turn: Turn, noted: Noted) -> Lookup {
-        self.stats.add(|stats| &stats.misses);
-        Lookup::Fill(FillTicket { cache: self.clone(), turn: Some(turn), noted })
-    }
-
-    fn unsettled(&self, unsettled: Unsettled) -> Lookup {
-        match unsettled {
-            Unsettled::Doubt => {
-                self.stats.add(|stats| &stats.bypass_doubt);
-                Lookup::Bypass("a write is in doubt")
-            }
-            Unsettled::Catalog => {
-                self.stats.add(|stats| &stats.bypass_catalog);
-                Lookup::Bypass("the catalog is being reloaded")
-            }
-        }
-    }
-}
-
-/// The turn to fill one key. Dropping it lets the next who waits fill.
-#[derive(Debug)]
-pub struct FillTicket {
-    cache: Arc<ResultCache>,
-    turn: Option<Turn>,
-    noted: Noted,
-}
-
-impl FillTicket {
-    /// Stores the answer, if nothing that it depends on has been written since the lookup, or may be being written now.
-    pub async fn store(mut self, entry: Entry) -> Stored {
-        let Some(turn) = self.turn.take() else { return Stored::No("no turn") };
-        let cache = self.cache.clone();
-        if entry.bytes.len() > cache.max_entry_bytes {
-            cache.stats.add(|stats| &stats.rejected_large);
-            cache.uncacheable.insert(turn.key().hash(), "larger than an entry may be");
-            return Stored::No("larger than an entry may be");
-        }
-        let noted = self.stamp();
-        if !cache.epochs.local.holds(&noted) {
-            cache.stats.add(|stats| &stats.rejected_stale);
-            return Stored::No("written to meanwhile");
-        }
-        let held = Held { entry: Arc::new(entry), noted, shared: Box::default() };
-        cache.memory.insert(turn.key().clone(), Arc::new(held));
-        cache.stats.add(|stats| &stats.fills);
-        Stored::Yes
-    }
-
-    /// The answer turned out to be one that cannot be cached: those who wait, and who ask in the next seconds, do without.
-    pub fn uncacheable(mut self, reason: &'static str) {
-        if let Some(turn) = self.turn.take() {
-            self.cache.uncacheable.insert(turn.key().hash(), reason);
-        }
-    }
-
-    fn stamp(&self) -> Noted {
-        if self.cache.faults.store_without_comparing() {
-            return self.cache.epochs.local.restamp(&self.noted);
-        }
-        self.noted.clone()
-    }
-}
-
-impl Drop for FillTicket {
-    fn drop(&mut self) {
-        if self.turn.is_some() {
-            self.cache.stats.add(|stats| &stats.abandoned_fills);
         }
     }
 }

@@ -1,7 +1,10 @@
 //! Stories of one cache in one process, a random-interleaving model of its protocol, and the same with Redis.
 
+mod fleet;
+mod loss;
 mod memory;
 mod model;
+mod redis_server;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

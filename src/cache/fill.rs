@@ -1,0 +1,123 @@
+//! A turn to fill one key, from the lookup that missed to the answer that is stored.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::ResultCache;
+use super::entry::Entry;
+use super::epochs::{CatalogEpoch, Noted};
+use super::flight::Turn;
+use super::key::Key;
+use super::memory::Held;
+use super::redis::{Found, Shared};
+use crate::config::model::Consistency;
+
+/// What became of a fill.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stored {
+    /// It is there.
+    Yes,
+    /// It is not, for this reason; the answer itself is as good as any.
+    No(&'static str),
+}
+
+/// The turn to fill one key. Dropping it lets the next who waits fill.
+#[derive(Debug)]
+pub struct FillTicket {
+    cache: Arc<ResultCache>,
+    turn: Option<Turn>,
+    noted: Noted,
+    /// Redis' epochs as noted by the lookup; empty where it could not be asked.
+    epochs: Bytes,
+    relations: Box<[u32]>,
+    catalog: CatalogEpoch,
+}
+
+impl FillTicket {
+    pub(crate) fn new(
+        cache: Arc<ResultCache>,
+        turn: Turn,
+        noted: Noted,
+        epochs: Bytes,
+        relations: Box<[u32]>,
+        catalog: CatalogEpoch,
+    ) -> Self {
+        Self { cache, turn: Some(turn), noted, epochs, relations, catalog }
+    }
+
+    /// Stores the answer, if nothing that it depends on has been written since the lookup, or may be being written now. Those
+    /// who wait go on as soon as memory has it; Redis is told after.
+    pub async fn store(mut self, entry: Entry) -> Stored {
+        let Some(turn) = self.turn.take() else { return Stored::No("no turn") };
+        let cache = self.cache.clone();
+        let key = turn.key().clone();
+        if entry.bytes.len() > cache.max_entry_bytes {
+            cache.stats.add(|stats| &stats.rejected_large);
+            cache.uncacheable.insert(key.hash(), "larger than an entry may be");
+            return Stored::No("larger than an entry may be");
+        }
+        if cache.faults.store_without_comparing() {
+            self.restamp(&key).await;
+        }
+        if !cache.epochs.local.holds(&self.noted) {
+            cache.stats.add(|stats| &stats.rejected_stale);
+            return Stored::No("written to meanwhile");
+        }
+        let held = Held { entry: Arc::new(entry), noted: self.noted.clone(), shared: self.epochs.clone() };
+        let held = Arc::new(held);
+        cache.memory.insert(key.clone(), held.clone());
+        drop(turn);
+        let stored = match &cache.shared {
+            Some(shared) if !self.epochs.is_empty() => self.share(shared, &key, &held.entry).await,
+            _ => Stored::Yes,
+        };
+        if stored == Stored::Yes {
+            cache.stats.add(|stats| &stats.fills);
+        }
+        stored
+    }
+
+    async fn share(&self, shared: &Shared, key: &Key, entry: &Entry) -> Stored {
+        let bounded = self.cache.consistency == Consistency::Bounded;
+        let ttl = shared.ttl(entry.ttl, self.cache.ttl, bounded);
+        match shared.store(key, entry, ttl, &self.relations, self.catalog, &self.epochs).await {
+            Ok(()) => Stored::Yes,
+            Err("written to meanwhile") => {
+                self.cache.stats.add(|stats| &stats.rejected_stale);
+                Stored::No("written to meanwhile")
+            }
+            Err(_) => {
+                // Memory has it, and Redis is asked before that is served.
+                self.cache.stats.add(|stats| &stats.rejected_redis);
+                Stored::Yes
+            }
+        }
+    }
+
+    /// The answer turned out to be one that cannot be cached: those who wait, and who ask in the next seconds, do without.
+    pub fn uncacheable(mut self, reason: &'static str) {
+        if let Some(turn) = self.turn.take() {
+            self.cache.uncacheable.insert(turn.key().hash(), reason);
+        }
+    }
+
+    /// The fault of storing without comparing: the epochs of now instead of those noted.
+    async fn restamp(&mut self, key: &Key) {
+        self.noted = self.cache.epochs.local.restamp(&self.noted);
+        if let Some(shared) = &self.cache.shared {
+            match shared.lookup(key, &self.relations, self.catalog, &[]).await {
+                Found::Nothing(epochs) | Found::Entry(_, epochs) => self.epochs = epochs,
+                _ => {}
+            }
+        }
+    }
+}
+
+impl Drop for FillTicket {
+    fn drop(&mut self) {
+        if self.turn.is_some() {
+            self.cache.stats.add(|stats| &stats.abandoned_fills);
+        }
+    }
+}

@@ -1,0 +1,174 @@
+//! Looking up: memory, then Redis, then the turn to fill.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use tokio::time::Instant;
+
+use super::epochs::{CatalogEpoch, Noted, Unsettled};
+use super::fill::FillTicket;
+use super::flight::{self, Joined, Turn};
+use super::key::Key;
+use super::memory::Held;
+use super::redis::{Found, Shared};
+use super::{Freshness, Lookup, ResultCache, Tier};
+use crate::config::model::Consistency;
+
+/// One lookup's circumstances.
+#[derive(Clone, Copy)]
+struct Asked<'a> {
+    key: &'a Key,
+    relations: &'a [u32],
+    catalog: CatalogEpoch,
+    label: Freshness,
+}
+
+impl ResultCache {
+    /// The answer, or the turn to fill it in. `relations` is everything that the answer depends on, sorted, as computed from
+    /// `catalog_version`. Waits while another session of this process fills the same key.
+    pub async fn lookup(self: &Arc<Self>, key: &Key, relations: &[u32], catalog_version: u64) -> Lookup {
+        let deadline = Instant::now() + self.fill_wait;
+        loop {
+            if let Some(reason) = self.uncacheable.get(&key.hash()) {
+                self.stats.add(|stats| &stats.bypass_uncacheable);
+                return Lookup::Bypass(reason);
+            }
+            let label = self.label();
+            let noted = self.epochs.local.note(relations, catalog_version);
+            let catalog = self.epochs.local.current(catalog_version);
+            let (noted, catalog) = match (noted, catalog) {
+                (Ok(noted), Some(catalog)) => (noted, catalog),
+                (Err(Unsettled::Doubt), _) => return self.in_doubt(),
+                (_, None) | (Err(Unsettled::Catalog), _) => return self.old_catalog(),
+            };
+            let asked = Asked { key, relations, catalog, label };
+            if let Some(held) = self.recall(key, &noted)
+                && let Some(answer) = self.confirm(asked, held, &noted).await
+            {
+                return answer;
+            }
+            let waiting = match self.flights.join(key) {
+                Joined::Mine(turn) => return self.take_turn(asked, turn, noted).await,
+                Joined::Theirs(waiting) => waiting,
+            };
+            self.stats.add(|stats| &stats.waits);
+            if tokio::time::timeout_at(deadline, flight::ended(waiting)).await.is_err() {
+                self.stats.add(|stats| &stats.bypass_wait);
+                return Lookup::Bypass("another fill is slow");
+            }
+        }
+    }
+
+    /// What memory holds, if this process knows of no reason against it.
+    fn recall(&self, key: &Key, noted: &Noted) -> Option<Arc<Held>> {
+        let held = self.memory.get(key)?;
+        if held.noted != *noted {
+            self.stats.add(|stats| &stats.outdated);
+            return None;
+        }
+        Some(held)
+    }
+
+    /// Whether the fleet knows of a reason against it; `None` if it has to be filled anew.
+    async fn confirm(&self, asked: Asked<'_>, held: Arc<Held>, noted: &Noted) -> Option<Lookup> {
+        let Some(shared) = self.asks_redis() else { return Some(self.hit(&held, Tier::Memory, asked.label)) };
+        match shared.lookup(asked.key, asked.relations, asked.catalog, &held.shared).await {
+            Found::Same => Some(self.hit(&held, Tier::Memory, asked.label)),
+            Found::Nothing(_) => {
+                self.stats.add(|stats| &stats.outdated);
+                None
+            }
+            found => self.unless_nothing(asked, found, noted),
+        }
+    }
+
+    /// Nobody else of this process is filling. Another fill may have ended between the look into memory and the turn.
+    async fn take_turn(self: &Arc<Self>, asked: Asked<'_>, turn: Turn, noted: Noted) -> Lookup {
+        let held = self.memory.get(asked.key).filter(|held| held.noted == noted);
+        let shared = self.shared.as_ref();
+        let (Some(shared), None) = (shared, held.as_ref().filter(|_| self.asks_redis().is_none())) else {
+            return match held {
+                Some(held) => self.hit(&held, Tier::Memory, asked.label),
+                None => self.fill(asked, turn, noted, bytes::Bytes::new()),
+            };
+        };
+        let epochs = held.as_ref().map(|held| &held.shared[..]).unwrap_or_default();
+        match (shared.lookup(asked.key, asked.relations, asked.catalog, epochs).await, held) {
+            (Found::Same, Some(held)) => self.hit(&held, Tier::Memory, asked.label),
+            (Found::Nothing(epochs), _) => self.fill(asked, turn, noted, epochs),
+            (Found::Doubt | Found::Unavailable(_), _) if self.consistency == Consistency::Bounded => {
+                self.fill(asked, turn, noted, bytes::Bytes::new())
+            }
+            (found, _) => self.unless_nothing(asked, found, &noted).unwrap_or(Lookup::Bypass("Redis gave no sense")),
+        }
+    }
+
+    fn unless_nothing(&self, asked: Asked<'_>, found: Found, noted: &Noted) -> Option<Lookup> {
+        Some(match found {
+            Found::Entry(entry, epochs) => {
+                let held = Held { entry: Arc::new(*entry), noted: noted.clone(), shared: epochs };
+                let held = Arc::new(held);
+                self.memory.insert(asked.key.clone(), held.clone());
+                self.hit(&held, Tier::Redis, asked.label)
+            }
+            Found::Doubt => self.in_doubt(),
+            Found::Catalog(epoch) => {
+                if let Some(epoch) = epoch {
+                    self.epochs.local.catalog_is(epoch, None);
+                }
+                self.old_catalog()
+            }
+            Found::Unavailable(reason) => {
+                self.stats.add(|stats| &stats.bypass_redis);
+                Lookup::Bypass(reason)
+            }
+            Found::Same | Found::Nothing(_) => return None,
+        })
+    }
+
+    /// Redis, where an answer from memory needs its word.
+    fn asks_redis(&self) -> Option<&Arc<Shared>> {
+        self.shared.as_ref().filter(|_| self.consistency == Consistency::Strict)
+    }
+
+    fn hit(&self, held: &Held, tier: Tier, label: Freshness) -> Lookup {
+        self.stats.add(|stats| match tier {
+            Tier::Memory => &stats.memory_hits,
+            Tier::Redis => &stats.redis_hits,
+        });
+        Lookup::Hit { entry: held.entry.clone(), tier, label }
+    }
+
+    fn fill(self: &Arc<Self>, asked: Asked<'_>, turn: Turn, noted: Noted, epochs: bytes::Bytes) -> Lookup {
+        self.stats.add(|stats| &stats.misses);
+        Lookup::Fill(FillTicket::new(self.clone(), turn, noted, epochs, asked.relations.into(), asked.catalog))
+    }
+
+    fn in_doubt(&self) -> Lookup {
+        self.stats.add(|stats| &stats.bypass_doubt);
+        Lookup::Bypass("a write is in doubt")
+    }
+
+    fn old_catalog(&self) -> Lookup {
+        self.stats.add(|stats| &stats.bypass_catalog);
+        Lookup::Bypass("the catalog is being reloaded")
+    }
+
+    /// What a hit will promise. To be asked before epochs are noted: what others wrote while this pgherd was not alone left
+    /// no trace here, so everything is renewed when it becomes the only one.
+    fn label(&self) -> Freshness {
+        if self.consistency == Consistency::Bounded {
+            return Freshness::Bounded;
+        }
+        if self.shared.is_some() {
+            return Freshness::Strict;
+        }
+        let solo = self.solo.load(Ordering::Acquire);
+        let mut was_solo = self.was_solo.lock();
+        if solo && !*was_solo {
+            self.epochs.local.renew_all();
+        }
+        *was_solo = solo;
+        if solo { Freshness::Strict } else { Freshness::Ttl }
+    }
+}

@@ -1,0 +1,280 @@
+//! What goes on in the background: staying registered, telling Redis of settled writes, and removing members that died.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use fred::types::Value;
+
+use super::connection::{Connection, Failure, Reply};
+use super::registry::{Registration, Settled};
+use super::script::Script;
+use super::writes::{backend_name, backend_named};
+use super::{PATIENCE, Shared, millis, number, text};
+use crate::cache::doubt::{BackendChecker, BackendId};
+use crate::cache::epochs::{CatalogEpoch, LocalEpochs, fresh_catalog_epoch};
+
+/// Between attempts to connect.
+const RETRY: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
+/// Settled writes told to Redis in one round trip.
+const BATCH: usize = 256;
+/// How long PostgreSQL may take to say whether a server process is gone.
+const CHECK_TIMEOUT: Duration = Duration::from_secs(5);
+
+impl Shared {
+    /// Runs until dropped.
+    pub(crate) async fn keep(&self, local: &LocalEpochs, checker: &dyn BackendChecker) {
+        tokio::join!(self.keep_registered(local), self.keep_settling(), self.keep_removing(local, checker));
+    }
+
+    /// Says goodbye, if nothing is open: the others need not wait for the lease.
+    pub(crate) async fn leave(&self) {
+        let Some(connection) = self.connection.load_full() else { return };
+        if self.registry.lock().is_idle() {
+            let _ = connection.call(Script::Leave, self.identity(&connection), PATIENCE).await;
+        }
+        self.disconnect(Some(&connection));
+    }
+
+    async fn keep_registered(&self, local: &LocalEpochs) {
+        let mut scopes = self.scope.subscribe();
+        let mut pause = RETRY.0;
+        loop {
+            let Some(scope) = scopes.borrow_and_update().clone() else {
+                // The sender lives in `self`.
+                let _ = scopes.changed().await;
+                continue;
+            };
+            match self.establish(&scope, local).await {
+                Ok(connection) => {
+                    pause = RETRY.0;
+                    self.hold(&connection, local).await;
+                }
+                Err(failure) => {
+                    self.count(&failure);
+                    tracing::warn!(%failure, "cannot register with Redis");
+                    tokio::time::sleep(pause).await;
+                    pause = (pause * 2).min(RETRY.1);
+                }
+            }
+        }
+    }
+
+    /// Connects and registers with all that is open.
+    async fn establish(&self, scope: &str, local: &LocalEpochs) -> Result<Arc<Connection>, Failure> {
+        #[cfg(test)]
+        if self.cut_off.load(std::sync::atomic::Ordering::SeqCst) {
+            return Err(Failure::Broken("cut off".into()));
+        }
+        let space = format!("{}:{scope}", self.space);
+        let mut connection = Connection::open(&self.fred, &space, self.faults).await?;
+        let registration = self.registry.lock().register();
+        let args = self.register_args(&connection, &registration);
+        let reply = connection.call(Script::Register, args, PATIENCE.max(self.settings.timeout)).await?;
+        if reply.word() != "ok" {
+            return Err(Failure::Broken(format!("registering was answered with {}", reply.word())));
+        }
+        connection.generation = reply.text(1).to_owned();
+        connection.fence = registration.fence;
+        let connection = Arc::new(connection);
+        if let Some(epoch) = reply.number(2) {
+            local.catalog_is(CatalogEpoch(epoch), None);
+        }
+        {
+            let mut registry = self.registry.lock();
+            if self.scope.borrow().as_deref() != Some(scope) {
+                return Err(Failure::Broken("the server has changed meanwhile".into()));
+            }
+            registry.registered(&registration);
+            self.connection.store(Some(connection.clone()));
+            self.changes.send_modify(|count| *count += 1);
+        }
+        self.failures.store(0, std::sync::atomic::Ordering::Relaxed);
+        self.work.notify_one();
+        self.stats.add(|stats| &stats.registrations);
+        tracing::info!(member = self.member, generation = connection.generation, "registered with Redis");
+        Ok(connection)
+    }
+
+    fn register_args(&self, connection: &Connection, registration: &Registration) -> Vec<Value> {
+        let flag = |on: bool| text(if on { "1" } else { "0" });
+        let mut args = vec![
+            text(&self.member),
+            number(registration.fence),
+            number(self.expiry(connection, registration.sent_at)),
+            number(millis(self.settings.lease)),
+            text(&format!("{:032x}", rand::random::<u128>())),
+            number(fresh_catalog_epoch()),
+            flag(registration.renew_database),
+            flag(registration.change_catalog),
+            number(registration.tokens.len() as u64),
+        ];
+        args.extend(registration.tokens.iter().map(|token| text(&self.token(*token))));
+        args.extend(registration.backends.iter().map(|backend| text(&backend_name(*backend))));
+        args
+    }
+
+    /// Renews the registration until the connection is given up.
+    async fn hold(&self, connection: &Arc<Connection>, local: &LocalEpochs) {
+        let mut changes = self.changes.subscribe();
+        while self.is_mine(connection) {
+            tokio::select! {
+                _ = changes.changed() => continue,
+                () = tokio::time::sleep(self.settings.lease / 3) => {}
+            }
+            let sent_at = {
+                let mut registry = self.registry.lock();
+                if !self.is_mine(connection) {
+                    return;
+                }
+                registry.heartbeat()
+            };
+            if let Err(failure) = self.heartbeat(connection, sent_at, local).await {
+                self.count(&failure);
+                tracing::warn!(%failure, "the registration with Redis could not be renewed");
+                let registry = self.registry.lock();
+                self.disconnect(Some(connection));
+                drop(registry);
+            }
+        }
+    }
+
+    async fn heartbeat(&self, connection: &Connection, sent_at: Instant, local: &LocalEpochs) -> Result<(), Failure> {
+        let mut args = self.identity(connection);
+        args.push(number(self.expiry(connection, sent_at)));
+        let reply = self.expect_ok(connection.call(Script::Heartbeat, args, PATIENCE).await?)?;
+        if let Some(now) = reply.number(2) {
+            connection.clock_is(now);
+        }
+        if let Some(epoch) = reply.number(1) {
+            local.catalog_is(CatalogEpoch(epoch), None);
+        }
+        self.failures.store(0, std::sync::atomic::Ordering::Relaxed);
+        let lapsed: Vec<String> = reply.texts_from(3).map(str::to_owned).collect();
+        if !lapsed.is_empty() {
+            *self.suspects.lock() = lapsed;
+            self.suspected.notify_one();
+        }
+        Ok(())
+    }
+
+    async fn keep_settling(&self) {
+        loop {
+            self.work.notified().await;
+            while let Some(connection) = self.connection.load_full() {
+                let batch = self.registry.lock().take_settled(BATCH);
+                let outcome = match batch.is_empty() {
+                    true => self.tell_backends(&connection).await,
+                    false => self.tell_settled(&connection, &batch).await,
+                };
+                match outcome {
+                    Ok(true) => {}
+                    Ok(false) => break,
+                    Err(failure) => {
+                        // What was in the batch is settled by the next registration, which does not carry it.
+                        self.count(&failure);
+                        tracing::warn!(%failure, "settled writes could not be told to Redis");
+                        let registry = self.registry.lock();
+                        self.disconnect(Some(&connection));
+                        drop(registry);
+                    }
+                }
+            }
+        }
+    }
+
+    async fn tell_settled(&self, connection: &Connection, batch: &[Settled]) -> Result<bool, Failure> {
+        let mut args = Vec::new();
+        for settled in batch {
+            args.push(text(&self.token(settled.token)));
+            args.push(settled.catalog.map_or_else(|| text(""), |epoch| number(epoch.0)));
+            args.push(number(settled.relations.len() as u64));
+            args.extend(settled.relations.iter().map(|oid| number(u64::from(*oid))));
+        }
+        self.expect_ok(connection.call(Script::Settle, args, PATIENCE).await?)?;
+        let mut registry = self.registry.lock();
+        for settled in batch {
+            registry.forget(settled.token);
+        }
+        Ok(true)
+    }
+
+    async fn tell_backends(&self, connection: &Connection) -> Result<bool, Failure> {
+        let (published, retired) = self.registry.lock().backend_changes();
+        if published.is_empty() && retired.is_empty() {
+            return Ok(false);
+        }
+        let mut args = self.identity(connection);
+        args.push(number(published.len() as u64));
+        args.extend(published.iter().chain(&retired).map(|backend| text(&backend_name(*backend))));
+        self.expect_ok(connection.call(Script::Backends, args, PATIENCE).await?)?;
+        self.registry.lock().backends_told(&published, &retired);
+        Ok(true)
+    }
+
+    async fn keep_removing(&self, local: &LocalEpochs, checker: &dyn BackendChecker) {
+        loop {
+            self.suspected.notified().await;
+            let suspects = std::mem::take(&mut *self.suspects.lock());
+            for suspect in suspects {
+                let Some(connection) = self.connection.load_full() else { break };
+                if let Err(failure) = self.remove_if_dead(&connection, &suspect, local, checker).await {
+                    self.count(&failure);
+                    tracing::warn!(%failure, member = suspect, "a member that has lapsed could not be looked at");
+                }
+            }
+        }
+    }
+
+    /// Removes a member whose registration has lapsed and whose server processes are all gone. Until then what it was writing
+    /// may yet be committed, and everybody does without the cache.
+    async fn remove_if_dead(
+        &self,
+        connection: &Connection,
+        suspect: &str,
+        local: &LocalEpochs,
+        checker: &dyn BackendChecker,
+    ) -> Result<(), Failure> {
+        let args = vec![text(&connection.generation), text(suspect)];
+        let reply = connection.call(Script::Suspect, args, PATIENCE).await?;
+        if reply.word() != "lapsed" {
+            return Ok(());
+        }
+        for name in reply.texts_from(2) {
+            let backend = backend_named(name).ok_or_else(|| Failure::Broken(format!("no server process: {name}")))?;
+            if !is_gone(checker, backend).await {
+                return Ok(());
+            }
+        }
+        let catalog = fresh_catalog_epoch();
+        let args = vec![text(&connection.generation), text(suspect), text(reply.text(1)), number(catalog)];
+        if connection.call(Script::Remove, args, PATIENCE).await?.word() == "ok" {
+            self.stats.add(|stats| &stats.members_removed);
+            tracing::warn!(member = suspect, "removed a pgherd that died");
+            local.catalog_is(CatalogEpoch(catalog), None);
+        }
+        Ok(())
+    }
+
+    fn identity(&self, connection: &Connection) -> Vec<Value> {
+        vec![text(&connection.generation), text(&self.member), number(connection.fence)]
+    }
+
+    fn is_mine(&self, connection: &Arc<Connection>) -> bool {
+        self.connection.load().as_ref().is_some_and(|known| Arc::ptr_eq(known, connection))
+    }
+
+    fn expect_ok(&self, reply: Reply) -> Result<Reply, Failure> {
+        if reply.word() == "ok" { Ok(reply) } else { Err(Failure::Broken(format!("Redis says {}", reply.word()))) }
+    }
+}
+
+async fn is_gone(checker: &dyn BackendChecker, backend: BackendId) -> bool {
+    match tokio::time::timeout(CHECK_TIMEOUT, checker.backend_gone(backend)).await {
+        Ok(Ok(gone)) => gone,
+        Ok(Err(error)) => {
+            tracing::warn!(%error, pid = backend.pid, "cannot ask whether a server process is gone");
+            false
+        }
+        Err(_) => false,
+    }
+}

@@ -1,0 +1,143 @@
+-- What the scripts share. KEYS[1] is the hash that holds all coherence state of one database:
+--   gen, born, lease   the generation: a random name, its birth and its lease in ms
+--   v                  the state of the catalog
+--   members, minexp    ids, each followed by ','; the earliest expiry among them
+--   m:<id>             expiry in ms ':' fence
+--   b:<id>:<pid>@<start>   a server process that this member writes through
+--   e:<oid>            the relation's epoch; absent: neither served nor filled until a lookup makes one
+--   d:<oid>            the relation's set of doubts: tokens, each followed by ';'; absent: none
+-- Relation 0 is the whole database. A token is <member id>:<counter>.
+local H = KEYS[1]
+
+local function clock()
+  local t = redis.call('TIME')
+  return t[1] * 1000 + math.floor(t[2] / 1000)
+end
+
+local function add_doubt(oid, token)
+  local set = redis.call('HGET', H, 'd:' .. oid) or ''
+  if not string.find(set, token .. ';', 1, true) then
+    redis.call('HSET', H, 'd:' .. oid, set .. token .. ';')
+  end
+end
+
+local function keep_doubts(oid, set)
+  if set == '' then
+    redis.call('HDEL', H, 'd:' .. oid)
+  else
+    redis.call('HSET', H, 'd:' .. oid, set)
+  end
+end
+
+-- Takes the token away; its relation gets a new epoch, made when it is next asked for.
+local function drop_doubt(oid, token)
+  local set = redis.call('HGET', H, 'd:' .. oid)
+  if not set then return end
+  local first, last = string.find(set, token .. ';', 1, true)
+  if not first then return end
+  keep_doubts(oid, string.sub(set, 1, first - 1) .. string.sub(set, last + 1))
+  redis.call('HDEL', H, 'e:' .. oid)
+end
+
+local function fields(prefix)
+  local found = {}
+  for _, field in ipairs(redis.call('HKEYS', H)) do
+    if string.sub(field, 1, #prefix) == prefix then found[#found + 1] = field end
+  end
+  return found
+end
+
+-- Takes all of a member's tokens away.
+local function drop_doubts_of(id)
+  for _, field in ipairs(fields('d:')) do
+    local oid = string.sub(field, 3)
+    local kept, dropped = '', false
+    for token in string.gmatch(redis.call('HGET', H, field), '([^;]+);') do
+      if string.sub(token, 1, #id + 1) == id .. ':' then dropped = true else kept = kept .. token .. ';' end
+    end
+    if dropped then
+      keep_doubts(oid, kept)
+      redis.call('HDEL', H, 'e:' .. oid)
+    end
+  end
+end
+
+-- The catalog has changed: every write that is open may reach relations that its raise did not know of.
+local function change_catalog(v)
+  for _, field in ipairs(fields('d:')) do
+    for token in string.gmatch(redis.call('HGET', H, field), '([^;]+);') do add_doubt('0', token) end
+  end
+  redis.call('HSET', H, 'v', v)
+  redis.call('HDEL', H, 'e:0')
+end
+
+local function member(id)
+  local m = redis.call('HGET', H, 'm:' .. id)
+  if not m then return nil end
+  local expiry, fence = string.match(m, '^(%d+):(%d+)$')
+  return tonumber(expiry), tonumber(fence)
+end
+
+-- Sets minexp anew; returns the ids that have lapsed.
+local function survey(now)
+  local earliest, lapsed = nil, {}
+  for id in string.gmatch(redis.call('HGET', H, 'members') or '', '([^,]+),') do
+    local expiry = member(id) or 0
+    if not earliest or expiry < earliest then earliest = expiry end
+    if expiry < now then lapsed[#lapsed + 1] = id end
+  end
+  redis.call('HSET', H, 'minexp', string.format('%.0f', earliest or 0))
+  redis.call('PEXPIRE', H, 86400000)
+  return lapsed
+end
+
+local function forget_member(id)
+  for _, field in ipairs(fields('b:' .. id .. ':')) do redis.call('HDEL', H, field) end
+  redis.call('HDEL', H, 'm:' .. id)
+  local kept = ''
+  for other in string.gmatch(redis.call('HGET', H, 'members') or '', '([^,]+),') do
+    if other ~= id then kept = kept .. other .. ',' end
+  end
+  redis.call('HSET', H, 'members', kept)
+end
+
+-- Why a member's command does not count, or nil.
+local function turned_away(gen, id, fence)
+  if redis.call('HGET', H, 'gen') ~= gen then return 'generation' end
+  local _, known = member(id)
+  if not known then return 'unregistered' end
+  if known ~= tonumber(fence) then return 'fenced' end
+  return nil
+end
+
+-- Why nothing can be served or stored now, or nil and the epochs in the form that is compared and kept.
+local function current(gen, v, from, nonce)
+  local now = clock()
+  local head = redis.call('HMGET', H, 'gen', 'born', 'lease', 'minexp', 'v')
+  if head[1] ~= gen then return 'generation' end
+  if now < tonumber(head[2]) + tonumber(head[3]) then return 'young' end
+  if tonumber(head[4]) < now then return 'lapsed' end
+  if head[5] ~= v then return 'catalog', head[5] end
+  local packed = {}
+  local chunk = 500
+  for first = from, #ARGV, chunk do
+    local doubts, epochs = {}, {}
+    for i = first, math.min(first + chunk - 1, #ARGV) do
+      doubts[#doubts + 1] = 'd:' .. ARGV[i]
+      epochs[#epochs + 1] = 'e:' .. ARGV[i]
+    end
+    for _, set in ipairs(redis.call('HMGET', H, unpack(doubts))) do
+      if set then return 'doubt' end
+    end
+    local values = redis.call('HMGET', H, unpack(epochs))
+    for i = 1, #epochs do
+      local epoch = values[i]
+      if not epoch and nonce then
+        epoch = nonce
+        redis.call('HSET', H, epochs[i], epoch)
+      end
+      packed[#packed + 1] = epochs[i] .. '=' .. (epoch or '') .. ';'
+    end
+  end
+  return nil, table.concat(packed)
+end

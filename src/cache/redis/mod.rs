@@ -1,0 +1,349 @@
+//! The second tier, shared by a fleet: entries in Redis, and with them the epochs and doubts of all pgherds of one database.
+//!
+//! All coherence state lies in one hash, so that it is lost as a whole or not at all, and each step is one Lua script. The hash
+//! is named after the PostgreSQL server and the Redis process, so that a restart of either starts from nothing.
+
+mod codec;
+mod connection;
+mod keeper;
+mod registry;
+mod script;
+mod writes;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwapOption;
+use bytes::Bytes;
+use fred::types::Value;
+use fred::types::config::Config as FredConfig;
+use parking_lot::Mutex;
+use tokio::sync::{Notify, watch};
+
+use self::connection::{Connection, Failure, Reply};
+use self::registry::Registry;
+use self::script::Script;
+pub(crate) use self::writes::{Raise, Raised};
+use super::entry::Entry;
+use super::epochs::{CatalogEpoch, DATABASE};
+use super::faults::Switches;
+use super::key::Key;
+use super::stats::CacheStats;
+use crate::config::model::{OnRedisLoss, Redis};
+use crate::error::{Error, ErrorKind};
+use crate::wire::sqlstate::SqlState;
+
+/// Lookups and stores in a row that may fail before Redis is no longer asked, until a heartbeat gets through.
+const FAILURES: u32 = 5;
+/// The shortest lease: a third of it must hold a round trip and a pause of the scheduler.
+const SHORTEST_LEASE: Duration = Duration::from_millis(100);
+/// How long commands that keep the protocol going (raise, settle, heartbeat) may take before the connection is given up.
+const PATIENCE: Duration = Duration::from_millis(250);
+
+/// What Redis said to a lookup.
+#[derive(Debug)]
+pub(crate) enum Found {
+    /// The answer that memory holds is still good.
+    Same,
+    /// An answer, and the epochs that it stands on.
+    Entry(Box<Entry>, Bytes),
+    /// None; the epochs for a fill.
+    Nothing(Bytes),
+    /// Nothing may be served now: a write is in doubt.
+    Doubt,
+    /// The fleet knows of another state of the catalog.
+    Catalog(Option<CatalogEpoch>),
+    /// Redis is late, gone, or not to be trusted yet.
+    Unavailable(&'static str),
+}
+
+/// The tier itself.
+pub(crate) struct Shared {
+    fred: FredConfig,
+    settings: Redis,
+    /// Prefix and database; the scope comes behind it.
+    space: String,
+    member: String,
+    scope: watch::Sender<Option<String>>,
+    /// Set exactly while this pgherd is registered, as far as it knows. Changed under the registry's lock.
+    connection: ArcSwapOption<Connection>,
+    /// Grows with each change of `connection`.
+    changes: watch::Sender<u64>,
+    registry: Mutex<Registry>,
+    /// Something is there for the settler.
+    work: Notify,
+    suspects: Mutex<Vec<String>>,
+    suspected: Notify,
+    failures: AtomicU32,
+    solo: Arc<AtomicBool>,
+    stats: Arc<CacheStats>,
+    faults: Switches,
+    #[cfg(test)]
+    cut_off: AtomicBool,
+}
+
+impl Shared {
+    /// Reads the settings; connects to nothing.
+    pub(crate) fn new(
+        database: &str,
+        settings: &Redis,
+        solo: Arc<AtomicBool>,
+        stats: Arc<CacheStats>,
+        faults: Switches,
+    ) -> Result<Self, Error> {
+        let url = settings.url.expose();
+        let scheme = url.split(':').next().unwrap_or_default();
+        if scheme.ends_with("-sentinel") || scheme.ends_with("-cluster") {
+            return Err(config_error(format!(
+                "cache.redis.url: {scheme} cannot be used: a failover there can lose marks \
+                 of writes that were acknowledged, and answers would be stale"
+            ))
+            .hint("Name one server with redis:// or rediss://."));
+        }
+        if !matches!(scheme, "redis" | "rediss") {
+            return Err(config_error("cache.redis.url must begin with redis:// or rediss://".into()));
+        }
+        if settings.lease < SHORTEST_LEASE {
+            return Err(config_error(format!("cache.redis.lease must be at least {SHORTEST_LEASE:?}")));
+        }
+        let fred = FredConfig::from_url(url)
+            .map_err(|error| config_error("cache.redis.url cannot be read".into()).cause(error))?;
+        Ok(Self {
+            fred,
+            settings: settings.clone(),
+            space: format!("{}{{{database}", settings.prefix),
+            member: format!("{:016x}", rand::random::<u64>()),
+            scope: watch::Sender::new(None),
+            connection: ArcSwapOption::empty(),
+            changes: watch::Sender::new(0),
+            registry: Mutex::default(),
+            work: Notify::new(),
+            suspects: Mutex::default(),
+            suspected: Notify::new(),
+            failures: AtomicU32::new(0),
+            solo,
+            stats,
+            faults,
+            #[cfg(test)]
+            cut_off: AtomicBool::new(false),
+        })
+    }
+
+    /// Names the PostgreSQL server: nothing that was cached of another is seen.
+    pub(crate) fn set_scope(&self, scope: &str) {
+        let changed = self.scope.send_if_modified(|known| {
+            let changed = known.as_deref() != Some(scope);
+            *known = Some(scope.to_owned());
+            changed
+        });
+        if changed {
+            let mut registry = self.registry.lock();
+            registry.leave_scope();
+            self.disconnect(None);
+            drop(registry);
+        }
+    }
+
+    /// Whether this pgherd is registered, as far as it knows.
+    pub(crate) fn is_up(&self) -> bool {
+        self.connection.load().is_some()
+    }
+
+    /// Asks for an entry; `held` is the epochs of what memory holds, empty for nothing.
+    pub(crate) async fn lookup(&self, key: &Key, relations: &[u32], catalog: CatalogEpoch, held: &[u8]) -> Found {
+        let Some(connection) = self.asked() else { return Found::Unavailable("Redis is not available") };
+        let nonce: [u8; 16] = rand::random();
+        let mut args: Vec<Value> = vec![
+            text(&connection.generation),
+            number(catalog.0),
+            Value::Bytes(Bytes::copy_from_slice(&nonce)),
+            Value::Bytes(Bytes::copy_from_slice(held)),
+        ];
+        push_relations(&mut args, relations);
+        match connection.call_for(Script::Lookup, key, args, self.settings.timeout).await {
+            Ok(reply) => self.found(&connection, key, &reply),
+            Err(failure) => {
+                self.failed(&connection, &failure);
+                Found::Unavailable("Redis is late or gone")
+            }
+        }
+    }
+
+    fn found(&self, connection: &Arc<Connection>, key: &Key, reply: &Reply) -> Found {
+        self.failures.store(0, Ordering::Relaxed);
+        match reply.word() {
+            "same" => Found::Same,
+            "hit" => {
+                let remaining = Duration::from_millis(reply.number(3).unwrap_or(0));
+                match codec::decode(&reply.bytes(2), key, remaining) {
+                    Some(entry) => Found::Entry(Box::new(entry), reply.bytes(1)),
+                    None => Found::Nothing(reply.bytes(1)),
+                }
+            }
+            "miss" => {
+                if reply.text(2) == "outdated" {
+                    self.stats.add(|stats| &stats.outdated);
+                }
+                Found::Nothing(reply.bytes(1))
+            }
+            "doubt" => Found::Doubt,
+            "catalog" => Found::Catalog(reply.number(1).map(CatalogEpoch)),
+            "young" => Found::Unavailable("Redis holds a new generation"),
+            "lapsed" => Found::Unavailable("a pgherd's registration has lapsed"),
+            "generation" => {
+                self.disconnect(Some(connection));
+                Found::Unavailable("Redis was emptied")
+            }
+            other => {
+                tracing::warn!(word = other, "Redis answered a lookup with something else");
+                Found::Unavailable("Redis gave no sense")
+            }
+        }
+    }
+
+    /// Stores an entry if the epochs are still `noted`. Returns why not.
+    pub(crate) async fn store(
+        &self,
+        key: &Key,
+        entry: &Entry,
+        ttl: Duration,
+        relations: &[u32],
+        catalog: CatalogEpoch,
+        noted: &Bytes,
+    ) -> Result<(), &'static str> {
+        let Some(connection) = self.asked() else { return Err("Redis is not available") };
+        let mut args: Vec<Value> = vec![
+            text(&connection.generation),
+            number(catalog.0),
+            Value::Bytes(noted.clone()),
+            Value::Bytes(codec::encode(key, entry)),
+            number(u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX).clamp(1, i64::MAX as u64)),
+        ];
+        push_relations(&mut args, relations);
+        match connection.call_for(Script::Store, key, args, self.settings.timeout.max(PATIENCE)).await {
+            Ok(reply) if reply.word() == "ok" => Ok(()),
+            Ok(_) => Err("written to meanwhile"),
+            Err(failure) => {
+                self.failed(&connection, &failure);
+                Err("Redis is late or gone")
+            }
+        }
+    }
+
+    /// How long an entry may lie in Redis that memory may serve for `ttl`, of `usual` at most.
+    pub(crate) fn ttl(&self, ttl: Duration, usual: Duration, bounded: bool) -> Duration {
+        // A shorter time than usual was asked for by a rule or a hint: it holds in every tier.
+        if bounded || ttl < usual { self.settings.ttl.min(ttl) } else { self.settings.ttl }
+    }
+
+    /// The connection, unless Redis has failed so often that it is left in peace.
+    fn asked(&self) -> Option<Arc<Connection>> {
+        if self.failures.load(Ordering::Relaxed) >= FAILURES {
+            return None;
+        }
+        self.connection.load_full()
+    }
+
+    /// A lookup or a store went wrong.
+    fn failed(&self, connection: &Arc<Connection>, failure: &Failure) {
+        if self.failures.fetch_add(1, Ordering::Relaxed) + 1 == FAILURES {
+            tracing::warn!(%failure, "Redis keeps failing: it is not asked until it answers a heartbeat");
+        }
+        self.count(failure);
+        if connection.is_broken() {
+            self.disconnect(Some(connection));
+        }
+    }
+
+    fn count(&self, failure: &Failure) {
+        match failure {
+            Failure::Late => self.stats.add(|stats| &stats.redis_timeouts),
+            Failure::Broken(_) => self.stats.add(|stats| &stats.redis_errors),
+        }
+    }
+
+    /// Gives a connection up (or whichever there is): from here on this pgherd does not count as registered.
+    fn disconnect(&self, broken: Option<&Arc<Connection>>) {
+        let known = self.connection.load_full();
+        let Some(known) = known else { return };
+        if broken.is_none_or(|broken| Arc::ptr_eq(broken, &known)) {
+            let known = Some(known);
+            let before = self.connection.compare_and_swap(&known, None);
+            if let (Some(before), Some(known)) = (before.as_ref(), &known)
+                && Arc::ptr_eq(before, known)
+            {
+                known.close();
+                self.changes.send_modify(|count| *count += 1);
+            }
+        }
+    }
+
+    fn expiry(&self, connection: &Connection, sent_at: Instant) -> u64 {
+        connection.redis_ms(sent_at) + millis(self.settings.lease)
+    }
+
+    fn wait_on_loss(&self) -> bool {
+        self.settings.on_loss == OnRedisLoss::Wait
+    }
+}
+
+/// What tests look at, and do to it.
+#[cfg(test)]
+impl Shared {
+    pub(crate) fn is_idle(&self) -> bool {
+        self.registry.lock().is_idle()
+    }
+
+    pub(crate) fn open(&self) -> usize {
+        self.registry.lock().open_count()
+    }
+
+    pub(crate) fn has_published(&self, backend: super::doubt::BackendId) -> bool {
+        self.registry.lock().is_published(backend)
+    }
+
+    /// The connection is gone, and nothing is said.
+    pub(crate) fn die(&self) {
+        self.disconnect(None);
+    }
+
+    /// From here on this pgherd alone cannot reach Redis, or can again.
+    pub(crate) fn cut_off(&self, cut: bool) {
+        self.cut_off.store(cut, Ordering::SeqCst);
+        if cut {
+            self.disconnect(None);
+        }
+    }
+}
+
+fn config_error(message: String) -> Error {
+    Error::new(ErrorKind::Config, SqlState::CONFIG_FILE_ERROR, message)
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+fn text(value: &str) -> Value {
+    Value::String(value.into())
+}
+
+fn number(value: u64) -> Value {
+    Value::String(value.to_string().into())
+}
+
+/// The oids as the scripts read them, the database among them.
+fn push_relations(args: &mut Vec<Value>, relations: &[u32]) {
+    args.push(number(u64::from(DATABASE)));
+    args.extend(relations.iter().filter(|oid| **oid != DATABASE).map(|oid| number(u64::from(*oid))));
+}
+
+impl std::fmt::Debug for Shared {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Shared")
+            .field("member", &self.member)
+            .field("connection", &self.connection)
+            .finish_non_exhaustive()
+    }
+}

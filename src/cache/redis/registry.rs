@@ -1,0 +1,274 @@
+//! What this pgherd has open: the doubts and server processes that it must tell Redis of again whenever it registers, and when
+//! it last sent what keeps its registration alive.
+
+use std::collections::{HashMap, VecDeque};
+use std::time::{Duration, Instant};
+
+use crate::cache::doubt::BackendId;
+use crate::cache::epochs::CatalogEpoch;
+
+/// A write under way, as Redis may know it.
+#[derive(Debug)]
+struct Open {
+    /// What it may write, sorted; 0 is the database.
+    relations: Vec<u32>,
+    backend: BackendId,
+    /// The latest renewal that was sent before all of `relations` stood here. A renewal that is sent later either is a
+    /// registration, which carries this doubt, or counts in `last_heartbeat`.
+    renewed_before: Option<Instant>,
+    /// Whether Redis may have its token.
+    sent: bool,
+    /// Its outcome is known: Redis is to forget it.
+    settled: bool,
+    /// The catalog's state that it brings when it is settled.
+    catalog: Option<CatalogEpoch>,
+}
+
+#[derive(Debug, Default)]
+struct Backend {
+    /// Whether Redis knows that this member writes through it.
+    published: bool,
+    /// Whether it is closed: to be forgotten when nothing is open on it.
+    retired: bool,
+    open: usize,
+}
+
+/// See the module.
+#[derive(Debug, Default)]
+pub(super) struct Registry {
+    open: HashMap<u64, Open>,
+    to_settle: VecDeque<u64>,
+    backends: HashMap<BackendId, Backend>,
+    fence: u64,
+    last_renewal: Option<Instant>,
+    last_heartbeat: Option<Instant>,
+    /// Writes went on without a mark; the next registration gives the database a new epoch.
+    unmarked: u64,
+    /// Settled changes of the catalog that Redis could not be told of.
+    unmarked_catalog: u64,
+}
+
+/// What a registration carries.
+#[derive(Debug)]
+pub(super) struct Registration {
+    pub(super) fence: u64,
+    pub(super) sent_at: Instant,
+    pub(super) tokens: Vec<u64>,
+    pub(super) backends: Vec<BackendId>,
+    pub(super) renew_database: bool,
+    pub(super) change_catalog: bool,
+    unmarked: u64,
+    unmarked_catalog: u64,
+    /// Settled before: the registration does not carry them, which settles them.
+    done: Vec<u64>,
+    retired: Vec<BackendId>,
+}
+
+/// One settled write.
+#[derive(Debug)]
+pub(super) struct Settled {
+    pub(super) token: u64,
+    pub(super) relations: Vec<u32>,
+    pub(super) catalog: Option<CatalogEpoch>,
+}
+
+impl Registry {
+    /// Enters a write, or adds relations to it. Must come before anything is sent for it.
+    pub(super) fn enter(&mut self, token: u64, backend: BackendId, relations: &[u32]) {
+        let renewed_before = self.last_renewal;
+        if let Some(open) = self.open.get_mut(&token) {
+            open.relations = relations.to_vec();
+            open.renewed_before = renewed_before;
+            return;
+        }
+        self.backends.entry(backend).or_default().open += 1;
+        let relations = relations.to_vec();
+        let open = Open { relations, backend, renewed_before, sent: false, settled: false, catalog: None };
+        self.open.insert(token, open);
+    }
+
+    /// A raise is about to be sent.
+    pub(super) fn sending(&mut self, token: u64) {
+        if let Some(open) = self.open.get_mut(&token) {
+            open.sent = true;
+        }
+    }
+
+    /// A raise has been acknowledged, which also published the server process.
+    pub(super) fn raised(&mut self, backend: BackendId) {
+        if let Some(backend) = self.backends.get_mut(&backend) {
+            backend.published = true;
+        }
+    }
+
+    /// From when on no registration can be alive that does not carry this doubt; `None` if there never was one.
+    pub(super) fn lapses_at(&self, token: u64, lease: Duration) -> Option<Instant> {
+        let before = self.open.get(&token).and_then(|open| open.renewed_before);
+        before.max(self.last_heartbeat).map(|sent| sent + lease + margin(lease))
+    }
+
+    /// Whether Redis knows of the server process, so that nobody takes this member for dead while it lives.
+    pub(super) fn is_published(&self, backend: BackendId) -> bool {
+        self.backends.get(&backend).is_some_and(|backend| backend.published)
+    }
+
+    /// A write goes on although Redis could not be told.
+    pub(super) fn goes_unmarked(&mut self) {
+        self.unmarked += 1;
+    }
+
+    /// A write's outcome is known. Returns whether Redis is to be told.
+    pub(super) fn settle(&mut self, token: u64, catalog: Option<CatalogEpoch>) -> bool {
+        let Some(open) = self.open.get_mut(&token) else { return false };
+        if !open.sent {
+            self.unmarked_catalog += u64::from(catalog.is_some());
+            self.forget(token);
+            return false;
+        }
+        open.settled = true;
+        open.catalog = catalog;
+        self.to_settle.push_back(token);
+        true
+    }
+
+    /// The next settled writes that Redis is to be told of. They stay entered until `forget`.
+    pub(super) fn take_settled(&mut self, most: usize) -> Vec<Settled> {
+        let mut batch = Vec::new();
+        while batch.len() < most {
+            let Some(token) = self.to_settle.pop_front() else { break };
+            if let Some(open) = self.open.get(&token) {
+                batch.push(Settled { token, relations: open.relations.clone(), catalog: open.catalog });
+            }
+        }
+        batch
+    }
+
+    /// Redis has forgotten it, or never knew.
+    pub(super) fn forget(&mut self, token: u64) {
+        if let Some(open) = self.open.remove(&token)
+            && let Some(backend) = self.backends.get_mut(&open.backend)
+        {
+            backend.open = backend.open.saturating_sub(1);
+        }
+    }
+
+    /// A server connection was opened.
+    pub(super) fn publish(&mut self, backend: BackendId) {
+        self.backends.entry(backend).or_default();
+    }
+
+    /// A server connection was closed.
+    pub(super) fn retire(&mut self, backend: BackendId) {
+        if let Some(backend) = self.backends.get_mut(&backend) {
+            backend.retired = true;
+        }
+    }
+
+    /// Server processes that Redis is to be told of, and those it is to forget.
+    pub(super) fn backend_changes(&self) -> (Vec<BackendId>, Vec<BackendId>) {
+        let wanted = |published: bool, retired: bool| {
+            let chosen = self.backends.iter().filter(move |(_, backend)| {
+                backend.published == published && backend.retired == retired && (!retired || backend.open == 0)
+            });
+            chosen.map(|(id, _)| *id).collect()
+        };
+        (wanted(false, false), wanted(true, true))
+    }
+
+    /// Redis has been told of those changes.
+    pub(super) fn backends_told(&mut self, published: &[BackendId], retired: &[BackendId]) {
+        for id in published {
+            self.raised(*id);
+        }
+        for id in retired {
+            self.backends.remove(id);
+        }
+    }
+
+    /// A heartbeat is about to be sent.
+    pub(super) fn heartbeat(&mut self) -> Instant {
+        let now = Instant::now();
+        self.last_renewal = Some(now);
+        self.last_heartbeat = Some(now);
+        now
+    }
+
+    /// A registration is about to be sent, with all that is open.
+    pub(super) fn register(&mut self) -> Registration {
+        self.fence += 1;
+        let sent_at = Instant::now();
+        self.last_renewal = Some(sent_at);
+        let mut tokens = Vec::new();
+        let mut done = Vec::new();
+        let mut unmarked_catalog = self.unmarked_catalog;
+        for (token, open) in &mut self.open {
+            if open.settled {
+                unmarked_catalog += u64::from(open.catalog.is_some());
+                done.push(*token);
+            } else {
+                open.sent = true;
+                tokens.push(*token);
+            }
+        }
+        let is_closed = |backend: &Backend| backend.retired && backend.open == 0;
+        let (retired, kept): (Vec<_>, Vec<_>) = self.backends.iter().partition(|(_, backend)| is_closed(backend));
+        Registration {
+            fence: self.fence,
+            sent_at,
+            tokens,
+            backends: kept.into_iter().map(|(id, _)| *id).collect(),
+            renew_database: self.unmarked > 0,
+            change_catalog: unmarked_catalog > 0,
+            unmarked: self.unmarked,
+            unmarked_catalog: self.unmarked_catalog,
+            done,
+            retired: retired.into_iter().map(|(id, _)| *id).collect(),
+        }
+    }
+
+    /// The registration has been acknowledged.
+    pub(super) fn registered(&mut self, registration: &Registration) {
+        for token in &registration.done {
+            self.forget(*token);
+        }
+        // What was settled while the registration was on its way may have been told to Redis before it, and brought back by it.
+        for token in &registration.tokens {
+            if self.open.get(token).is_some_and(|open| open.settled) {
+                self.to_settle.push_back(*token);
+            }
+        }
+        self.backends_told(&registration.backends, &registration.retired);
+        if self.unmarked == registration.unmarked {
+            self.unmarked = 0;
+        }
+        self.unmarked_catalog = self.unmarked_catalog.saturating_sub(registration.unmarked_catalog);
+    }
+
+    /// The PostgreSQL server has changed, and the members there do not know of this one yet.
+    pub(super) fn leave_scope(&mut self) {
+        self.last_renewal = None;
+        self.last_heartbeat = None;
+        for backend in self.backends.values_mut() {
+            backend.published = false;
+        }
+        for open in self.open.values_mut() {
+            open.renewed_before = None;
+        }
+    }
+
+    /// How many writes are entered.
+    #[cfg(test)]
+    pub(super) fn open_count(&self) -> usize {
+        self.open.len()
+    }
+
+    /// Whether nothing is open.
+    pub(super) fn is_idle(&self) -> bool {
+        self.open.is_empty()
+    }
+}
+
+/// What two clocks may differ in over one lease.
+fn margin(lease: Duration) -> Duration {
+    (lease / 20).max(Duration::from_millis(50))
+}

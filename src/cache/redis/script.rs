@@ -1,0 +1,63 @@
+//! The Lua scripts that read and change the shared state, each one atomic step.
+
+use crate::cache::faults::Switches;
+
+/// Which script.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Script {
+    /// The entry and whether it holds, or the epochs for a fill.
+    Lookup,
+    /// Compare and set.
+    Store,
+    /// Add a token to sets of doubts.
+    Raise,
+    /// Take tokens away and give new epochs.
+    Settle,
+    /// Become a member, with all open doubts.
+    Register,
+    /// Stay one.
+    Heartbeat,
+    /// Publish and retire server processes.
+    Backends,
+    /// What is known of a member that has lapsed.
+    Suspect,
+    /// Remove a dead member.
+    Remove,
+    /// Stop being a member.
+    Leave,
+}
+
+pub(super) const COUNT: usize = 10;
+
+/// Each script's text, in the order of [`Script`].
+const TEXTS: [&str; COUNT] = [
+    include_str!("lua/lookup.lua"),
+    include_str!("lua/store.lua"),
+    include_str!("lua/raise.lua"),
+    include_str!("lua/settle.lua"),
+    include_str!("lua/register.lua"),
+    include_str!("lua/heartbeat.lua"),
+    include_str!("lua/backends.lua"),
+    include_str!("lua/suspect.lua"),
+    include_str!("lua/remove.lua"),
+    include_str!("lua/leave.lua"),
+];
+
+/// The texts as they are sent, the shared functions in front.
+pub(super) fn texts(faults: Switches) -> [String; COUNT] {
+    let mut prelude = include_str!("lua/prelude.lua").to_owned();
+    if faults.no_second_raise() {
+        prelude = spoiled(&prelude, "  redis.call('HDEL', H, 'e:' .. oid)\nend", "end");
+    }
+    if faults.doubt_as_flag() {
+        let removal = "string.sub(set, 1, first - 1) .. string.sub(set, last + 1)";
+        prelude = spoiled(&prelude, removal, "''");
+    }
+    TEXTS.map(|text| format!("{prelude}\n{text}"))
+}
+
+/// The text with a fault in it. That the fault is there must be certain: a test with a fault that is not there proves nothing.
+fn spoiled(text: &str, from: &str, to: &str) -> String {
+    assert!(text.contains(from), "the script has changed, the fault must follow");
+    text.replacen(from, to, 1)
+}
