@@ -38,7 +38,7 @@ pub(super) fn normalized(text: &[u8], standard_conforming_strings: bool, seed: u
 }
 
 /// Holds what pgbench or an ORM sends whole, so that one call hashes it.
-const BUFFER_BYTES: usize = 512;
+const BUFFER_BYTES: usize = 2048;
 
 /// Tokens on their way to the hash: a kind byte, the text where it counts, and a NUL, which no token holds.
 struct Sink {
@@ -61,13 +61,28 @@ impl Sink {
             TokenKind::HexString => b'x',
             _ => b'o',
         };
-        self.push(marker);
-        match token.kind {
-            TokenKind::Word => token.bytes(text).iter().for_each(|byte| self.push(byte.to_ascii_lowercase())),
-            _ if matches!(marker, b'n' | b's' | b'b' | b'x') => {}
-            _ => token.bytes(text).iter().for_each(|&byte| self.push(byte)),
+        let kept = match marker {
+            b'n' | b's' | b'b' | b'x' => &[][..],
+            _ => token.bytes(text),
+        };
+        let from = self.used;
+        match self.buffer.get_mut(from..from + kept.len() + 2) {
+            Some([first, middle @ .., last]) => {
+                *first = marker;
+                middle.copy_from_slice(kept);
+                if marker == b'w' {
+                    middle.make_ascii_lowercase();
+                }
+                *last = 0;
+                self.used = from + kept.len() + 2;
+            }
+            _ => {
+                let fold = |byte: &u8| if marker == b'w' { byte.to_ascii_lowercase() } else { *byte };
+                self.push(marker);
+                kept.iter().map(fold).for_each(|byte| self.push(byte));
+                self.push(0);
+            }
         }
-        self.push(0);
     }
 
     fn push(&mut self, byte: u8) {
