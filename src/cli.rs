@@ -28,6 +28,8 @@ pub enum Command {
     Check,
     /// Show which plan a statement would get, and why, without running it.
     Explain(commands::explain::Arguments),
+    /// Show what pgherd does, on throw-away servers, and then keep them up to try.
+    Demo(commands::demo::Options),
 }
 
 /// Reads the command line and does what it says. Exit codes: 0 done, 1 failed, 2 the command line itself is wrong.
@@ -37,6 +39,7 @@ pub fn run() -> ExitCode {
         Command::Serve => commands::serve::run(&config),
         Command::Check => commands::check::main(&config),
         Command::Explain(arguments) => commands::explain::main(&config, &arguments),
+        Command::Demo(options) => commands::demo::main(&options),
     }
 }
 

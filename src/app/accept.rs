@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
+use tokio::io::AsyncWriteExt as _;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::House;
@@ -134,9 +135,10 @@ async fn serve(house: Arc<House>, stream: Stream) {
 async fn go_on(house: &House, handshake: Result<Handshake, Error>) {
     match handshake {
         Ok(Handshake::Session(authenticated)) => Box::pin(run_session(house, *authenticated)).await,
-        Ok(Handshake::Cancel { pid, secret, stream }) => {
+        Ok(Handshake::Cancel { pid, secret, mut stream }) => {
             house.shared.cancel_keys.cancel(&CancelKey { pid, secret }).await;
-            drop(stream);
+            // libpq 17 and later cancels over TLS, and takes an end without close_notify for a failure.
+            let _ = tokio::time::timeout(house.config.load().listen.login_timeout, stream.shutdown()).await;
         }
         Ok(Handshake::Closed) => {}
         Err(error) => {

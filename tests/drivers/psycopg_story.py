@@ -76,7 +76,8 @@ def main():
     step(5, "COPY in and out")
 
     began = time.monotonic()
-    timer = threading.Timer(0.5, conn.cancel_safe)
+    cancelled = []
+    timer = threading.Timer(0.5, lambda: cancelled.append(conn.cancel_safe()))
     timer.start()
     try:
         conn.execute("select pg_sleep(30)")
@@ -84,6 +85,7 @@ def main():
     except psycopg.errors.QueryCanceled:
         pass
     timer.join()
+    expect(cancelled, [None])
     assert time.monotonic() - began < 15
     expect(conn.execute("select 2").fetchone(), (2,))
     step(6, "cancel")

@@ -6,6 +6,7 @@
 
 pub mod certificates;
 pub mod faults;
+pub mod proxy;
 pub mod scripted;
 pub mod tls;
 pub mod wire;
@@ -18,6 +19,7 @@ use pgherd::commands::demo::servers::{Ground, PostgresOptions, PostgresServer};
 use tokio_postgres::{Client, NoTls};
 
 pub use certificates::certificates;
+pub use proxy::Pgherd;
 
 /// The temporary folder that all of this binary's servers stand in.
 pub fn ground() -> &'static Arc<Ground> {

@@ -11,5 +11,7 @@ mod drivers;
 mod explain;
 mod fanout_hash;
 mod instruments;
+mod pgbench;
+mod psql;
 mod reading;
 mod servers;

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use tokio::process::Command;
 
-use crate::harness::{Database, certificates, fresh_database, fresh_role};
+use crate::harness::{Database, Pgherd, certificates, fresh_database, fresh_role};
 
 /// Where a story is told.
 pub(super) struct Scene {
@@ -33,6 +33,35 @@ impl Scene {
         database.execute(&format!("{ITEMS} {EVENTS} {FILL}")).await;
         grant(&database, &user).await;
         Self { port: database.port, user, database: database.name, ca: certificates().paths().0 }
+    }
+}
+
+/// A [`Scene`] through pgherd, which lives as long as this.
+struct Through {
+    scene: Scene,
+    _pgherd: Pgherd,
+}
+
+impl Through {
+    /// One database; nothing is cached, nothing is spread.
+    async fn pgherd() -> Self {
+        let (database, user) = (fresh_database().await, fresh_role("scram").await);
+        database.execute(&format!("{ITEMS} {EVENTS} {FILL}")).await;
+        grant(&database, &user).await;
+        let toml = format!("[[database]]\nname = \"story\"\nprimary = \"{}\"\n", database.address());
+        Self::start(&toml, user).await
+    }
+
+    async fn start(toml: &str, user: String) -> Self {
+        let (ca, cert, key) = certificates().paths();
+        let toml = format!(
+            "{toml}\n[[user]]\nname = \"{user}\"\nauth = \"scram\"\npassword = \"secret\"\n\n\
+             [listen]\naddress = \"127.0.0.1:0\"\ntls = {{ mode = \"prefer\", cert = \"{}\", key = \"{}\" }}\n",
+            cert.display(),
+            key.display()
+        );
+        let pgherd = Pgherd::start(&toml).await;
+        Self { scene: Scene { port: pgherd.port, user, database: "story".to_owned(), ca }, _pgherd: pgherd }
     }
 }
 
@@ -85,22 +114,33 @@ async fn tell(driver: Option<Command>, scene: &Scene) {
     command.current_dir(env!("CARGO_MANIFEST_DIR")).stdin(Stdio::null()).kill_on_drop(true);
     command.env("PGHOST", "127.0.0.1").env("PGPORT", scene.port.to_string()).env("PGUSER", &scene.user);
     command.env("PGPASSWORD", "secret").env("PGDATABASE", &scene.database).env("PGSSLROOTCERT", &scene.ca);
-    let output = tokio::time::timeout(Duration::from_secs(120), command.output()).await;
-    let output = output.expect("the story ends within two minutes").expect("the driver's program starts");
-    let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    assert!(output.status.success(), "after these steps:\n{out}\nit said:\n{err}");
-    assert!(out.contains(" 10: "), "the story broke off:\n{out}\n{err}");
+    // Into a file, so that what was said is known even when the story hangs.
+    let said = crate::harness::certificates::write("story", "");
+    let file = std::fs::File::create(&said).expect("file");
+    command.stdout(file.try_clone().expect("file")).stderr(file);
+    let mut child = command.spawn().expect("the driver's program starts");
+    let status = tokio::time::timeout(Duration::from_secs(120), child.wait()).await;
+    let said = std::fs::read_to_string(said).expect("said");
+    let Ok(status) = status else { panic!("the story hangs after:\n{said}") };
+    assert!(status.expect("ended").success(), "{said}");
+    assert!(said.contains(" 10: "), "the story broke off:\n{said}");
 }
 
 macro_rules! stories {
     ($($driver:ident)*) => {
         $(mod $driver {
-            use super::Scene;
+            use super::{Scene, Through, tell};
 
             #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
             async fn on_postgresql() {
-                super::tell(super::$driver(), &Scene::postgresql().await).await;
+                tell(super::$driver(), &Scene::postgresql().await).await;
             }
+
+            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn through_pgherd() {
+                tell(super::$driver(), &Through::pgherd().await.scene).await;
+            }
+
         })*
     };
 }
@@ -108,11 +148,16 @@ macro_rules! stories {
 stories!(psycopg asyncpg node jdbc);
 
 mod tokio_postgres {
-    use super::Scene;
     use super::tokio_postgres_story::tell;
+    use super::{Scene, Through};
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn on_postgresql() {
         tell(&Scene::postgresql().await).await;
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn through_pgherd() {
+        tell(&Through::pgherd().await.scene).await;
     }
 }
