@@ -1,4 +1,6 @@
 //! Carrying a plan out.
 
+pub mod fanout;
+pub mod merge;
 pub mod readonly;
 pub mod relay;

@@ -149,4 +149,5 @@ pub mod explain;
 pub mod hash;
 pub mod rules;
 pub mod search_path;
+pub mod shard_key;
 pub mod value;

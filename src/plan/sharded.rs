@@ -53,7 +53,7 @@ fn distribute(input: &Input<'_>, statement: &Statement) -> Option<Plan> {
     };
     let parameters =
         input.bound.map(|bound| Parameters { types: bound.types, formats: bound.formats, values: bound.values });
-    let plan = planned(&distribute::Input {
+    let plan = distribute::plan(&distribute::Input {
         text: input.text,
         statement,
         catalog: shards,
@@ -76,11 +76,6 @@ fn distribute(input: &Input<'_>, statement: &Statement) -> Option<Plan> {
         })),
         Err(refusal) => refused(refusal),
     }
-}
-
-fn planned(input: &distribute::Input<'_>) -> Result<Distributed, Refusal> {
-    let _ = input;
-    Err(refusal("distributed", "statements over sharded tables".into(), "Send it to the shards themselves."))
 }
 
 /// Whether the statement names a sharded or reference table.

@@ -25,6 +25,8 @@ states! {
     FEATURE_NOT_SUPPORTED = "0A000";
     /// character_not_in_repertoire
     CHARACTER_NOT_IN_REPERTOIRE = "22021";
+    /// numeric_value_out_of_range
+    NUMERIC_VALUE_OUT_OF_RANGE = "22003";
     /// invalid_parameter_value
     INVALID_PARAMETER_VALUE = "22023";
     /// active_sql_transaction

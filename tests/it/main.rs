@@ -9,6 +9,7 @@ mod command_line;
 mod connect;
 mod drivers;
 mod explain;
+mod fanout;
 mod fanout_hash;
 mod instruments;
 mod pgbench;

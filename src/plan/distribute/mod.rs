@@ -1,8 +1,179 @@
 //! How a statement over sharded tables is split: one shard, streamed over several, or refused.
 
+mod analysis;
+mod block;
+mod check;
+mod constant;
+mod functions;
+mod group;
+mod having;
+mod items;
 mod model;
+mod refuse;
+mod scope;
+mod source;
+mod stream;
+mod tie;
+mod write;
 
 pub use model::{
     Aggregate, Collating, Condition, Distributed, Groups, Input, Key, Merge, Output, Parameters, Session, Sort, SortBy,
     Streamed,
 };
+
+use sqlparser::ast::{Query, SetExpr, Statement};
+
+use self::analysis::{Analysis, Block, Tie};
+use self::check::check;
+use self::constant::Constants;
+use self::functions::Functions;
+use self::refuse::{clause, refuse};
+use self::source::Source;
+use crate::plan::{Reason, Refusal};
+use crate::sql::facts::Class;
+use crate::sql::parse;
+
+/// Decides where one statement of a database with shards runs.
+///
+/// Reference tables alone are read on shard 0; whoever calls may take any other.
+///
+/// # Errors
+/// A statement over sharded or reference tables that cannot be answered exactly.
+pub fn plan(input: &Input<'_>) -> Result<Distributed, Refusal> {
+    let scs = input.session.standard_conforming_strings;
+    let Some(tree) = parse::parse(input.text.as_bytes(), scs).filter(|_| input.statement.class != Class::Opaque) else {
+        return opaque(input);
+    };
+    let source = Source::new(input.text, scs);
+    let constants = Constants { input, source: &source };
+    let mut analysis = Analysis::new(constants);
+    let shape = match &tree {
+        Statement::Explain { statement, .. } => walk(&mut analysis, statement).map(|_| Shape::Explain),
+        tree => walk(&mut analysis, tree),
+    };
+    let shape = match shape {
+        Ok(shape) => shape,
+        Err(refusal) if analysis.touches => return Err(refusal),
+        // A form that the walk does not know may still name a distributed table.
+        Err(refusal) => {
+            return opaque(input).map_err(|named| if refusal.code == "statement" { named } else { refusal });
+        }
+    };
+    if !analysis.touches {
+        return Ok(Distributed::Elsewhere);
+    }
+    let functions = Functions { catalog: input.catalog, pure_functions: input.pure_functions };
+    let findings = check(&tree, functions)?;
+    if let Some(foreign) = &analysis.foreign {
+        let message = format!("\"{foreign}\" does not live on the shards and cannot be joined with tables that do");
+        return Err(refuse(
+            "unsharded-table",
+            message,
+            "make it a reference table, or read it in a statement of its own",
+        ));
+    }
+    if !input.statement.effects.is_empty() {
+        return Err(clause("session", "a statement that changes the session's state"));
+    }
+    if input.parameters.is_none() && input.statement.parameters > 0 {
+        return Ok(Distributed::NeedsBind);
+    }
+    match (analysis.tie, shape) {
+        (Tie::One(shard), _) => {
+            Ok(Distributed::Shard { shard, reason: reason("shard-key", "every sharded table is tied to one shard") })
+        }
+        (Tie::Free, Shape::Query(_)) if !analysis.touches_sharded => Ok(Distributed::Shard {
+            shard: 0,
+            reason: reason("reference", "only reference tables are read: any shard has them"),
+        }),
+        (Tie::Free, Shape::Explain) if !analysis.touches_sharded => Ok(Distributed::Shard {
+            shard: 0,
+            reason: reason("reference", "only reference tables are read: any shard has them"),
+        }),
+        (Tie::Free, _) => Ok(Distributed::Shard {
+            shard: 0,
+            reason: reason("no-rows", "the shard keys' values contradict each other: no row can match"),
+        }),
+        (Tie::Many, Shape::Write) => Err(write::refused()),
+        (Tie::Many, Shape::Explain) => Err(clause("explain", "EXPLAIN")),
+        (Tie::Many, Shape::Query(parts)) => {
+            let (query, block) = *parts;
+            streamed(input, query, block.as_ref(), &analysis, findings.one_shard, &source, functions)
+        }
+    }
+}
+
+/// What a statement is, with what is needed to split it.
+enum Shape<'t> {
+    Query(Box<(&'t Query, Option<Block<'t>>)>),
+    Write,
+    Explain,
+}
+
+fn walk<'t>(analysis: &mut Analysis<'_>, tree: &'t Statement) -> Result<Shape<'t>, Refusal> {
+    match tree {
+        Statement::Query(query) => {
+            let block = analysis.query(query, None, &Vec::new())?;
+            Ok(Shape::Query(Box::new((query, block))))
+        }
+        Statement::Insert(insert) => write::insert(analysis, insert).map(|()| Shape::Write),
+        Statement::Update(update) => write::update(analysis, update).map(|()| Shape::Write),
+        Statement::Delete(delete) => write::delete(analysis, delete).map(|()| Shape::Write),
+        _ => Err(clause("statement", "this kind of statement")),
+    }
+}
+
+fn streamed(
+    input: &Input<'_>,
+    query: &Query,
+    block: Option<&Block<'_>>,
+    analysis: &Analysis<'_>,
+    one_shard: Option<Refusal>,
+    source: &Source<'_>,
+    functions: Functions<'_>,
+) -> Result<Distributed, Refusal> {
+    if let Some(refusal) = one_shard {
+        return Err(refusal);
+    }
+    if query.with.is_some() {
+        return Err(clause("cte", "WITH"));
+    }
+    if matches!(&*query.body, SetExpr::SetOperation { .. }) {
+        return Err(clause("set-operation", "UNION, INTERSECT or EXCEPT"));
+    }
+    if analysis.inner_queries > 0 {
+        return Err(clause("sub-query", "a sub-query"));
+    }
+    if names_a_moment(input) {
+        return Err(clause("stable-function", "a parameter such as 'now'"));
+    }
+    let block = block.ok_or_else(|| clause("query", "this form of query"))?;
+    stream::plan(query, block, source, analysis.constants, functions)
+}
+
+/// Whether a text parameter would be read relative to the clock, which each shard has its own of.
+fn names_a_moment(input: &Input<'_>) -> bool {
+    let Some(parameters) = input.parameters else { return false };
+    (1..=parameters.values.len()).filter_map(|number| parameters.get(number)).any(|(_, is_binary, value)| {
+        !is_binary && value.and_then(|value| std::str::from_utf8(value).ok()).is_some_and(check::names_a_moment)
+    })
+}
+
+/// A statement that could not be read: refused if an identifier in it could reach a distributed table.
+fn opaque(input: &Input<'_>) -> Result<Distributed, Refusal> {
+    let statement = input.statement;
+    let names = statement.reads.iter().chain(&statement.writes).map(|name| &name.name);
+    let mut reached = names.chain(&statement.identifiers);
+    match reached.find(|name| input.database.tables.iter().any(|table| *table.name == ***name)) {
+        None => Ok(Distributed::Elsewhere),
+        Some(name) => Err(refuse(
+            if statement.class == Class::Opaque { "opaque" } else { "statement" },
+            format!("this statement names \"{name}\", which lies on the shards, in a form that pgherd does not read"),
+            "use SELECT, INSERT, UPDATE or DELETE, or run it on each shard yourself",
+        )),
+    }
+}
+
+fn reason(code: &'static str, text: &'static str) -> Reason {
+    Reason { code, text: text.into() }
+}

@@ -1,0 +1,161 @@
+//! One shard's part of a fan-out: what is sent, what comes back, and how its connection is left clean.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use bytes::{BufMut, BytesMut};
+
+use super::Run;
+use crate::error::Error;
+use crate::exec::merge::description::{Description, format_of};
+use crate::limits;
+use crate::sql::lexer::{Lexer, TokenKind};
+use crate::wire::frame::Frame;
+use crate::wire::writer;
+
+/// A server connection that is idle outside of a transaction and belongs to this fan-out alone.
+pub trait Leg: Send {
+    /// Where bytes for the server are queued.
+    fn queue(&mut self) -> &mut BytesMut;
+    /// Sends what is queued.
+    fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Error>>;
+    /// The next whole message from the server. Reads no more than it needs once a message is whole.
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Result<Frame, Error>>;
+    /// Sends a cancel request for what runs on the connection; ready when the server has taken it.
+    fn cancel(&self) -> Pin<Box<dyn Future<Output = ()> + Send>>;
+}
+
+/// How far a leg is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Stage {
+    /// Nothing was sent.
+    Waiting,
+    /// BEGIN, Parse and Describe were sent.
+    Describing,
+    /// It is described; nothing runs yet.
+    Described,
+    /// Bind and Execute were sent, and all that ends the leg.
+    Running,
+    /// All rows were read, or it was given up; its ReadyForQuery are awaited.
+    Ending,
+    /// Idle and drained.
+    Done,
+    /// Not to be used again.
+    Broken,
+}
+
+/// A leg's progress.
+#[derive(Debug)]
+pub(super) struct Progress {
+    pub(super) stage: Stage,
+    /// ReadyForQuery that are still to come.
+    pub(super) readies: u32,
+    /// Whether the last ReadyForQuery said idle.
+    pub(super) is_idle: bool,
+    /// Whether the messages sent since the last Sync end with one.
+    pub(super) is_synced: bool,
+}
+
+impl Progress {
+    pub(super) const NEW: Self = Self { stage: Stage::Waiting, readies: 0, is_idle: true, is_synced: true };
+
+    pub(super) fn is_over(&self) -> bool {
+        matches!(self.stage, Stage::Done | Stage::Broken)
+    }
+
+    /// Queues `BEGIN READ ONLY` and the statement's Parse and Describe.
+    pub(super) fn open(&mut self, out: &mut BytesMut, run: &Run<'_>) {
+        writer::query(out, b"BEGIN READ ONLY");
+        writer::parse(out, b"", run.plan.sql.as_bytes(), &types(run));
+        writer::describe(out, b'S', b"");
+        writer::flush(out);
+        *self = Self { stage: Stage::Describing, readies: 1, is_idle: false, is_synced: false };
+    }
+
+    /// Queues Bind, Execute, Sync and COMMIT.
+    pub(super) fn run(&mut self, out: &mut BytesMut, run: &Run<'_>, description: &Description) {
+        bind(out, run, description.columns.len());
+        writer::execute(out, b"", 0);
+        self.close(out, b"COMMIT");
+        self.stage = Stage::Running;
+    }
+
+    /// Queues what ends the leg's transaction.
+    pub(super) fn close(&mut self, out: &mut BytesMut, command: &[u8]) {
+        if !self.is_synced {
+            writer::sync(out);
+            writer::query(out, command);
+            self.readies += 2;
+            self.is_synced = true;
+        }
+        self.stage = Stage::Ending;
+    }
+
+    /// Notes a ReadyForQuery.
+    pub(super) fn ready(&mut self, status: u8) {
+        self.readies = self.readies.saturating_sub(1);
+        self.is_idle = status == b'I';
+        if self.readies == 0 && self.is_synced {
+            self.stage = if self.is_idle { Stage::Done } else { Stage::Broken };
+        }
+    }
+}
+
+/// Parameters that the shards' text still uses: a LIMIT's parameter is a number there already.
+fn used(run: &Run<'_>) -> Vec<bool> {
+    let mut used = vec![false; run.values.len()];
+    let text = run.plan.sql.as_bytes();
+    for token in Lexer::new(text, run.standard_conforming_strings).significant() {
+        let number =
+            std::str::from_utf8(token.bytes(text)).ok().and_then(|text| text.strip_prefix('$')?.parse::<usize>().ok());
+        if let Some(used) = number
+            .filter(|_| token.kind == TokenKind::Parameter)
+            .and_then(|number| used.get_mut(number.wrapping_sub(1)))
+        {
+            *used = true;
+        }
+    }
+    used
+}
+
+/// Declared types; a parameter that is not used any more is given one, since PostgreSQL could not infer it.
+fn types(run: &Run<'_>) -> Vec<u32> {
+    const TEXT_OID: u32 = 25;
+    let declared = |at: usize| run.types.get(at).copied().unwrap_or(0);
+    used(run)
+        .iter()
+        .enumerate()
+        .map(|(at, used)| if *used || declared(at) != 0 { declared(at) } else { TEXT_OID })
+        .collect()
+}
+
+fn bind(out: &mut BytesMut, run: &Run<'_>, columns: usize) {
+    let used = used(run);
+    let visible = columns.saturating_sub(run.plan.hidden);
+    writer::message(out, b'B', |out| {
+        out.put_slice(b"\0\0");
+        put_formats(out, (0..run.values.len()).map(|at| format_of(run.parameter_formats, at)));
+        out.put_u16(u16::try_from(run.values.len()).unwrap_or(u16::MAX));
+        for (value, used) in run.values.iter().zip(used) {
+            match value.filter(|_| used) {
+                None => out.put_i32(-1),
+                Some(bytes) => {
+                    out.put_i32(i32::try_from(bytes.len()).unwrap_or(i32::MAX));
+                    out.put_slice(bytes);
+                }
+            }
+        }
+        let hidden = std::iter::repeat_n(1, run.plan.hidden);
+        put_formats(out, (0..visible).map(|at| format_of(run.formats.codes, at)).chain(hidden));
+    });
+}
+
+fn put_formats(out: &mut BytesMut, formats: impl Iterator<Item = i16>) {
+    let formats: Vec<i16> = formats.collect();
+    out.put_u16(u16::try_from(formats.len()).unwrap_or(u16::MAX));
+    formats.into_iter().for_each(|format| out.put_i16(format));
+}
+
+/// How many bytes a sink may hold before legs are no longer read.
+pub(super) const SINK_HIGH_BYTES: usize = limits::CLIENT_QUEUE_BYTES;

@@ -1,0 +1,345 @@
+//! Running a distributed statement: one leg a shard, rows merged as they come, one error at most, every leg left clean.
+
+mod leg;
+
+use std::future::poll_fn;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::{BufMut, BytesMut};
+use futures_util::future::join_all;
+use tokio_util::sync::CancellationToken;
+
+pub use leg::Leg;
+use leg::{Progress, SINK_HIGH_BYTES, Stage};
+
+use crate::catalog::model::Oid;
+use crate::error::{Error, ErrorKind};
+use crate::exec::merge::description::Description;
+use crate::exec::merge::{Merger, ResultFormats};
+use crate::plan::distribute::Streamed;
+use crate::wire::frame::{Body, Frame};
+use crate::wire::sqlstate::SqlState;
+use crate::wire::writer;
+
+/// Bytes that a leg may always have queued, however many legs there are.
+const LEAST_CREDIT_BYTES: usize = 64 * 1024;
+
+/// Where the answer goes: a client's socket, usually.
+pub trait Sink: Send {
+    /// Where bytes for the client are queued.
+    fn queue(&mut self) -> &mut BytesMut;
+    /// Sends what is queued; ready when nothing is left. Legs are not read while the queue is full.
+    fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Error>>;
+}
+
+/// One statement to run.
+#[derive(Debug, Clone, Copy)]
+pub struct Run<'a> {
+    /// How it was split.
+    pub plan: &'a Streamed,
+    /// Declared parameter types, as the client's Parse gave them.
+    pub types: &'a [Oid],
+    /// Format codes of the parameters.
+    pub parameter_formats: &'a [i16],
+    /// Parameters; `None` is NULL.
+    pub values: &'a [Option<&'a [u8]>],
+    /// How the client wants its columns.
+    pub formats: ResultFormats<'a>,
+    /// Whether the client is sent a RowDescription.
+    pub describe: bool,
+    /// The session's setting of that name.
+    pub standard_conforming_strings: bool,
+    /// `fanout.memory`
+    pub memory_bytes: usize,
+    /// Legs that run at once, where the merge does not need all of them.
+    pub max_parallel: usize,
+    /// How long legs may take to become idle after an error or a cancel.
+    pub drain_timeout: Duration,
+}
+
+/// What ended a fan-out early.
+#[derive(Debug)]
+pub enum Failure {
+    /// A shard's ErrorResponse, fit to be sent to the client as it is.
+    Server(Frame),
+    /// pgherd's own: a refusal, a limit, a cancel, a lost connection.
+    Own(Error),
+}
+
+/// How a fan-out ended.
+#[derive(Debug)]
+pub struct Outcome {
+    /// Rows sent, or what went wrong. On success CommandComplete is queued in the sink already.
+    pub result: Result<u64, Failure>,
+    /// Legs that are not idle and drained: their connections must be closed. Ascending.
+    pub broken: Vec<usize>,
+}
+
+/// Runs the statement: leg `i` is a connection to shard `plan.shards[i]`, idle and outside of a transaction.
+///
+/// The sink gets RowDescription (if asked for), DataRows and CommandComplete; nothing after an error. `cancel` ends the statement
+/// with `57014`. When it returns every leg is idle and drained, or listed as broken.
+pub async fn run<L: Leg, S: Sink>(run: &Run<'_>, legs: &mut [L], sink: &mut S, cancel: &CancellationToken) -> Outcome {
+    let mut fanout = Fanout::new(run, legs.len());
+    let result = tokio::select! {
+        biased;
+        () = cancel.cancelled() => Err(Failure::Own(cancelled())),
+        result = fanout.stream(legs, sink) => result,
+    };
+    if result.is_err() {
+        fanout.give_up(legs).await;
+    }
+    let broken = (0..legs.len()).filter(|&at| !matches!(fanout.legs[at].stage, Stage::Done | Stage::Waiting)).collect();
+    Outcome { result, broken }
+}
+
+fn cancelled() -> Error {
+    Error::new(ErrorKind::Cancelled, SqlState::QUERY_CANCELED, "canceling statement due to user request")
+}
+
+/// A fan-out as it goes.
+struct Fanout<'a> {
+    run: &'a Run<'a>,
+    legs: Vec<Progress>,
+    description: Option<Description>,
+    merger: Option<Merger>,
+    next: usize,
+}
+
+/// What a leg had to say.
+enum Event {
+    Frame(usize, Frame),
+    Lost(usize, Error),
+    SinkLost(Error),
+}
+
+impl<'a> Fanout<'a> {
+    fn new(run: &'a Run<'a>, legs: usize) -> Self {
+        Self { run, legs: (0..legs).map(|_| Progress::NEW).collect(), description: None, merger: None, next: 0 }
+    }
+
+    /// Opens legs and merges their rows to the end.
+    async fn stream<L: Leg, S: Sink>(&mut self, legs: &mut [L], sink: &mut S) -> Result<u64, Failure> {
+        if legs.len() != self.run.plan.shards.len() || legs.is_empty() {
+            return Err(Failure::Own(Error::internal("a fan-out has as many legs as shards")));
+        }
+        self.start(legs);
+        while !self.legs.iter().all(Progress::is_over) {
+            match self.event(legs, sink).await {
+                Event::Frame(at, frame) => self.take(at, &frame, legs, sink)?,
+                Event::Lost(at, error) => {
+                    self.legs[at].stage = Stage::Broken;
+                    return Err(Failure::Own(error));
+                }
+                Event::SinkLost(error) => return Err(Failure::Own(error)),
+            }
+        }
+        let Some(mut merger) = self.merger.take() else {
+            return Err(Failure::Own(Error::internal("no shard described its rows")));
+        };
+        while merger.finish(sink.queue(), SINK_HIGH_BYTES) {
+            poll_fn(|cx| sink.poll_flush(cx)).await.map_err(Failure::Own)?;
+        }
+        let rows = merger.rows();
+        writer::command_complete(sink.queue(), &format!("SELECT {rows}"));
+        Ok(rows)
+    }
+
+    /// Opens waiting legs as far as may run at once.
+    fn start<L: Leg>(&mut self, legs: &mut [L]) {
+        let most = if Merger::needs_all_legs(self.run.plan) { legs.len() } else { self.run.max_parallel.max(1) };
+        let mut running = self.legs.iter().filter(|leg| leg.stage != Stage::Waiting && !leg.is_over()).count();
+        for (progress, leg) in self.legs.iter_mut().zip(legs) {
+            if progress.stage == Stage::Waiting && running < most {
+                progress.open(leg.queue(), self.run);
+                running += 1;
+            }
+        }
+    }
+
+    /// Waits for a message of any leg whose rows there is room for.
+    async fn event<L: Leg, S: Sink>(&mut self, legs: &mut [L], sink: &mut S) -> Event {
+        let credit = (self.run.memory_bytes / legs.len().max(1)).max(LEAST_CREDIT_BYTES);
+        poll_fn(|cx| {
+            if !sink.queue().is_empty()
+                && let Poll::Ready(Err(error)) = sink.poll_flush(cx)
+            {
+                return Poll::Ready(Event::SinkLost(error));
+            }
+            let is_full = sink.queue().len() >= SINK_HIGH_BYTES;
+            let count = legs.len();
+            for offset in 0..count {
+                let at = (self.next + offset) % count;
+                let (progress, leg) = (&self.legs[at], &mut legs[at]);
+                if progress.is_over() || progress.stage == Stage::Waiting {
+                    continue;
+                }
+                if !leg.queue().is_empty()
+                    && let Poll::Ready(Err(error)) = leg.poll_flush(cx)
+                {
+                    return Poll::Ready(Event::Lost(at, error));
+                }
+                let held = self.merger.as_ref().map_or(0, |merger| merger.held_bytes(at));
+                if is_full || held >= credit {
+                    continue;
+                }
+                match leg.poll_frame(cx) {
+                    Poll::Pending => {}
+                    Poll::Ready(Ok(frame)) => {
+                        // Stay with a leg while it has rows at hand: its next one is in the same buffer.
+                        self.next = at;
+                        return Poll::Ready(Event::Frame(at, frame));
+                    }
+                    Poll::Ready(Err(error)) => return Poll::Ready(Event::Lost(at, error)),
+                }
+            }
+            self.next = (self.next + 1) % count.max(1);
+            Poll::Pending
+        })
+        .await
+    }
+
+    fn take<L: Leg, S: Sink>(&mut self, at: usize, frame: &Frame, legs: &mut [L], sink: &mut S) -> Result<(), Failure> {
+        match (self.legs[at].stage, frame.tag()) {
+            (Stage::Running, b'D') => {
+                let merger = self.merger.as_mut().ok_or_else(unexpected)?;
+                merger.push(at, frame.clone(), sink.queue()).map_err(Failure::Own)
+            }
+            (Stage::Running, b'C') => {
+                self.legs[at].stage = Stage::Ending;
+                let merger = self.merger.as_mut().ok_or_else(unexpected)?;
+                merger.end(at, sink.queue()).map_err(Failure::Own)
+            }
+            (Stage::Describing, b'T') => self.described(at, frame, legs, sink),
+            (_, b'E') => Err(Failure::Server(self.located(frame))),
+            (_, b'Z') => {
+                self.legs[at].ready(frame.body().first().copied().unwrap_or(0));
+                if self.legs[at].stage == Stage::Broken {
+                    return Err(unexpected());
+                }
+                self.start(legs);
+                Ok(())
+            }
+            // ParseComplete, BindComplete, ParameterDescription; BEGIN's and COMMIT's tags; notices and settings of the server's own.
+            (_, b'1' | b'2' | b't' | b'C' | b'N' | b'S' | b'A') => Ok(()),
+            _ => {
+                self.legs[at].stage = Stage::Broken;
+                Err(unexpected())
+            }
+        }
+    }
+
+    fn described<L: Leg, S: Sink>(
+        &mut self,
+        at: usize,
+        frame: &Frame,
+        legs: &mut [L],
+        sink: &mut S,
+    ) -> Result<(), Failure> {
+        self.legs[at].stage = Stage::Described;
+        let description = Description::read(frame.body()).map_err(Failure::Own)?;
+        match &self.description {
+            Some(first) if !first.is_alike(&description) => {
+                let message =
+                    format!("shard {} describes the result otherwise than the others", self.run.plan.shards[at]);
+                let error = Error::new(ErrorKind::Backend, SqlState::FEATURE_NOT_SUPPORTED, message);
+                return Err(Failure::Own(error.hint("the shards' tables differ: bring their definitions in line")));
+            }
+            Some(_) => {}
+            None => {
+                let (plan, formats) = (self.run.plan, self.run.formats);
+                let merger = Merger::new(plan, &description, formats, legs.len(), self.run.memory_bytes)
+                    .map_err(Failure::Own)?;
+                self.merger = Some(merger);
+                if self.run.describe {
+                    let visible = description.columns.len() - plan.hidden;
+                    description.write(sink.queue(), visible, formats.codes);
+                }
+                self.description = Some(description.clone());
+            }
+        }
+        self.legs[at].run(legs[at].queue(), self.run, &description);
+        Ok(())
+    }
+
+    /// The error with its position moved to where it is in the client's own text.
+    fn located(&self, frame: &Frame) -> Frame {
+        let (start, len) = self.run.plan.inserted;
+        let mut bytes = BytesMut::new();
+        writer::message(&mut bytes, b'E', |out| {
+            let mut body = Body::new(frame.body());
+            while let Some(code) = body.u8().filter(|&code| code != 0) {
+                let Some(text) = body.cstr() else { break };
+                let position = Some(text)
+                    .filter(|_| code == b'P')
+                    .and_then(|text| std::str::from_utf8(text).ok()?.parse::<usize>().ok());
+                let moved = match position {
+                    Some(position) if position > start + len => Some((position - len).to_string()),
+                    Some(position) if position > start => None,
+                    _ => Some(String::from_utf8_lossy(text).into_owned()),
+                };
+                match moved {
+                    Some(moved) if position.is_some() => {
+                        out.put_u8(code);
+                        writer::cstr(out, moved.as_bytes());
+                    }
+                    None => {}
+                    Some(_) => {
+                        out.put_u8(code);
+                        writer::cstr(out, text);
+                    }
+                }
+            }
+            out.put_u8(0);
+        });
+        Frame { bytes: bytes.freeze() }
+    }
+
+    /// Ends every leg: cancels those that run, rolls back, and reads until they are idle or the time is up.
+    async fn give_up<L: Leg>(&mut self, legs: &mut [L]) {
+        let running = self.legs.iter().zip(legs.iter()).filter(|(progress, _)| progress.stage == Stage::Running);
+        let cancels: Vec<_> = running.map(|(_, leg)| leg.cancel()).collect();
+        let drain = async {
+            join_all(cancels).await;
+            let drains = self.legs.iter_mut().zip(legs.iter_mut()).map(|(progress, leg)| drain(progress, leg));
+            join_all(drains).await;
+        };
+        // Who is not idle by then is reported as broken.
+        let _ = tokio::time::timeout(self.run.drain_timeout, drain).await;
+    }
+}
+
+fn unexpected() -> Failure {
+    Failure::Own(Error::internal("a shard sent a message that does not belong here"))
+}
+
+/// Reads a leg to its end, throwing everything away.
+async fn drain<L: Leg>(progress: &mut Progress, leg: &mut L) {
+    if progress.is_over() || progress.stage == Stage::Waiting {
+        return;
+    }
+    if progress.is_synced {
+        // A cancel that came too late for the statement must not meet the next one: a round trip lets it pass.
+        writer::sync(leg.queue());
+        progress.readies += 1;
+    } else {
+        progress.close(leg.queue(), b"ROLLBACK");
+    }
+    while !progress.is_over() {
+        let frame = poll_fn(|cx| {
+            if !leg.queue().is_empty()
+                && let Poll::Ready(Err(error)) = leg.poll_flush(cx)
+            {
+                return Poll::Ready(Err(error));
+            }
+            leg.poll_frame(cx)
+        })
+        .await;
+        match frame {
+            Ok(frame) if frame.tag() == b'Z' => progress.ready(frame.body().first().copied().unwrap_or(0)),
+            Ok(_) => {}
+            Err(_) => progress.stage = Stage::Broken,
+        }
+    }
+}

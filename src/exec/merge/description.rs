@@ -1,0 +1,86 @@
+//! RowDescription: read from a shard, compared between shards, written for the client.
+
+use bytes::{BufMut, Bytes, BytesMut};
+
+use crate::catalog::model::Oid;
+use crate::error::Error;
+use crate::wire::frame::Body;
+use crate::wire::writer;
+
+/// One column of a result.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Column {
+    /// Its name.
+    pub name: Bytes,
+    /// The table it comes from, 0 for none.
+    pub table: Oid,
+    /// Its attribute number there.
+    pub attribute: i16,
+    /// Its type.
+    pub type_oid: Oid,
+    /// `typlen`
+    pub size: i16,
+    /// Its type modifier.
+    pub typmod: i32,
+}
+
+/// The columns of a result, hidden ones included.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Description {
+    /// In order.
+    pub columns: Vec<Column>,
+}
+
+impl Description {
+    /// Reads the body of a RowDescription.
+    ///
+    /// # Errors
+    /// A body that ends too early or too late.
+    pub fn read(body: &[u8]) -> Result<Self, Error> {
+        Self::parse(body).ok_or_else(|| Error::internal("a shard sent a RowDescription that cannot be read"))
+    }
+
+    fn parse(body: &[u8]) -> Option<Self> {
+        let mut body = Body::new(body);
+        let count = usize::try_from(body.i16()?).ok()?;
+        let mut columns = Vec::new();
+        for _ in 0..count {
+            let name = Bytes::copy_from_slice(body.cstr()?);
+            let (table, attribute, type_oid) = (body.i32()? as u32, body.i16()?, body.i32()? as u32);
+            let (size, typmod, _format) = (body.i16()?, body.i32()?, body.i16()?);
+            columns.push(Column { name, table, attribute, type_oid, size, typmod });
+        }
+        body.rest().is_empty().then_some(Self { columns })
+    }
+
+    /// Whether rows of the other shard mean the same: names, types and modifiers; tables may have other oids.
+    pub fn is_alike(&self, other: &Self) -> bool {
+        let same = |a: &Column, b: &Column| a.name == b.name && a.type_oid == b.type_oid && a.typmod == b.typmod;
+        self.columns.len() == other.columns.len() && self.columns.iter().zip(&other.columns).all(|(a, b)| same(a, b))
+    }
+
+    /// Writes the client's RowDescription: the first `visible` columns in these formats.
+    pub fn write(&self, out: &mut BytesMut, visible: usize, formats: &[i16]) {
+        writer::message(out, b'T', |out| {
+            out.put_i16(i16::try_from(visible).unwrap_or(i16::MAX));
+            for (at, column) in self.columns.iter().take(visible).enumerate() {
+                writer::cstr(out, &column.name);
+                out.put_u32(column.table);
+                out.put_i16(column.attribute);
+                out.put_u32(column.type_oid);
+                out.put_i16(column.size);
+                out.put_i32(column.typmod);
+                out.put_i16(format_of(formats, at));
+            }
+        });
+    }
+}
+
+/// The format code of a column: none is text, one is for all, else one each.
+pub fn format_of(formats: &[i16], at: usize) -> i16 {
+    match formats {
+        [] => 0,
+        [all] => *all,
+        each => each.get(at).copied().unwrap_or(0),
+    }
+}

@@ -1,0 +1,111 @@
+//! Values that pgherd computed itself, written as PostgreSQL writes them in text or binary form.
+
+use crate::plan::value::{Numeric, Value};
+
+/// A computed value of a type that pgherd writes.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Computed {
+    /// NULL
+    Null,
+    /// `bigint`
+    Int8(i64),
+    /// `numeric`
+    Numeric(Numeric),
+    /// `real`
+    Float4(f32),
+    /// `double precision`
+    Float8(f64),
+    /// `boolean`
+    Bool(bool),
+}
+
+impl Computed {
+    /// The value's bytes; `None` for NULL.
+    pub fn bytes(&self, is_binary: bool) -> Option<Vec<u8>> {
+        Some(match (self, is_binary) {
+            (Self::Null, _) => return None,
+            (Self::Int8(value), true) => value.to_be_bytes().to_vec(),
+            (Self::Int8(value), false) => value.to_string().into_bytes(),
+            (Self::Numeric(value), true) => {
+                let mut bytes = Vec::new();
+                value.to_binary(&mut bytes)?;
+                bytes
+            }
+            (Self::Numeric(value), false) => value.to_string().into_bytes(),
+            (Self::Float4(value), true) => value.to_be_bytes().to_vec(),
+            (Self::Float4(value), false) => float_text(f64::from(*value), &format!("{value:e}"), 6).into_bytes(),
+            (Self::Float8(value), true) => value.to_be_bytes().to_vec(),
+            (Self::Float8(value), false) => float_text(*value, &format!("{value:e}"), 15).into_bytes(),
+            (Self::Bool(value), true) => vec![u8::from(*value)],
+            (Self::Bool(value), false) => vec![if *value { b't' } else { b'f' }],
+        })
+    }
+
+    /// The value for comparing; `None` for NULL.
+    pub fn value(&self) -> Option<Value> {
+        Some(match self {
+            Self::Null => return None,
+            Self::Int8(value) => Value::Int(*value),
+            Self::Numeric(value) => Value::Numeric(value.clone()),
+            Self::Float4(value) => Value::Float(f64::from(*value)),
+            Self::Float8(value) => Value::Float(*value),
+            Self::Bool(value) => Value::Bool(*value),
+        })
+    }
+}
+
+/// PostgreSQL's shortest text that reads back the same (`extra_float_digits` of 1 or more), from Rust's `{:e}`, which has the same
+/// digits; from 10 to the power of `limit` on, and below 0.0001, with an exponent.
+fn float_text(value: f64, scientific: &str, limit: i32) -> String {
+    if value.is_nan() {
+        return "NaN".to_owned();
+    }
+    let sign = if value.is_sign_negative() { "-" } else { "" };
+    if value.is_infinite() {
+        return format!("{sign}Infinity");
+    }
+    let (mantissa, exponent) = scientific.trim_start_matches('-').split_once('e').unwrap_or((scientific, "0"));
+    let exponent: i32 = exponent.parse().unwrap_or(0);
+    if !(-4..limit).contains(&exponent) {
+        let exponent_sign = if exponent < 0 { '-' } else { '+' };
+        return format!("{sign}{mantissa}e{exponent_sign}{:02}", exponent.abs());
+    }
+    let digits = mantissa.replace('.', "");
+    if exponent < 0 {
+        return format!("{sign}0.{}{digits}", "0".repeat((-exponent - 1) as usize));
+    }
+    let whole = exponent as usize + 1;
+    if digits.len() <= whole {
+        return format!("{sign}{digits}{}", "0".repeat(whole - digits.len()));
+    }
+    format!("{sign}{}.{}", &digits[..whole], &digits[whole..])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn floats_print_as_postgresql_prints_them() {
+        for (value, text) in [
+            (0.0, "0"),
+            (-0.0, "-0"),
+            (1.0, "1"),
+            (0.1, "0.1"),
+            (1.0 / 3.0, "0.3333333333333333"),
+            (123_456.789, "123456.789"),
+            (1e15, "1e+15"),
+            (999_999_999_999_999.0, "999999999999999"),
+            (1e-4, "0.0001"),
+            (1.5e-5, "1.5e-05"),
+            (1e300, "1e+300"),
+            (f64::NAN, "NaN"),
+            (f64::NEG_INFINITY, "-Infinity"),
+        ] {
+            assert_eq!(Computed::Float8(value).bytes(false), Some(text.into()), "{value}");
+        }
+        assert_eq!(Computed::Float4(1e6).bytes(false), Some("1e+06".into()));
+        assert_eq!(Computed::Float4(0.1).bytes(false), Some("0.1".into()));
+        assert_eq!(Computed::Float4(123_456.0).bytes(false), Some("123456".into()));
+    }
+}

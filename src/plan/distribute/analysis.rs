@@ -1,0 +1,332 @@
+//! One walk over all query blocks of a statement: which tables are involved, and whether one shard can answer everything.
+
+use std::ops::ControlFlow;
+use std::sync::Arc;
+
+use sqlparser::ast::{Expr, JoinConstraint, Query, Select, SetExpr, TableFactor, TableWithJoins, Visit, Visitor};
+
+use super::block::{self, Joined, Side};
+use super::constant::Constants;
+use super::refuse::{clause, refuse};
+use super::scope::{Role, Scope, Source, parts};
+use crate::catalog::model::Relation;
+use crate::config::model::{Database, Distribution, Table};
+use crate::plan::Refusal;
+use crate::plan::shard_key::{Layout, ShardSet};
+
+/// Where all blocks so far can be answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Tie {
+    /// Anywhere: no sharded relation yet, or only ones that no row can come from.
+    Free,
+    /// On that shard.
+    One(usize),
+    /// On no single shard.
+    Many,
+}
+
+/// What the walk gathers.
+#[derive(Debug)]
+pub(super) struct Analysis<'a> {
+    pub(super) constants: Constants<'a>,
+    pub(super) tie: Tie,
+    /// Whether a sharded or reference table is named.
+    pub(super) touches: bool,
+    /// Whether a sharded table is named.
+    pub(super) touches_sharded: bool,
+    /// A table that is not on the shards.
+    pub(super) foreign: Option<String>,
+    /// Sub-queries, CTEs, derived tables.
+    pub(super) inner_queries: usize,
+}
+
+/// One analysed block.
+#[derive(Debug)]
+pub(super) struct Block<'o> {
+    pub(super) scope: Scope<'o>,
+    pub(super) joined: Joined,
+}
+
+/// Names of the CTEs in sight.
+type Ctes = Vec<Box<str>>;
+
+impl<'a> Analysis<'a> {
+    pub(super) fn new(constants: Constants<'a>) -> Self {
+        Self { constants, tie: Tie::Free, touches: false, touches_sharded: false, foreign: None, inner_queries: 0 }
+    }
+
+    /// Walks a query; the block is that of its own SELECT, if it is a plain one.
+    pub(super) fn query<'o>(
+        &mut self,
+        query: &Query,
+        outer: Option<&'o Scope<'o>>,
+        ctes: &Ctes,
+    ) -> Result<Option<Block<'o>>, Refusal> {
+        let mut ctes = ctes.clone();
+        if let Some(with) = &query.with {
+            for cte in &with.cte_tables {
+                self.inner_queries += 1;
+                let name: Box<str> = cte.alias.name.value.as_str().into();
+                if with.recursive {
+                    ctes.push(name.clone());
+                }
+                self.query(&cte.query, outer, &ctes)?;
+                ctes.push(name);
+            }
+        }
+        let block = self.body(&query.body, outer, &ctes)?;
+        let scope = block.as_ref().map(|block| &block.scope);
+        if let Some(order_by) = &query.order_by {
+            self.expressions(order_by, scope, &ctes)?;
+        }
+        if let Some(limit) = &query.limit_clause {
+            self.expressions(limit, scope, &ctes)?;
+        }
+        Ok(block)
+    }
+
+    fn body<'o>(
+        &mut self,
+        body: &SetExpr,
+        outer: Option<&'o Scope<'o>>,
+        ctes: &Ctes,
+    ) -> Result<Option<Block<'o>>, Refusal> {
+        match body {
+            SetExpr::Select(select) => self.select(select, outer, ctes).map(Some),
+            SetExpr::Query(query) => self.query(query, outer, ctes).map(|_| None),
+            SetExpr::SetOperation { left, right, .. } => {
+                self.body(left, outer, ctes)?;
+                self.body(right, outer, ctes).map(|_| None)
+            }
+            SetExpr::Values(values) => self.expressions(values, outer, ctes).map(|()| None),
+            _ => Err(clause("query", "this form of query")),
+        }
+    }
+
+    fn select<'o>(&mut self, select: &Select, outer: Option<&'o Scope<'o>>, ctes: &Ctes) -> Result<Block<'o>, Refusal> {
+        let block = self.block(&select.from, select.selection.as_ref(), outer, ctes)?;
+        let scope = Some(&block.scope);
+        self.expressions(&select.distinct, scope, ctes)?;
+        self.expressions(&select.projection, scope, ctes)?;
+        self.expressions(&select.group_by, scope, ctes)?;
+        self.expressions(&select.having, scope, ctes)?;
+        self.expressions(&select.named_window, scope, ctes)?;
+        Ok(block)
+    }
+
+    /// One FROM list with its WHERE.
+    pub(super) fn block<'o>(
+        &mut self,
+        from: &[TableWithJoins],
+        selection: Option<&Expr>,
+        outer: Option<&'o Scope<'o>>,
+        ctes: &Ctes,
+    ) -> Result<Block<'o>, Refusal> {
+        let factors = block::factors(from)?;
+        let mut scope = Scope::new(outer);
+        for (_, side, constraint, factor) in &factors {
+            let mut source = self.source(factor, &scope, ctes)?;
+            source.nullable = matches!(side, Side::Left | Side::Full);
+            if matches!(side, Side::Right | Side::Full) {
+                scope.sources.iter_mut().for_each(|source| source.nullable = true);
+            }
+            scope.sources.push(source);
+            if let JoinConstraint::Using(columns) = constraint {
+                let names = columns.iter().filter_map(|column| Some(parts(column)?.1.into()));
+                let is_plain = matches!(side, Side::Inner | Side::Left);
+                if is_plain { &mut scope.merged } else { &mut scope.blurred }.extend(names);
+            }
+        }
+        let joins: Vec<(usize, Side, &JoinConstraint)> =
+            factors.iter().map(|factor| (factor.0, factor.1, factor.2)).collect();
+        let joined = block::join(&mut scope, self.constants, &joins, selection);
+        self.narrow(&scope, &joined);
+        for (_, _, constraint) in joins {
+            self.expressions(constraint, Some(&scope), ctes)?;
+        }
+        if let Some(selection) = selection {
+            self.expressions(selection, Some(&scope), ctes)?;
+        }
+        Ok(Block { scope, joined })
+    }
+
+    fn narrow(&mut self, scope: &Scope<'_>, joined: &Joined) {
+        let is_together = joined.together.is_ok() && joined.shards.len() <= 1;
+        let mut sets: Vec<&ShardSet> = Vec::new();
+        for (_, source, _) in scope.sharded() {
+            sets.push(if is_together { &joined.shards } else { &source.tied });
+        }
+        for set in sets {
+            let mut shards = set.iter();
+            self.tie = match (self.tie, shards.next(), shards.next()) {
+                (Tie::Many, ..) | (_, _, Some(_)) => Tie::Many,
+                (tie, None, _) => tie,
+                (Tie::Free, Some(&shard), None) => Tie::One(shard),
+                (Tie::One(one), Some(&shard), None) => {
+                    if one == shard {
+                        Tie::One(one)
+                    } else {
+                        Tie::Many
+                    }
+                }
+            };
+        }
+    }
+
+    fn source<'o>(&mut self, factor: &TableFactor, scope: &Scope<'o>, ctes: &Ctes) -> Result<Source, Refusal> {
+        let derived = |alias: Option<&sqlparser::ast::TableAlias>| Source {
+            alias: alias.map_or("", |alias| alias.name.value.as_str()).into(),
+            schema: None,
+            relation: None,
+            role: Role::Derived,
+            nullable: false,
+            filtered: ShardSet::new(),
+            tied: ShardSet::new(),
+        };
+        match factor {
+            TableFactor::Table { name, alias, args: None, .. } => {
+                let (schema, table) = parts(name).ok_or_else(|| clause("from", "a table's name"))?;
+                if schema.is_none() && ctes.iter().any(|cte| **cte == *table) {
+                    let mut source = derived(alias.as_ref());
+                    if alias.is_none() {
+                        source.alias = table.into();
+                    }
+                    return Ok(source);
+                }
+                let (relation, role) = self.relation(schema, table)?;
+                let mut source = derived(alias.as_ref());
+                if alias.is_none() {
+                    source.alias = table.into();
+                    source.schema = relation.as_ref().map(|relation| relation.schema.clone());
+                }
+                let is_renamed = alias.as_ref().is_some_and(|alias| !alias.columns.is_empty());
+                if is_renamed && matches!(role, Role::Sharded(_)) {
+                    return Err(refuse(
+                        "column-alias",
+                        "new names for a sharded table's columns are not supported",
+                        "use the table's own column names",
+                    ));
+                }
+                source.relation = relation.filter(|_| !is_renamed);
+                source.role = role;
+                Ok(source)
+            }
+            TableFactor::Table { alias, args: Some(args), .. } => {
+                self.expressions(args, Some(scope), ctes)?;
+                Ok(derived(alias.as_ref()))
+            }
+            TableFactor::UNNEST { alias, array_exprs, .. } => {
+                self.expressions(array_exprs, Some(scope), ctes)?;
+                Ok(derived(alias.as_ref()))
+            }
+            TableFactor::Derived { subquery, alias, .. } => {
+                self.inner_queries += 1;
+                self.query(subquery, Some(scope), ctes)?;
+                Ok(derived(alias.as_ref()))
+            }
+            _ => Err(clause("join", "a join in parentheses")),
+        }
+    }
+
+    /// What a table is to the shards.
+    pub(super) fn relation(
+        &mut self,
+        schema: Option<&str>,
+        name: &str,
+    ) -> Result<(Option<Arc<Relation>>, Role), Refusal> {
+        let input = self.constants.input;
+        let found = match schema {
+            Some(schema) => input.catalog.relation(schema, name),
+            None => input.catalog.resolve(input.search_path, name),
+        };
+        let Some(relation) = found else {
+            self.foreign.get_or_insert_with(|| name.to_owned());
+            return Ok((None, Role::Foreign));
+        };
+        match table(input.database, relation) {
+            Some(Table { distribution: Distribution::Reference, .. }) => {
+                self.touches = true;
+                Ok((Some(relation.clone()), Role::Reference))
+            }
+            Some(table) => {
+                self.touches = true;
+                self.touches_sharded = true;
+                let layout = Layout::new(table, relation, input.catalog, input.database.shards.len());
+                let layout = layout.ok_or_else(|| {
+                    refuse(
+                        "shard-key",
+                        format!("table \"{name}\" has no column that is its shard key"),
+                        "run pgherd check",
+                    )
+                })?;
+                Ok((Some(relation.clone()), Role::Sharded(Box::new(layout))))
+            }
+            None => {
+                if self.is_bound_to_shards(relation) {
+                    self.touches = true;
+                    let message = format!("\"{name}\" is a view, partition or parent of a sharded or reference table");
+                    return Err(refuse("view", message, "name the table itself"));
+                }
+                self.foreign.get_or_insert_with(|| name.to_owned());
+                Ok((Some(relation.clone()), Role::Foreign))
+            }
+        }
+    }
+
+    /// Whether reading the relation reads a distributed table, or the other way round.
+    fn is_bound_to_shards(&self, relation: &Relation) -> bool {
+        let input = self.constants.input;
+        input.database.tables.iter().any(|table| {
+            let distributed = input.catalog.relation(&table.schema, &table.name);
+            distributed.is_some_and(|distributed| {
+                relation.reads.contains(&distributed.oid) || distributed.reads.contains(&relation.oid)
+            })
+        })
+    }
+
+    /// Walks the queries inside of expressions.
+    pub(super) fn expressions(
+        &mut self,
+        tree: &impl Visit,
+        scope: Option<&Scope<'_>>,
+        ctes: &Ctes,
+    ) -> Result<(), Refusal> {
+        let mut finder = Finder { analysis: self, scope, ctes, depth: 0 };
+        match tree.visit(&mut finder) {
+            ControlFlow::Break(refusal) => Err(*refusal),
+            ControlFlow::Continue(()) => Ok(()),
+        }
+    }
+}
+
+/// The configuration's entry for a relation.
+pub(super) fn table<'d>(database: &'d Database, relation: &Relation) -> Option<&'d Table> {
+    database.tables.iter().find(|table| *table.schema == *relation.schema && *table.name == *relation.name)
+}
+
+struct Finder<'f, 'a, 's> {
+    analysis: &'f mut Analysis<'a>,
+    scope: Option<&'s Scope<'s>>,
+    ctes: &'s Ctes,
+    depth: usize,
+}
+
+impl Visitor for Finder<'_, '_, '_> {
+    type Break = Box<Refusal>;
+
+    fn pre_visit_query(&mut self, query: &Query) -> ControlFlow<Self::Break> {
+        self.depth += 1;
+        if self.depth == 1 {
+            self.analysis.inner_queries += 1;
+            if let Err(refusal) = self.analysis.query(query, self.scope, self.ctes) {
+                return ControlFlow::Break(Box::new(refusal));
+            }
+        }
+        ControlFlow::Continue(())
+    }
+
+    fn post_visit_query(&mut self, _query: &Query) -> ControlFlow<Self::Break> {
+        self.depth -= 1;
+        ControlFlow::Continue(())
+    }
+}

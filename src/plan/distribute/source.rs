@@ -1,0 +1,214 @@
+//! The statement's own text cut into clauses by PostgreSQL's tokens: what is spliced is always the original's bytes.
+
+use std::ops::Range;
+
+use sqlparser::ast::{Function, ObjectNamePart};
+
+use crate::sql::lexer::{Lexer, Token};
+use crate::sql::parse;
+
+/// A text and its significant tokens, trailing semicolons left out.
+#[derive(Debug)]
+pub(super) struct Source<'a> {
+    pub(super) text: &'a str,
+    tokens: Vec<Token>,
+}
+
+/// Where the clauses of one plain SELECT stand, in bytes.
+#[derive(Debug)]
+pub(super) struct Clauses {
+    /// Each item of the select list, alias included.
+    pub(super) items: Vec<Range<usize>>,
+    /// Where FROM begins.
+    pub(super) from: usize,
+    /// Each item of GROUP BY.
+    pub(super) group: Vec<Range<usize>>,
+    /// HAVING with its condition.
+    pub(super) having: Option<Range<usize>>,
+    /// Each item of ORDER BY without ASC, DESC, NULLS.
+    pub(super) order: Vec<Range<usize>>,
+    /// Where ORDER BY, LIMIT, OFFSET or FETCH begins, whichever is first.
+    pub(super) tail: usize,
+    /// Behind the last token.
+    pub(super) end: usize,
+}
+
+/// The text of a function call behind its name.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Call<'a> {
+    /// What stands between its parentheses.
+    pub(super) arguments: &'a str,
+    /// `FILTER (...)`, or nothing.
+    pub(super) filter: &'a str,
+}
+
+const CLAUSES: [&str; 9] = ["from", "where", "group", "having", "window", "order", "limit", "offset", "fetch"];
+
+impl<'a> Source<'a> {
+    pub(super) fn new(text: &'a str, standard_conforming_strings: bool) -> Self {
+        let mut tokens: Vec<Token> = Lexer::new(text.as_bytes(), standard_conforming_strings).significant().collect();
+        while tokens.last().is_some_and(|token| token.is_punctuation(text.as_bytes(), b';')) {
+            tokens.pop();
+        }
+        Self { text, tokens }
+    }
+
+    pub(super) fn slice(&self, range: &Range<usize>) -> &'a str {
+        self.text.get(range.clone()).unwrap_or_default()
+    }
+
+    fn is(&self, at: usize, word: &str) -> bool {
+        self.tokens.get(at).is_some_and(|token| token.is_word(self.text.as_bytes(), word))
+    }
+
+    fn is_punctuation(&self, at: usize, byte: u8) -> bool {
+        self.tokens.get(at).is_some_and(|token| token.is_punctuation(self.text.as_bytes(), byte))
+    }
+
+    /// Tokens outside of any parentheses, by index.
+    fn outer(&self) -> Vec<usize> {
+        let mut depth = 0_i32;
+        let mut outer = Vec::new();
+        for at in 0..self.tokens.len() {
+            let closes = self.is_punctuation(at, b')') || self.is_punctuation(at, b']');
+            depth -= i32::from(closes);
+            if depth == 0 {
+                outer.push(at);
+            }
+            depth += i32::from(self.is_punctuation(at, b'(') || self.is_punctuation(at, b'['));
+        }
+        outer
+    }
+
+    /// The clause that the outer token begins; these words are reserved, so elsewhere they are labels behind `AS` or a dot.
+    fn clause(&self, at: usize) -> Option<usize> {
+        let clause = CLAUSES.iter().position(|word| self.is(at, word))?;
+        let before = at.checked_sub(1)?;
+        let is_label = self.is(before, "as") || self.is_punctuation(before, b'.');
+        let is_part = (clause == 0 && self.is(before, "distinct")) || (clause == 2 && self.is(before, "within"));
+        (!is_label && !is_part).then_some(clause)
+    }
+
+    /// Cuts one plain SELECT into its clauses; `None` if the text does not begin with SELECT or has no FROM.
+    pub(super) fn clauses(&self) -> Option<Clauses> {
+        let outer = self.outer();
+        if !self.is(0, "select") {
+            return None;
+        }
+        let mut starts: [Option<usize>; CLAUSES.len()] = [None; CLAUSES.len()];
+        for &at in &outer {
+            if let Some(clause) = self.clause(at) {
+                starts[clause].get_or_insert(at);
+            }
+        }
+        let from = starts[0]?;
+        let last = self.tokens.len();
+        let next = |clause: usize| {
+            starts
+                .iter()
+                .skip(clause + 1)
+                .flatten()
+                .copied()
+                .filter(|&at| Some(at) > starts[clause])
+                .min()
+                .unwrap_or(last)
+        };
+        let list_start = if self.is(1, "distinct") || self.is(1, "all") { 2 } else { 1 };
+        let list = |clause: usize| starts[clause].map_or(Vec::new(), |at| self.split(&outer, at + 2, next(clause)));
+        let tail = starts[5..].iter().flatten().copied().min();
+        let end = self.tokens.last()?.end;
+        Some(Clauses {
+            items: self.ranges(&self.split(&outer, list_start, from)),
+            from: self.tokens[from].start,
+            group: self.ranges(&list(2)),
+            having: starts[3].map(|at| self.tokens[at].start..self.tokens[next(3) - 1].end),
+            order: self.ranges(&list(5).into_iter().map(|item| self.without_direction(item)).collect::<Vec<_>>()),
+            tail: tail.map_or(end, |at| self.tokens[at].start),
+            end,
+        })
+    }
+
+    /// The tokens from `from` to `to`, split at outer commas.
+    fn split(&self, outer: &[usize], from: usize, to: usize) -> Vec<Range<usize>> {
+        let mut parts = Vec::new();
+        let mut start = from;
+        for &at in outer.iter().filter(|&&at| at >= from && at < to) {
+            if self.is_punctuation(at, b',') {
+                parts.push(start..at);
+                start = at + 1;
+            }
+        }
+        parts.push(start..to);
+        parts
+    }
+
+    fn without_direction(&self, mut item: Range<usize>) -> Range<usize> {
+        let last = |item: &Range<usize>, word| item.len() > 1 && self.is(item.end - 1, word);
+        if (last(&item, "first") || last(&item, "last")) && item.len() > 2 && self.is(item.end - 2, "nulls") {
+            item.end -= 2;
+        }
+        if last(&item, "asc") || last(&item, "desc") {
+            item.end -= 1;
+        }
+        item
+    }
+
+    /// Token ranges as byte ranges; empty ones stay empty.
+    fn ranges(&self, parts: &[Range<usize>]) -> Vec<Range<usize>> {
+        let bytes = |part: &Range<usize>| match (self.tokens.get(part.start), part.end.checked_sub(1)) {
+            (Some(first), Some(last)) if !part.is_empty() => {
+                first.start..self.tokens.get(last).map_or(first.end, |token| token.end)
+            }
+            _ => 0..0,
+        };
+        parts.iter().map(bytes).collect()
+    }
+
+    /// The part of a select item before `[AS] alias`.
+    pub(super) fn without_alias(&self, item: &Range<usize>) -> Range<usize> {
+        let tokens: Vec<usize> = (0..self.tokens.len())
+            .filter(|&at| self.tokens[at].start >= item.start && self.tokens[at].end <= item.end)
+            .collect();
+        let mut kept = tokens.len().saturating_sub(1);
+        if kept > 0 && self.is(tokens[kept - 1], "as") {
+            kept -= 1;
+        }
+        match kept.checked_sub(1) {
+            Some(last) => item.start..self.tokens[tokens[last]].end,
+            None => item.clone(),
+        }
+    }
+
+    /// The text of a call's arguments and FILTER clause.
+    pub(super) fn call(&self, function: &Function) -> Option<Call<'a>> {
+        let ObjectNamePart::Identifier(name) = function.name.0.first()? else { return None };
+        let start = parse::offset(name.span.start)?;
+        let name = self.tokens.iter().position(|token| token.start == start)?;
+        let open = (name..self.tokens.len()).find(|&at| self.is_punctuation(at, b'('))?;
+        let close = self.closing(open)?;
+        let filter_end = match self.is(close + 1, "filter") {
+            true => self.closing(close + 2)?,
+            false => close,
+        };
+        Some(Call {
+            arguments: self.text.get(self.tokens[open].end..self.tokens[close].start)?,
+            filter: self.text.get(self.tokens[close].end..self.tokens[filter_end].end)?,
+        })
+    }
+
+    fn closing(&self, open: usize) -> Option<usize> {
+        let mut depth = 0_i32;
+        (open..self.tokens.len()).find(|&at| {
+            depth += i32::from(self.is_punctuation(at, b'(')) - i32::from(self.is_punctuation(at, b')'));
+            depth == 0
+        })
+    }
+
+    /// Whether the constant at that location is `N'...'`, which is a `char(n)` constant and not an untyped one.
+    pub(super) fn is_national(&self, start: usize) -> bool {
+        start
+            .checked_sub(1)
+            .and_then(|before| self.text.as_bytes().get(before))
+            .is_some_and(|byte| matches!(byte, b'n' | b'N'))
+    }
+}

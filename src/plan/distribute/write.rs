@@ -1,0 +1,202 @@
+//! INSERT, UPDATE and DELETE on sharded tables: to one shard, or refused.
+
+use sqlparser::ast::{
+    Assignment, AssignmentTarget, ConflictTarget, Delete, Expr, FromTable, Insert, ObjectName, OnConflictAction,
+    OnInsert, SetExpr, TableObject, TableWithJoins, Update, UpdateTableFromKind,
+};
+
+use super::analysis::{Analysis, Tie};
+use super::refuse::refuse;
+use super::scope::{Role, parts};
+use super::tie::Ties;
+use crate::catalog::model::Relation;
+use crate::plan::Refusal;
+use crate::plan::shard_key::Layout;
+
+fn reference(name: &str) -> Refusal {
+    refuse(
+        "reference-write",
+        format!("a write to reference table \"{name}\" would have to reach every shard"),
+        "write it on each shard yourself; pgherd does not write to several shards at once",
+    )
+}
+
+fn several() -> Refusal {
+    refuse(
+        "multi-shard-write",
+        "a write that can touch rows of several shards is not supported",
+        "write by equality with one value of the shard key",
+    )
+}
+
+fn key_change(column: &str) -> Refusal {
+    refuse(
+        "shard-key-update",
+        format!("\"{column}\" is the shard key: changing it could move the row to another shard"),
+        "delete the row and insert it anew",
+    )
+}
+
+/// An INSERT: all of its rows must belong to one shard.
+pub(super) fn insert(analysis: &mut Analysis<'_>, insert: &Insert) -> Result<(), Refusal> {
+    let TableObject::TableName(name) = &insert.table else { return Err(several()) };
+    let (schema, table) = parts(name).ok_or_else(several)?;
+    let (relation, role) = analysis.relation(schema, table)?;
+    analysis.expressions(&insert.returning, None, &Vec::new())?;
+    analysis.expressions(&insert.on, None, &Vec::new())?;
+    let (layout, relation) = match (role, relation) {
+        (Role::Reference, _) => return Err(reference(table)),
+        (Role::Sharded(layout), Some(relation)) => (layout, relation),
+        _ => return walk_source(analysis, insert),
+    };
+    walk_source(analysis, insert)?;
+    conflict(&layout, insert)?;
+    let shards = rows(analysis, insert, &layout, &relation)?;
+    for shard in shards {
+        analysis.tie = match analysis.tie {
+            Tie::Free => Tie::One(shard),
+            Tie::One(one) if one == shard => Tie::One(one),
+            _ => Tie::Many,
+        };
+    }
+    Ok(())
+}
+
+fn walk_source(analysis: &mut Analysis<'_>, insert: &Insert) -> Result<(), Refusal> {
+    match &insert.source {
+        Some(query) => analysis.query(query, None, &Vec::new()).map(|_| ()),
+        None => Ok(()),
+    }
+}
+
+fn conflict(layout: &Layout, insert: &Insert) -> Result<(), Refusal> {
+    match &insert.on {
+        None => Ok(()),
+        Some(OnInsert::OnConflict(conflict)) => {
+            if let Some(ConflictTarget::OnConstraint(_)) = &conflict.conflict_target {
+                // The constraint's columns are PostgreSQL's to know; `check` refuses unique keys without the shard key.
+            }
+            match &conflict.action {
+                OnConflictAction::DoNothing => Ok(()),
+                OnConflictAction::DoUpdate(update) => assignments(layout, &update.assignments),
+            }
+        }
+        Some(_) => Err(several()),
+    }
+}
+
+/// The shard of each row.
+fn rows(analysis: &Analysis<'_>, insert: &Insert, layout: &Layout, relation: &Relation) -> Result<Vec<usize>, Refusal> {
+    let Some(SetExpr::Values(values)) = insert.source.as_ref().map(|query| &*query.body) else {
+        return Err(refuse(
+            "insert-select",
+            "INSERT into a sharded table takes VALUES with the shard key as a constant or parameter",
+            "read the rows first and insert them with VALUES",
+        ));
+    };
+    let column_names: Vec<&str> = match insert.columns.as_slice() {
+        [] => relation.columns.iter().map(|column| &*column.name).collect(),
+        listed => listed.iter().filter_map(|name| Some(parts(name)?.1)).collect(),
+    };
+    let at = column_names.iter().position(|name| **name == *layout.column.name);
+    let mut shards = Vec::new();
+    for row in &values.rows {
+        let key = match at.and_then(|at| row.get(at)) {
+            Some(expr) => key(analysis, layout, expr)?,
+            None if layout.column.has_default => return Err(unknown_key(layout)),
+            None => None,
+        };
+        shards.push(layout.place(key.as_ref()).ok_or_else(|| {
+            let message = format!("no shard takes a row with this value of \"{}\"", layout.column.name);
+            refuse("no-shard", message, "add the value's range or list entry to the table's configuration")
+        })?);
+    }
+    Ok(shards)
+}
+
+fn key(analysis: &Analysis<'_>, layout: &Layout, expr: &Expr) -> Result<Option<crate::plan::value::Value>, Refusal> {
+    Ties::inserted(analysis.constants, layout, expr).ok_or_else(|| unknown_key(layout))
+}
+
+fn unknown_key(layout: &Layout) -> Refusal {
+    refuse(
+        "insert-key",
+        format!(
+            "the value of shard key \"{}\" is not a constant or parameter that pgherd can read as the column stores it",
+            layout.column.name
+        ),
+        "give the key as a plain literal or parameter of the column's own type, ISO dates with their offset",
+    )
+}
+
+/// An UPDATE: by key to one shard, the key itself unchanged.
+pub(super) fn update(analysis: &mut Analysis<'_>, update: &Update) -> Result<(), Refusal> {
+    let mut from = vec![update.table.clone()];
+    match &update.from {
+        None => {}
+        Some(UpdateTableFromKind::BeforeSet(more) | UpdateTableFromKind::AfterSet(more)) => {
+            from.extend(more.iter().cloned())
+        }
+    }
+    if !update.order_by.is_empty() || update.limit.is_some() {
+        return Err(several());
+    }
+    let target = target(analysis, &from, update.selection.as_ref(), |scope, analysis| {
+        analysis.expressions(&update.assignments, Some(scope), &Vec::new())?;
+        analysis.expressions(&update.returning, Some(scope), &Vec::new())
+    })?;
+    match target {
+        Some(layout) => assignments(&layout, &update.assignments),
+        None => Ok(()),
+    }
+}
+
+/// A DELETE: by key to one shard.
+pub(super) fn delete(analysis: &mut Analysis<'_>, delete: &Delete) -> Result<(), Refusal> {
+    let (FromTable::WithFromKeyword(tables) | FromTable::WithoutKeyword(tables)) = &delete.from;
+    let mut from = tables.clone();
+    from.extend(delete.using.iter().flatten().cloned());
+    if !delete.order_by.is_empty() || delete.limit.is_some() || !delete.tables.is_empty() {
+        return Err(several());
+    }
+    target(analysis, &from, delete.selection.as_ref(), |scope, analysis| {
+        analysis.expressions(&delete.returning, Some(scope), &Vec::new())
+    })?;
+    Ok(())
+}
+
+/// Walks the block whose first relation is written; its layout, if it is sharded.
+fn target(
+    analysis: &mut Analysis<'_>,
+    from: &[TableWithJoins],
+    selection: Option<&Expr>,
+    rest: impl FnOnce(&super::scope::Scope<'_>, &mut Analysis<'_>) -> Result<(), Refusal>,
+) -> Result<Option<Layout>, Refusal> {
+    let block = analysis.block(from, selection, None, &Vec::new())?;
+    rest(&block.scope, analysis)?;
+    let target = block.scope.sources.first().ok_or_else(several)?;
+    match &target.role {
+        Role::Reference => Err(reference(&target.alias)),
+        Role::Sharded(layout) => Ok(Some((**layout).clone())),
+        Role::Derived | Role::Foreign => Ok(None),
+    }
+}
+
+fn assignments(layout: &Layout, assignments: &[Assignment]) -> Result<(), Refusal> {
+    let is_key = |name: &ObjectName| parts(name).is_none_or(|(_, name)| *name == *layout.column.name);
+    for assignment in assignments {
+        let changes = match &assignment.target {
+            AssignmentTarget::ColumnName(name) => is_key(name),
+            AssignmentTarget::Tuple(names) => names.iter().any(is_key),
+        };
+        if changes {
+            return Err(key_change(&layout.column.name));
+        }
+    }
+    Ok(())
+}
+
+/// The refusal of a write that no single shard can take.
+pub(super) fn refused() -> Refusal {
+    several()
+}

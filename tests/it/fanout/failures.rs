@@ -1,0 +1,180 @@
+//! Errors, cancels, limits and slow clients: one error at most, every leg idle afterwards, memory bounded.
+
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::BytesMut;
+use pgherd::error::Error;
+use pgherd::exec::fanout::{self, Failure, Run, Sink};
+use pgherd::exec::merge::ResultFormats;
+use pgherd::plan::distribute::{Distributed, Parameters, Streamed};
+use tokio_util::sync::CancellationToken;
+
+use super::cluster::{Cluster, error};
+use super::leg::Collected;
+
+fn plan(cluster: &Cluster, text: &str) -> std::sync::Arc<Streamed> {
+    match cluster.plan(text, Some(Parameters::NONE)) {
+        Ok(Distributed::Streamed(plan)) => plan,
+        other => panic!("{text}: {other:?}"),
+    }
+}
+
+fn run(plan: &Streamed, memory_bytes: usize) -> Run<'_> {
+    Run {
+        plan,
+        types: &[],
+        parameter_formats: &[],
+        values: &[],
+        formats: ResultFormats { codes: &[0], extra_float_digits: 1 },
+        describe: true,
+        standard_conforming_strings: true,
+        memory_bytes,
+        max_parallel: 4,
+        drain_timeout: Duration::from_secs(10),
+    }
+}
+
+#[tokio::test]
+async fn the_first_error_wins_and_the_other_legs_are_free_again() {
+    let cluster = Cluster::start(4).await;
+    for text in [
+        "select id, 1 / (id - 200) from orders order by id",
+        "select id, 1 / (id - 200) from orders",
+        "select sum(1 / (id - 200)) from orders",
+    ] {
+        let plan = plan(&cluster, text);
+        let mut legs = cluster.legs(&plan.shards).await;
+        let outcome =
+            fanout::run(&run(&plan, 1 << 20), &mut legs, &mut Collected::default(), &CancellationToken::new()).await;
+        let Err(Failure::Server(frame)) = outcome.result else { panic!("{outcome:?}") };
+        assert_eq!(error(&frame).0, "22012");
+        assert!(outcome.broken.is_empty());
+        for leg in &mut legs {
+            assert!(leg.is_idle().await);
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_errors_position_points_into_the_clients_text() {
+    let cluster = Cluster::start(2).await;
+    let text = "select id from orders where no_such_column > 1 order by id";
+    let wanted = cluster.oracle(text, &[], &[], &[0]).await.error;
+    let plan = plan(&cluster, text);
+    let mut legs = cluster.legs(&plan.shards).await;
+    let outcome =
+        fanout::run(&run(&plan, 1 << 20), &mut legs, &mut Collected::default(), &CancellationToken::new()).await;
+    let Err(Failure::Server(frame)) = outcome.result else { panic!("{outcome:?}") };
+    assert_eq!(Some(error(&frame)), wanted);
+    let position = frame.body().windows(4).any(|window| window == b"P29\0");
+    assert!(position, "{:?}", String::from_utf8_lossy(frame.body()));
+}
+
+#[tokio::test]
+async fn a_cancel_reaches_every_leg() {
+    let cluster = Cluster::start(2).await;
+    // Hours of work on each shard, and no function that a distributed statement may not call.
+    let text = "select count(*) from orders a join orders b on a.customer_id = b.customer_id join orders c on c.customer_id = a.customer_id \
+        join orders d on d.customer_id = a.customer_id join orders e on e.customer_id = a.customer_id join orders f on f.customer_id = a.customer_id \
+        join orders g on g.customer_id = a.customer_id join orders h on h.customer_id = a.customer_id";
+    let plan = plan(&cluster, text);
+    let mut legs = cluster.legs(&plan.shards).await;
+    let token = CancellationToken::new();
+    let observer = cluster.shards[0].client().await;
+    let watch = async {
+        let busy = "select count(*) from pg_stat_activity where datname = current_database() and state = 'active' and pid <> pg_backend_pid()";
+        while observer.query_one(busy, &[]).await.expect("activity").get::<_, i64>(0) == 0 {
+            tokio::task::yield_now().await;
+        }
+        token.cancel();
+    };
+    let run = run(&plan, 1 << 20);
+    let mut sink = Collected::default();
+    let (outcome, ()) = tokio::join!(fanout::run(&run, &mut legs, &mut sink, &token), watch);
+    let Err(Failure::Own(error)) = outcome.result else { panic!("{outcome:?}") };
+    assert_eq!(error.sqlstate().code(), "57014");
+    assert!(outcome.broken.is_empty());
+    for leg in &mut legs {
+        assert!(leg.is_idle().await);
+    }
+}
+
+#[tokio::test]
+async fn groups_beyond_the_memory_allowed_are_refused() {
+    let cluster = Cluster::start(2).await;
+    let plan = plan(&cluster, "select id, count(*) from orders group by id");
+    for (memory_bytes, fits) in [(1 << 20, true), (4096, false)] {
+        let mut legs = cluster.legs(&plan.shards).await;
+        let outcome =
+            fanout::run(&run(&plan, memory_bytes), &mut legs, &mut Collected::default(), &CancellationToken::new())
+                .await;
+        match outcome.result {
+            Ok(rows) => assert!(fits && rows == 400),
+            Err(Failure::Own(error)) => assert!(!fits && error.sqlstate().code() == "54000", "{error:?}"),
+            Err(other) => panic!("{other:?}"),
+        }
+        assert!(outcome.broken.is_empty());
+        for leg in &mut legs {
+            assert!(leg.is_idle().await);
+        }
+    }
+}
+
+/// A client that takes one piece in many polls, and remembers how much was queued at most.
+#[derive(Default)]
+struct Slow {
+    queue: BytesMut,
+    most: usize,
+    polls: usize,
+    taken: usize,
+}
+
+impl Sink for Slow {
+    fn queue(&mut self) -> &mut BytesMut {
+        &mut self.queue
+    }
+
+    fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Error>> {
+        self.most = self.most.max(self.queue.len());
+        self.polls += 1;
+        if self.polls.is_multiple_of(8) {
+            let piece = self.queue.len().min(16 * 1024);
+            self.taken += self.queue.split_to(piece).len();
+        }
+        if self.queue.is_empty() {
+            return Poll::Ready(Ok(()));
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+}
+
+#[tokio::test]
+async fn a_slow_client_slows_the_shards_and_not_memory() {
+    let cluster = Cluster::start(2).await;
+    for text in ["select id, repeat('x', 20000) from orders", "select id, repeat('x', 20000) from orders order by id"] {
+        let plan = plan(&cluster, text);
+        let mut legs = cluster.legs(&plan.shards).await;
+        let mut sink = Slow::default();
+        let outcome = fanout::run(&run(&plan, 256 * 1024), &mut legs, &mut sink, &CancellationToken::new()).await;
+        assert!(matches!(outcome.result, Ok(400)), "{outcome:?}");
+        assert!(sink.taken + sink.queue.len() > 400 * 20_000);
+        assert!(sink.most < 1024 * 1024, "{}", sink.most);
+    }
+}
+
+#[tokio::test]
+async fn a_shard_that_goes_away_is_an_error_and_its_leg_is_broken() {
+    let cluster = Cluster::start(2).await;
+    let plan = plan(&cluster, "select id from orders order by id");
+    let mut legs = cluster.legs(&plan.shards).await;
+    let client = cluster.shards[1].client().await;
+    let kill = "select pg_terminate_backend(pid, 5000) from pg_stat_activity where datname = current_database() and pid <> pg_backend_pid()";
+    client.query(kill, &[]).await.expect("terminate");
+    let outcome =
+        fanout::run(&run(&plan, 1 << 20), &mut legs, &mut Collected::default(), &CancellationToken::new()).await;
+    assert!(outcome.result.is_err());
+    assert_eq!(outcome.broken, [1]);
+    assert!(legs[0].is_idle().await);
+}

@@ -1,0 +1,186 @@
+//! Each supported shape over 1, 2 and 4 shards, in text and binary form, against one PostgreSQL with all rows.
+
+use super::cluster::Cluster;
+
+async fn same_everywhere(statements: &[&str]) {
+    for shards in [1, 2, 4] {
+        let cluster = Cluster::start(shards).await;
+        for statement in statements {
+            cluster.same(statement).await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn rows_are_concatenated() {
+    same_everywhere(&[
+        "select * from orders",
+        "select id, upper(region) u, amount * 2 from orders where qty > 0 and region like '%t%'",
+        "select o.id, i.sku, c.label from orders o join items i on i.customer_id = o.customer_id left join countries c on c.code = o.country where o.id < 50",
+        "select o.id, i.n from orders o left join items i using (customer_id) where o.id < 40",
+        "select o.id, i.sku from orders o full join items i on o.customer_id = i.customer_id where o.id < 20 or o.id is null",
+        "select o.id, c.label from countries c, orders o where c.code = o.country",
+        "select * from empty",
+        "select id, case when ok then 'y' else 'n' end, coalesce(region, '?'), extract(year from day) from orders",
+        "select id, row_number() over (partition by customer_id order by id) from orders",
+        "select distinct customer_id, region from orders",
+        "select k, v from texts where k in ('ää3', 'ä1', '')",
+        "select 'it''s -- from' as \"From\", id /* from x */ from orders -- where\n where id < 10;",
+        "select id from orders where id % 2 = 0 -- the end",
+        "select o.* from orders as o where o.day between '2024-01-05' and date '2024-02-01'",
+        "select day, n from visits where day >= '2024-01-07' and day < '2024-01-20'",
+        "select plan, balance from accounts where plan in ('free', 'vip')",
+    ])
+    .await;
+}
+
+#[tokio::test]
+async fn ordered_streams_are_merged_in_postgresqls_order() {
+    same_everywhere(&[
+        "select id, amount from orders order by amount, id",
+        "select id, amount from orders order by amount desc, id desc",
+        "select id, amount from orders order by 2 nulls first, 1",
+        "select id, region from orders order by region desc nulls last, id",
+        "select id r, -price as p from orders order by p desc, r",
+        "select id from orders order by price, ratio desc, id",
+        "select id from orders order by price * -1, id limit 20",
+        "select * from orders order by at desc limit 7 offset 5",
+        "select o.* from orders o order by 1",
+        "select id, made from orders order by made desc offset 390",
+        "select id from orders order by clock, id",
+        "select id from orders order by ok desc, small, id",
+        "select id from orders order by code",
+        "select id from orders order by raw desc",
+        "select id from orders order by span desc, id",
+        "select id from orders order by big, id fetch first 5 rows only",
+        "select id from orders order by customer_id nulls first, day, id limit all",
+        "select id from orders order by id limit null offset 2",
+        "select id from orders order by id limit 0",
+        "select id from orders order by id offset 1000",
+        "select id from orders order by id limit 9223372036854775807 offset 398",
+        "select distinct customer_id c, ok from orders order by c desc, ok",
+        "select distinct customer_id, qty from orders order by qty, customer_id limit 10",
+        "select id, sum(qty) over (partition by customer_id order by id) s from orders order by s, id",
+        "select distinct on_it from (values (1)) v(on_it) order by 1",
+        "select o.id, i.order_id from orders o join items i on o.customer_id = i.customer_id order by o.id, i.order_id limit 40",
+    ][..24])
+    .await;
+}
+
+#[tokio::test]
+async fn a_limit_without_an_order_gives_as_many_rows_as_postgresql() {
+    let cluster = Cluster::start(4).await;
+    for (text, rows) in [
+        ("select id from orders limit 10", 10),
+        ("select id from orders limit 10 offset 395", 5),
+        ("select id from orders offset 390", 10),
+        ("select id from orders fetch next row only", 1),
+    ] {
+        let given = cluster.distributed(text, &[], &[], &[0]).await.expect(text);
+        assert_eq!((given.rows.len(), given.tag), (rows, format!("SELECT {rows}")), "{text}");
+    }
+}
+
+#[tokio::test]
+async fn aggregates_over_everything_are_merged() {
+    same_everywhere(&[
+        "select count(*) from orders",
+        "select count(*), count(amount), count(region) from orders where id < 0",
+        "select sum(qty), sum(small), sum(id), sum(amount), sum(price), sum(ratio), sum(big) from orders",
+        "select avg(qty), avg(small), avg(id), avg(amount), avg(price), avg(ratio), avg(big) from orders",
+        "select sum(v), avg(v), min(v), max(k), count(*) from empty",
+        "select min(id), max(qty), min(amount), max(price), min(ratio), max(day), min(at), max(made), min(clock), max(big) from orders",
+        "select min(region), max(region), max(span) from orders",
+        "select bool_and(ok), bool_or(ok), every(id > 0) from orders",
+        "select count(*) filter (where ok), sum(amount) filter (where qty > 0), avg(amount) filter (where region = 'north') from orders",
+        "select count(distinct customer_id), sum(distinct customer_id) from orders",
+        "select 'x' as x, 1 + 1, count(*) n, avg(amount) as \"Avg\" from orders",
+        "select count(*) from orders o join items i on i.customer_id = o.customer_id join countries c on c.code = o.country",
+        "select sum(amount) from orders having count(*) > 5",
+        "select sum(amount) from orders having count(*) > 5000",
+        "select max(n) from visits where day > '2024-01-20'",
+        "select avg(v) from texts where k is null",
+    ])
+    .await;
+}
+
+#[tokio::test]
+async fn groups_are_merged_by_value() {
+    same_everywhere(&[
+        "select region, count(*) from orders group by region",
+        "select region, count(*) from orders group by region order by region",
+        "select region r, country, sum(amount), avg(amount), min(day), max(at) from orders group by r, country order by 1, avg desc, min desc",
+        "select country, avg(price) a from orders group by 1 order by a, sum(qty) desc",
+        "select qty, ok, count(*) from orders group by qty, ok order by count(*) desc, qty, ok nulls first limit 5",
+        "select price, count(*) from orders group by price order by price desc nulls last",
+        "select amount % 3 as rest, sum(id) from orders group by amount % 3 order by 1",
+        "select count(*), sum(id), min(day) from orders group by span order by min(id)",
+        "select country, count(*) from orders group by country having count(*) > 99 and not avg(amount) < 0 order by count(*), min(id)",
+        "select country, sum(qty) from orders group by country having sum(qty) between -10 and 1000 or max(price) is null",
+        "select region, max(amount) from orders group by region having region <> 'north' order by max(amount) desc",
+        "select date_trunc('month', made), count(*) from orders group by 1 order by 1",
+        "select c.label, count(*), sum(o.amount) from orders o join countries c on c.code = o.country group by c.label having sum(o.amount) > -10000",
+        "select distinct region from orders",
+        "select distinct region, qty from orders order by qty desc, region",
+        "select distinct price from orders order by 1 limit 5 offset 2",
+        "select tag, count(*) from orders group by tag",
+        "select count(*) from orders group by region having min(region) is not null order by 1, min(id)",
+        "select count(*) from orders group by big order by big desc limit 3",
+    ])
+    .await;
+}
+
+#[tokio::test]
+async fn groups_with_the_shard_key_are_left_to_the_shards() {
+    same_everywhere(&[
+        "select customer_id, array_agg(id order by id), string_agg(region, ',' order by id), stddev(amount) from orders group by customer_id",
+        "select customer_id, count(distinct region) n from orders group by 1 having count(*) > 3 order by n desc, customer_id limit 10",
+        "select o.customer_id, percentile_cont(0.5) within group (order by o.price) from orders o group by o.customer_id order by 1",
+        "select customer_id, round(avg(amount), 2) from orders group by customer_id, ok order by customer_id, ok, 2",
+    ])
+    .await;
+}
+
+#[tokio::test]
+async fn parameters_reach_the_shards_and_the_limits() {
+    for shards in [1, 2, 4] {
+        let cluster = Cluster::start(shards).await;
+        let text = "select id, $3::text from orders where qty > $1 order by id limit $2 offset $4";
+        cluster.same_with(text, &[], &[Some(b"0"), Some(b"7"), Some("ä".as_bytes()), Some(b"3")]).await;
+        cluster.same_with("select id from orders order by id limit $1", &[20], &[None]).await;
+        cluster
+            .same_with(
+                "select region, sum(qty) from orders group by 1 having sum(qty) > $1 order by 1, 2",
+                &[20],
+                &[Some(b"3")],
+            )
+            .await;
+    }
+}
+
+#[tokio::test]
+async fn an_average_has_postgresqls_digits_in_hundreds_of_random_groups() {
+    let cluster = Cluster::start(4).await;
+    let fill = "create table numbers (k int4, g int4, v numeric, f numeric(30,10));
+        select setseed(0.5);
+        insert into numbers select g % 101, g % 397, case when random() < 0.05 then null when random() < 0.01 then 'NaN'
+          when random() < 0.01 then 'Infinity' else round((random()::numeric - 0.5) * power(10::numeric, (random() * 40)::int), (random() * 25)::int) end,
+          (random()::numeric - 0.3) * power(10::numeric, (random() * 18)::int) from generate_series(1, 4000) g;";
+    let seeded = "create table by_int (k int4) partition by hash (k);
+        delete from numbers where not satisfies_hash_partition('by_int'::regclass, 4, %, k);";
+    cluster.whole.execute(fill).await;
+    for (at, shard) in cluster.shards.iter().enumerate() {
+        shard.execute(&format!("{fill}{}", seeded.replace('%', &at.to_string()))).await;
+    }
+    let mut cluster = cluster;
+    cluster.catalog = pgherd::catalog::load::load(&cluster.shards[0].client().await).await.expect("catalog");
+    let mut table = cluster.configured.tables[0].clone();
+    table.name = "numbers".into();
+    table.distribution = pgherd::config::model::Distribution::Hash { column: "k".into() };
+    cluster.configured.tables.push(table);
+    cluster
+        .same("select g, sum(v), avg(v), min(v), max(v), sum(f), avg(f), count(v) from numbers group by g order by g")
+        .await;
+    cluster.same("select v, count(*) from numbers group by v").await;
+    cluster.same("select k, g, v from numbers order by v desc, k, g").await;
+}
