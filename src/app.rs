@@ -2,6 +2,7 @@
 
 mod accept;
 mod databases;
+mod figures;
 mod upkeep;
 
 use std::net::SocketAddr;
@@ -203,6 +204,7 @@ impl House {
             self.tasks.spawn(upkeep::keep_catalog(house, kept, upkeep::Kept::Shards));
         }
         if let Some(cache) = cache {
+            self.metrics.register_cache(&wanted.name, figures::of_cache(&cache));
             let checker = upkeep::Checker { house: Arc::downgrade(self), database: Arc::downgrade(&database) };
             self.tasks.spawn(cache.run(Arc::new(checker), database.closed.clone()));
         }

@@ -98,8 +98,8 @@ pub static ROOT: Section = Section {
         key("pool", Table(&POOL), None),
         key("database", Tables(&DATABASE), None),
         key("user", Tables(&USER), None),
-        key("cache", Table(&CACHE), None),
-        key("fanout", Table(&FANOUT), None),
+        fixed("cache", Table(&CACHE), None),
+        fixed("fanout", Table(&FANOUT), None),
         key("security", Table(&SECURITY), None),
         key("telemetry", Table(&TELEMETRY), None),
     ],
@@ -115,7 +115,7 @@ static LISTEN: Section = Section {
         key("tls", Table(&LISTEN_TLS), None),
         key("max_clients", Count, Some("10000")),
         key("login_timeout", Duration, Some("60s")),
-        key("shutdown_timeout", Duration, Some("30s")),
+        fixed("shutdown_timeout", Duration, Some("30s")),
     ],
     unsupported: &[],
 };
@@ -204,7 +204,7 @@ static USER: Section = Section {
         key("scram_secret", Secret, None),
         key("databases", Texts, None),
         key("pool_mode", Choice(POOL_MODES), None),
-        key("max_connections", Count, None),
+        fixed("max_connections", Count, None),
         key("max_clients", Count, None),
     ],
     unsupported: &[
@@ -216,15 +216,15 @@ static USER: Section = Section {
 static CACHE: Section = Section {
     path: "cache",
     keys: &[
-        key("enabled", Flag, Some("false")),
-        key("ttl", Duration, Some("5m")),
+        fixed("enabled", Flag, Some("false")),
+        fixed("ttl", Duration, Some("5m")),
         fixed("memory", Size, Some("256MiB")),
-        key("max_entry", Size, Some("4MiB")),
-        key("consistency", Choice(&["strict", "bounded"]), Some("strict")),
-        key("olap_only", Flag, Some("true")),
-        key("on_redis_loss", Choice(&["wait", "refuse-write"]), Some("wait")),
+        fixed("max_entry", Size, Some("4MiB")),
+        fixed("consistency", Choice(&["strict", "bounded"]), Some("strict")),
+        fixed("olap_only", Flag, Some("true")),
+        fixed("on_redis_loss", Choice(&["wait", "refuse-write"]), Some("wait")),
         fixed("redis", Table(&REDIS), None),
-        key("tables", DurationByName, None),
+        fixed("tables", DurationByName, None),
     ],
     unsupported: &[],
 };
@@ -233,8 +233,8 @@ static REDIS: Section = Section {
     path: "cache.redis",
     keys: &[
         fixed("url", Secret, None),
-        key("ttl", Duration, Some("1h")),
-        key("timeout", Duration, Some("5ms")),
+        fixed("ttl", Duration, Some("1h")),
+        fixed("timeout", Duration, Some("5ms")),
         fixed("prefix", Text, Some("pgherd:")),
         fixed("lease", Duration, Some("10s")),
     ],
@@ -244,10 +244,10 @@ static REDIS: Section = Section {
 static FANOUT: Section = Section {
     path: "fanout",
     keys: &[
-        key("max_parallel", Count, Some("4")),
-        key("memory", Size, Some("64MiB")),
-        key("pure_functions", Texts, None),
-        key("query_timeout", Duration, Some("30s")),
+        fixed("max_parallel", Count, Some("4")),
+        fixed("memory", Size, Some("64MiB")),
+        fixed("pure_functions", Texts, None),
+        fixed("query_timeout", Duration, Some("30s")),
     ],
     unsupported: &[(
         "coordinator",

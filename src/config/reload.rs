@@ -10,7 +10,7 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
-use super::model::Config;
+use super::model::{Cache, Config, Redis, User};
 use super::{Faults, load_with_warnings};
 
 /// How long to wait after a change for the changes that belong to it: editors write, rename and touch in turns.
@@ -103,21 +103,55 @@ impl Reload {
 
 /// Keys that differ and are read only once. `keys` marks them as [`Applies::Restart`](super::keys::Applies::Restart).
 pub fn needs_restart(before: &Config, after: &Config) -> Vec<&'static str> {
-    let redis = |of: fn(&super::model::Redis) -> String| {
-        before.cache.redis.as_ref().map(of) != after.cache.redis.as_ref().map(of)
-    };
     let changed = [
         ("threads", before.threads != after.threads),
         ("listen.address", before.listen.address != after.listen.address),
         ("listen.unix_socket_dir", before.listen.unix_socket_dir != after.listen.unix_socket_dir),
         ("listen.http", before.listen.http != after.listen.http),
-        ("cache.memory", before.cache.memory_bytes != after.cache.memory_bytes),
-        ("cache.redis.url", redis(|redis| redis.url.expose().to_string())),
-        ("cache.redis.prefix", redis(|redis| redis.prefix.clone())),
-        ("cache.redis.lease", redis(|redis| format!("{:?}", redis.lease))),
+        ("listen.shutdown_timeout", before.listen.shutdown_timeout != after.listen.shutdown_timeout),
+        ("user.max_connections", connection_limits_differ(before, after)),
         ("telemetry.format", before.telemetry.format != after.telemetry.format),
     ];
-    changed.into_iter().filter_map(|(key, differs)| differs.then_some(key)).collect()
+    let of_tables = cache_changes(&before.cache, &after.cache).into_iter().chain(fanout_changes(before, after));
+    changed.into_iter().chain(of_tables).filter_map(|(key, differs)| differs.then_some(key)).collect()
+}
+
+/// Users that are new or gone need no restart.
+fn connection_limits_differ(before: &Config, after: &Config) -> bool {
+    let differs = |(name, user): (&String, &Arc<User>)| {
+        after.users.get(name).is_some_and(|now| now.max_connections != user.max_connections)
+    };
+    before.users.iter().any(differs)
+}
+
+fn cache_changes(before: &Cache, after: &Cache) -> Vec<(&'static str, bool)> {
+    let (old, new) = (before.redis.as_ref(), after.redis.as_ref());
+    let on_loss = |redis: Option<&Redis>| redis.map(|redis| redis.on_loss);
+    vec![
+        ("cache.enabled", before.enabled != after.enabled),
+        ("cache.ttl", before.ttl != after.ttl),
+        ("cache.memory", before.memory_bytes != after.memory_bytes),
+        ("cache.max_entry", before.max_entry_bytes != after.max_entry_bytes),
+        ("cache.consistency", before.consistency != after.consistency),
+        ("cache.olap_only", before.olap_only != after.olap_only),
+        ("cache.tables", before.tables != after.tables),
+        ("cache.on_redis_loss", on_loss(old) != on_loss(new)),
+        ("cache.redis.url", old.map(|redis| &redis.url) != new.map(|redis| &redis.url)),
+        ("cache.redis.ttl", old.map(|redis| redis.ttl) != new.map(|redis| redis.ttl)),
+        ("cache.redis.timeout", old.map(|redis| redis.timeout) != new.map(|redis| redis.timeout)),
+        ("cache.redis.prefix", old.map(|redis| &redis.prefix) != new.map(|redis| &redis.prefix)),
+        ("cache.redis.lease", old.map(|redis| redis.lease) != new.map(|redis| redis.lease)),
+    ]
+}
+
+fn fanout_changes(before: &Config, after: &Config) -> Vec<(&'static str, bool)> {
+    let (before, after) = (&before.fanout, &after.fanout);
+    vec![
+        ("fanout.max_parallel", before.max_parallel != after.max_parallel),
+        ("fanout.memory", before.memory_bytes != after.memory_bytes),
+        ("fanout.pure_functions", before.pure_functions != after.pure_functions),
+        ("fanout.query_timeout", before.query_timeout != after.query_timeout),
+    ]
 }
 
 /// Watches folders, not the file: editors and Kubernetes put another file, or another link, in its place.

@@ -125,7 +125,8 @@ fn get(port: u16, path: &str) -> String {
 async fn it_gets_ready_reloads_at_sighup_and_ends_at_sigterm() {
     let database = harness::fresh_database().await;
     let (port, http) = (free_port(), free_port());
-    let listen = format!("[listen]\naddress = \"127.0.0.1:{port}\"\nhttp = \"127.0.0.1:{http}\"\n");
+    let listen =
+        format!("[listen]\naddress = \"127.0.0.1:{port}\"\nhttp = \"127.0.0.1:{http}\"\n[cache]\nenabled = true\n");
     let (_folder, path) = folder(&database.address(), &listen);
     let mut serving = Serving::start(&path);
     wait_until(DEADLINE, "ready", || get(http, "/healthz/ready").starts_with("HTTP/1.1 200"));
@@ -134,6 +135,8 @@ async fn it_gets_ready_reloads_at_sighup_and_ends_at_sigterm() {
     client.simple_query("select 1").await.expect("an answer");
     let metrics = get(http, "/metrics");
     assert!(metrics.contains("pgherd_clients{database=\"app\",user=\"postgres\"} 1"), "{metrics}");
+
+    assert!(metrics.contains("pgherd_cache_entries{cache=\"app\"}"), "{metrics}");
 
     serving.signal("-HUP");
     wait_until(DEADLINE, "a reload", || {

@@ -11,7 +11,7 @@ const DEADLINE: Duration = Duration::from_secs(10);
 
 fn text(ttl: &str) -> String {
     format!(
-        "[[database]]\nname = \"app\"\nprimary = \"host=x\"\n[[user]]\nname = \"a\"\nauth = \"trust\"\n\
+        "[pool]\nmin_connections = 0\n[[database]]\nname = \"app\"\nprimary = \"host=x\"\n[[user]]\nname = \"a\"\nauth = \"trust\"\n\
          [cache]\nttl = \"{ttl}\"\n"
     )
 }
@@ -132,10 +132,13 @@ fn what_needs_a_restart_is_what_the_list_of_keys_says() {
     fs::write(&path, text("1s")).expect("a file");
     let before = load(&path).expect("a good file");
     let changed = format!(
-        "threads = 3\n{}memory = \"1GiB\"\nredis = {{ url = \"redis://x\", prefix = \"p\", lease = \"20s\" }}\n\
-         [listen]\naddress = \"127.0.0.1:1\"\nhttp = \"127.0.0.1:2\"\nunix_socket_dir = \"/tmp\"\n\
+        "threads = 3\n{}max_connections = 4\n[cache]\nttl = \"9s\"\nenabled = true\nmemory = \"1GiB\"\nmax_entry = \"1MiB\"\n\
+         consistency = \"bounded\"\nolap_only = false\non_redis_loss = \"wait\"\ntables = {{ t = \"1s\" }}\n\
+         redis = {{ url = \"redis://x\", prefix = \"p\", lease = \"20s\" }}\n\
+         [fanout]\nmax_parallel = 1\nmemory = \"1MiB\"\npure_functions = [\"public.f()\"]\nquery_timeout = \"1s\"\n\
+         [listen]\nshutdown_timeout = \"1s\"\naddress = \"127.0.0.1:1\"\nhttp = \"127.0.0.1:2\"\nunix_socket_dir = \"/tmp\"\n\
          [telemetry]\nformat = \"json\"\n",
-        text("1s")
+        text("1s").split("[cache]").next().expect("what comes before")
     );
     fs::write(&path, changed).expect("a file");
     let after = load(&path).expect("a good file");

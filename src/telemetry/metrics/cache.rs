@@ -12,39 +12,67 @@ use prometheus_client::metrics::gauge::ConstGauge;
 
 use super::LabelText;
 
-/// A cache's figures at one moment. Counts only grow.
+/// A cache's figures at one moment. Counts only grow; the last three are what there is now.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct CacheSnapshot {
     /// Answers from memory.
     pub hits_memory: u64,
     /// Answers from Redis.
     pub hits_redis: u64,
-    /// Lookups that found nothing to serve.
+    /// Lookups that found nothing and led to a fill.
     pub misses: u64,
-    /// Lookups that waited for another client's fill.
-    pub joined_fills: u64,
-    /// Queries run to fill the cache.
+    /// Lookups that waited for another session's fill.
+    pub waits: u64,
+    /// Lookups that found an entry older than a write.
+    pub outdated: u64,
+    /// Lookups turned away because a write was in doubt.
+    pub bypass_doubt: u64,
+    /// Lookups turned away because the catalog had changed.
+    pub bypass_catalog: u64,
+    /// Lookups turned away because Redis was late, gone or not yet trusted.
+    pub bypass_redis: u64,
+    /// Lookups turned away after waiting too long for another session's fill.
+    pub bypass_wait: u64,
+    /// Lookups of statements whose answers are known not to be cacheable.
+    pub bypass_uncacheable: u64,
+    /// Fills stored.
     pub fills: u64,
-    /// Results that were stored.
-    pub stores: u64,
-    /// Results that were not stored because an epoch had moved, something was in doubt, or they were too large.
-    pub stores_rejected: u64,
-    /// Epochs raised.
+    /// Fills given up by the filler.
+    pub abandoned_fills: u64,
+    /// Fills not stored because of a write while they ran.
+    pub rejected_stale: u64,
+    /// Fills not stored because they were too large.
+    pub rejected_large: u64,
+    /// Fills stored in memory but not in Redis.
+    pub rejected_redis: u64,
+    /// Times that a write put relations in doubt.
+    pub raises: u64,
+    /// Relations and databases given a new epoch.
     pub invalidations: u64,
-    /// Entries dropped for want of room.
-    pub evictions: u64,
-    /// Requests to Redis that failed or came late.
+    /// Writes refused because Redis could not be told of them.
+    pub refused_writes: u64,
+    /// Redis commands that failed.
     pub redis_errors: u64,
+    /// Redis commands that were late.
+    pub redis_timeouts: u64,
     /// Bytes held in memory.
     pub bytes: u64,
     /// Entries held in memory.
     pub entries: u64,
+    /// Writes now in doubt in this pgherd.
+    pub doubts: u64,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct HitLabels {
+struct TierLabels {
     cache: LabelText,
     tier: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ReasonLabels {
+    cache: LabelText,
+    reason: &'static str,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -52,8 +80,8 @@ struct CacheLabels {
     cache: LabelText,
 }
 
-/// Reads a cache's figures.
-pub type ReadCache = Box<dyn Fn() -> CacheSnapshot + Send + Sync>;
+/// Reads a cache's figures; `None` once it is no more.
+pub type ReadCache = Box<dyn Fn() -> Option<CacheSnapshot> + Send + Sync>;
 
 /// Every cache that was registered, by name.
 #[derive(Clone, Default)]
@@ -76,49 +104,89 @@ impl fmt::Debug for Caches {
 
 type Field = fn(&CacheSnapshot) -> u64;
 
-const COUNTERS: [(&str, &str, Field); 8] = [
-    ("cache_misses", "Lookups that found nothing to serve", |s| s.misses),
-    ("cache_joined_fills", "Lookups that waited for another client's fill", |s| s.joined_fills),
-    ("cache_fills", "Queries run to fill the cache", |s| s.fills),
-    ("cache_stores", "Results that were stored", |s| s.stores),
-    ("cache_stores_rejected", "Results not stored: epoch moved, in doubt, or too large", |s| s.stores_rejected),
-    ("cache_invalidations", "Epochs raised", |s| s.invalidations),
-    ("cache_evictions", "Entries dropped for want of room", |s| s.evictions),
-    ("cache_redis_errors", "Requests to Redis that failed or came late", |s| s.redis_errors),
+const HITS: [(&str, Field); 2] = [("memory", |s| s.hits_memory), ("redis", |s| s.hits_redis)];
+
+/// A label's value and what it counts.
+type Reason = (&'static str, Field);
+
+/// Counters by reason.
+const BY_REASON: [(&str, &str, &[Reason]); 3] = [
+    (
+        "cache_bypasses",
+        "Lookups turned away, by reason",
+        &[
+            ("doubt", |s| s.bypass_doubt),
+            ("catalog", |s| s.bypass_catalog),
+            ("redis", |s| s.bypass_redis),
+            ("wait", |s| s.bypass_wait),
+            ("uncacheable", |s| s.bypass_uncacheable),
+        ],
+    ),
+    (
+        "cache_stores_rejected",
+        "Fills that were not stored, by reason",
+        &[("stale", |s| s.rejected_stale), ("large", |s| s.rejected_large), ("redis", |s| s.rejected_redis)],
+    ),
+    (
+        "cache_redis_errors",
+        "Redis commands without an answer in time",
+        &[("failed", |s| s.redis_errors), ("late", |s| s.redis_timeouts)],
+    ),
 ];
 
-const GAUGES: [(&str, &str, Field); 2] = [
+const COUNTERS: [(&str, &str, Field); 8] = [
+    ("cache_misses", "Lookups that found nothing and led to a fill", |s| s.misses),
+    ("cache_waits", "Lookups that waited for another session's fill", |s| s.waits),
+    ("cache_outdated", "Lookups that found an entry older than a write", |s| s.outdated),
+    ("cache_fills", "Fills stored", |s| s.fills),
+    ("cache_abandoned_fills", "Fills given up by the filler", |s| s.abandoned_fills),
+    ("cache_raises", "Times that a write put relations in doubt", |s| s.raises),
+    ("cache_invalidations", "Relations and databases given a new epoch", |s| s.invalidations),
+    ("cache_refused_writes", "Writes refused because Redis could not be told of them", |s| s.refused_writes),
+];
+
+const GAUGES: [(&str, &str, Field); 3] = [
     ("cache_memory_bytes", "Bytes of results held in memory", |s| s.bytes),
     ("cache_entries", "Results held in memory", |s| s.entries),
+    ("cache_doubts", "Writes now in doubt", |s| s.doubts),
 ];
 
 impl Collector for Caches {
     fn encode(&self, mut encoder: DescriptorEncoder) -> Result<(), fmt::Error> {
         let snapshots: Vec<(LabelText, CacheSnapshot)> =
-            self.0.read().iter().map(|(name, read)| (name.clone(), read())).collect();
+            self.0.read().iter().filter_map(|(name, read)| Some((name.clone(), read()?))).collect();
         if snapshots.is_empty() {
             return Ok(());
         }
-        let mut hits =
-            encoder.encode_descriptor("cache_hits", "Answers from the cache, by tier", None, MetricType::Counter)?;
+        let mut hits = encoder.encode_descriptor("cache_hits", "Answers from the cache", None, MetricType::Counter)?;
         for (name, snapshot) in &snapshots {
-            for (tier, count) in [("memory", snapshot.hits_memory), ("redis", snapshot.hits_redis)] {
-                let labels = HitLabels { cache: name.clone(), tier };
-                ConstCounter::new(count).encode(hits.encode_family(&labels)?)?;
+            for (tier, field) in HITS {
+                let labels = TierLabels { cache: name.clone(), tier };
+                ConstCounter::new(field(snapshot)).encode(hits.encode_family(&labels)?)?;
+            }
+        }
+        for (metric, help, reasons) in BY_REASON {
+            let mut family = encoder.encode_descriptor(metric, help, None, MetricType::Counter)?;
+            for (name, snapshot) in &snapshots {
+                for &(reason, field) in reasons {
+                    let labels = ReasonLabels { cache: name.clone(), reason };
+                    ConstCounter::new(field(snapshot)).encode(family.encode_family(&labels)?)?;
+                }
             }
         }
         for (metric, help, field) in COUNTERS {
             let mut family = encoder.encode_descriptor(metric, help, None, MetricType::Counter)?;
             for (name, snapshot) in &snapshots {
-                ConstCounter::new(field(snapshot))
-                    .encode(family.encode_family(&CacheLabels { cache: name.clone() })?)?;
+                let labels = CacheLabels { cache: name.clone() };
+                ConstCounter::new(field(snapshot)).encode(family.encode_family(&labels)?)?;
             }
         }
         for (metric, help, field) in GAUGES {
             let mut family = encoder.encode_descriptor(metric, help, None, MetricType::Gauge)?;
             for (name, snapshot) in &snapshots {
+                let labels = CacheLabels { cache: name.clone() };
                 let value = i64::try_from(field(snapshot)).unwrap_or(i64::MAX);
-                ConstGauge::new(value).encode(family.encode_family(&CacheLabels { cache: name.clone() })?)?;
+                ConstGauge::new(value).encode(family.encode_family(&labels)?)?;
             }
         }
         Ok(())

@@ -82,14 +82,25 @@ fn a_cache_is_read_at_each_scrape() {
     assert!(!metrics.encode().expect("text").contains("pgherd_cache"));
     let hits = Arc::new(AtomicU64::new(1));
     let seen = hits.clone();
-    let read = move || CacheSnapshot { hits_memory: seen.load(Relaxed), bytes: 4096, ..CacheSnapshot::default() };
+    let read = move || {
+        let hits_memory = seen.load(Relaxed);
+        (hits_memory > 0).then(|| CacheSnapshot {
+            hits_memory,
+            bytes: 4096,
+            bypass_doubt: 3,
+            ..CacheSnapshot::default()
+        })
+    };
     metrics.register_cache("app", Box::new(read));
     hits.store(7, Relaxed);
     let text = metrics.encode().expect("text");
     assert_eq!(value(&text, "pgherd_cache_hits_total{cache=\"app\",tier=\"memory\"}"), Some(7.0), "{text}");
     assert_eq!(value(&text, "pgherd_cache_hits_total{cache=\"app\",tier=\"redis\"}"), Some(0.0));
     assert_eq!(value(&text, "pgherd_cache_memory_bytes{cache=\"app\"}"), Some(4096.0));
+    assert_eq!(value(&text, "pgherd_cache_bypasses_total{cache=\"app\",reason=\"doubt\"}"), Some(3.0));
     assert_eq!(text.matches("# TYPE pgherd_cache_hits counter").count(), 1);
+    hits.store(0, Relaxed);
+    assert!(!metrics.encode().expect("text").contains("pgherd_cache"));
 }
 
 #[test]
