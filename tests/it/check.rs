@@ -1,10 +1,8 @@
 //! `pgherd check` on real servers: a good herd passes, and each thing that is wrong is named.
 
-use std::path::PathBuf;
-
 use pgherd::commands::check::{self, Level, Report};
 
-use crate::harness::{self, Database, unique};
+use crate::harness::{self, Database};
 
 struct Herd {
     primary: Database,
@@ -71,14 +69,10 @@ impl Herd {
 }
 
 async fn run(toml: &str) -> Report {
-    let path = write(toml);
-    check::run(&path).await.unwrap_or_else(|faults| panic!("{faults}\n{toml}"))
-}
-
-fn write(toml: &str) -> PathBuf {
-    let path = std::env::temp_dir().join(format!("pgherd-{}-{}.toml", std::process::id(), unique("check")));
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("proxy.toml");
     std::fs::write(&path, toml).expect("a file");
-    path
+    check::run(&path).await.unwrap_or_else(|faults| panic!("{faults}\n{toml}"))
 }
 
 /// Findings of a level whose place and text hold these words.
