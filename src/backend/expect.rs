@@ -51,6 +51,8 @@ pub enum Expect {
     Poison(Bytes),
     /// Nothing from the server: these bytes go to the client when everything before them is answered.
     Inject(Bytes),
+    /// Nothing from the server: CopyDone or CopyFail was sent before the server had asked for COPY data (asyncpg does not wait).
+    CopyEnd,
 }
 
 /// What becomes of a server's message.
@@ -128,7 +130,7 @@ impl Expects {
     pub fn push(&mut self, expect: Expect) {
         match expect {
             Expect::Sync { .. } => (self.skipping, self.unsynced) = (false, false),
-            Expect::Query | Expect::FunctionCall | Expect::HiddenQuery | Expect::Inject(_) => {}
+            Expect::Query | Expect::FunctionCall | Expect::HiddenQuery | Expect::Inject(_) | Expect::CopyEnd => {}
             _ => self.unsynced = true,
         }
         self.queue.push_back(expect);
@@ -139,16 +141,45 @@ impl Expects {
         if !matches!(self.queue.front(), Some(Expect::Inject(_))) {
             return None;
         }
-        match self.queue.pop_front() {
+        let injected = self.queue.pop_front();
+        self.drop_stray_ends();
+        match injected {
             Some(Expect::Inject(bytes)) => Some(bytes),
             _ => None,
         }
     }
 
-    /// The server waits for COPY data: it ignores every Sync sent since its Execute (PostgreSQL manual, 55.2.6).
-    pub fn copy_in_started(&mut self) {
+    /// The server waits for COPY data: until their end it ignores every Sync (PostgreSQL manual, 55.2.6). Returns whether
+    /// the client has sent their end already.
+    pub fn copy_in_started(&mut self) -> bool {
+        let asked_in = |expect: &Expect| matches!(expect, Expect::Query | Expect::FunctionCall | Expect::HiddenQuery);
+        let of_this_copy = self.queue.iter().skip(1).take_while(|expect| !asked_in(expect));
+        let end = of_this_copy.take_while(|expect| !matches!(expect, Expect::CopyEnd)).count() + 1;
+        let has_ended = matches!(self.queue.get(end), Some(Expect::CopyEnd));
+        if has_ended {
+            self.queue.remove(end);
+        }
         if matches!(self.queue.front(), Some(Expect::Execute)) {
-            self.queue.retain(|expect| !matches!(expect, Expect::Sync { .. }));
+            let mut at = 0;
+            self.queue.retain(|expect| {
+                at += 1;
+                at > end || !matches!(expect, Expect::Sync { .. })
+            });
+        }
+        has_ended
+    }
+
+    /// The client has sent the end of COPY data that the server has not asked for yet. Where it never asks it ignores them.
+    pub fn copy_ended_early(&mut self) {
+        if !self.queue.is_empty() {
+            self.queue.push_back(Expect::CopyEnd);
+        }
+    }
+
+    /// Ends of COPY data that nobody asked for are answered by nothing.
+    fn drop_stray_ends(&mut self) {
+        while matches!(self.queue.front(), Some(Expect::CopyEnd)) {
+            self.queue.pop_front();
         }
     }
 
@@ -185,7 +216,7 @@ impl Expects {
             (Expect::Describe(_), b't') => Ok(Verdict::Forward),
             (Expect::Describe(_), b'T' | b'n') | (Expect::Execute, b'C' | b'I' | b's') => self.done(Verdict::Forward),
             (Expect::Execute, b'D' | b'G' | b'H' | b'W' | b'd' | b'c') => Ok(Verdict::Forward),
-            (Expect::Inject(_), _) => Err(Unexpected(tag)),
+            (Expect::Inject(_) | Expect::CopyEnd, _) => Err(Unexpected(tag)),
             (_, b'E') => {
                 self.skip_to_sync(consequences);
                 Ok(Verdict::Forward)
@@ -196,6 +227,7 @@ impl Expects {
 
     fn done(&mut self, verdict: Verdict) -> Result<Verdict, Unexpected> {
         self.queue.pop_front();
+        self.drop_stray_ends();
         Ok(verdict)
     }
 
@@ -271,9 +303,39 @@ mod tests {
     }
 
     #[test]
+    fn copy_data_that_ended_before_they_were_asked_for_are_known_to_have_ended() {
+        let sync = || Expect::Sync { hidden: false };
+        let mut owed = expects([Expect::Execute, sync(), Expect::CopyEnd, sync()]);
+        assert!(owed.copy_in_started());
+        let mut consequences = Consequences::default();
+        assert_eq!(owed.answer(b'C', &mut consequences), Ok(Verdict::Forward));
+        assert_eq!(owed.answer(b'Z', &mut consequences), Ok(Verdict::Forward));
+        assert!(owed.is_empty(), "the Sync before CopyDone is ignored, the one behind it answered");
+
+        let mut owed = expects([Expect::Query, Expect::CopyEnd, Expect::Query, Expect::CopyEnd]);
+        for _ in 0..2 {
+            assert!(owed.copy_in_started());
+            assert_eq!(owed.answer(b'Z', &mut consequences), Ok(Verdict::Forward));
+        }
+        assert!(owed.is_empty());
+
+        let mut owed = expects([Expect::Query, Expect::Query, Expect::CopyEnd]);
+        assert!(!owed.copy_in_started(), "the end belongs to the second");
+    }
+
+    #[test]
+    fn an_end_of_copy_data_that_nobody_asks_for_owes_nothing() {
+        let mut owed = expects([Expect::Query]);
+        owed.copy_ended_early();
+        assert_eq!(owed.answer(b'Z', &mut Consequences::default()), Ok(Verdict::Forward));
+        owed.copy_ended_early();
+        assert!(owed.is_empty());
+    }
+
+    #[test]
     fn a_sync_sent_into_copy_in_is_never_answered() {
         let mut owed = expects([Expect::Execute, Expect::Sync { hidden: false }]);
-        owed.copy_in_started();
+        assert!(!owed.copy_in_started());
         assert_eq!(owed.answer(b'C', &mut Consequences::default()), Ok(Verdict::Forward));
         assert!(owed.is_empty());
     }

@@ -50,6 +50,8 @@ pub struct ServerConn {
     pub status: TransactionStatus,
     /// It takes COPY data now.
     pub copying_in: bool,
+    /// Bytes that are missing of a message whose beginning is sent or in `outbuf`: nothing else may be sent before them.
+    pub unfinished: usize,
     /// Code ran on it that may have changed its session in ways nobody saw.
     pub dirty: bool,
     /// When it was connected.
@@ -104,6 +106,7 @@ impl ServerConn {
             unnamed: None,
             status: TransactionStatus::Idle,
             copying_in: false,
+            unfinished: 0,
             dirty: false,
             connected_at: now,
             idle_since: now,
@@ -119,6 +122,7 @@ impl ServerConn {
             && !self.expects.is_unsynced()
             && self.status == TransactionStatus::Idle
             && !self.copying_in
+            && self.unfinished == 0
             && self.passing == 0
             && self.inbuf.is_empty()
             && self.outbuf.is_empty()
@@ -126,7 +130,11 @@ impl ServerConn {
 
     /// Whether nothing is owed and it is outside a transaction; its buffers may still hold bytes for the client.
     pub fn is_at_rest(&self) -> bool {
-        !self.broken && self.expects.is_empty() && !self.expects.is_unsynced() && self.status == TransactionStatus::Idle
+        !self.broken
+            && self.expects.is_empty()
+            && !self.expects.is_unsynced()
+            && self.status == TransactionStatus::Idle
+            && self.unfinished == 0
     }
 
     /// Marks it as never to be used again.
@@ -340,8 +348,7 @@ impl ServerConn {
                 self.expects.learn_types(&body);
             }
             b'G' | b'W' => {
-                self.copying_in = true;
-                self.expects.copy_in_started();
+                self.copying_in = !self.expects.copy_in_started();
             }
             b'C' => self.copying_in = false,
             b'Z' => {

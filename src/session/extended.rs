@@ -148,8 +148,12 @@ impl Session {
         self.passing = missing;
         match result {
             Ok(()) => {
-                self.streaming_bind =
-                    !self.skipping && self.held_server().is_some_and(|server| !server.expects.is_skipping());
+                if !self.skipping
+                    && let Some(server) = self.held_server()
+                    && !server.expects.is_skipping()
+                {
+                    server.unfinished = missing;
+                }
                 Ok(())
             }
             Err(error) => self.fail(error).await,

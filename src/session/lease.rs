@@ -123,6 +123,9 @@ impl Session {
 
 /// Ends COPY, pipeline and transaction on a server whose client is gone, then throws its session state away.
 async fn bring_to_rest(server: &mut ServerConn) -> Result<(), Error> {
+    if server.unfinished > 0 {
+        return Err(Error::internal("the client left in the middle of a message"));
+    }
     if server.copying_in {
         writer::message(&mut server.outbuf, b'f', |out| writer::cstr(out, b"client is gone"));
         server.copying_in = false;

@@ -124,8 +124,6 @@ pub struct Session {
     last_write: Option<Option<String>>,
     /// The client speaks the extended protocol at the moment.
     in_extended: bool,
-    /// The bytes being passed on unread are a Bind's, not COPY data.
-    streaming_bind: bool,
     /// When the present state (running, idle in transaction, idle) began.
     since: Instant,
     /// The running statement has been cancelled for taking too long.
@@ -176,7 +174,6 @@ impl Session {
             writes: Writes::default(),
             last_write: None,
             in_extended: false,
-            streaming_bind: false,
             since: Instant::now(),
             timed_out: false,
             cancel,

@@ -52,6 +52,7 @@ impl Session {
                 if self.passing > 0 {
                     return Ok(None);
                 }
+                self.release_if_late().await?;
             }
             let header = match frame::peek(&self.client.inbuf, limits::MESSAGE_BYTES) {
                 Ok(Some(header)) => header,
@@ -59,7 +60,7 @@ impl Session {
                 Err(error) => return Err(Error::protocol(error.to_string())),
             };
             if header.tag == b'd' {
-                self.passing = header.total;
+                self.begin_copy_data(header.total);
                 continue;
             }
             if self.client.inbuf.len() >= header.total {
@@ -84,21 +85,40 @@ impl Session {
         }
     }
 
-    /// Moves bytes of a message that nobody must look at: to the server, or nowhere.
+    /// COPY data go to a server that takes them, or that may be about to: not every driver waits until it is asked. Outside
+    /// COPY PostgreSQL ignores them (an error may have ended it before the client knew), and so do we.
+    fn begin_copy_data(&mut self, total: usize) {
+        self.passing = total;
+        if let Some(server) = self.held_server()
+            && (server.copying_in || !server.expects.is_empty())
+        {
+            server.unfinished = total;
+        }
+    }
+
+    /// Moves bytes of a message that nobody must look at: to the server that has its beginning, or nowhere.
     fn pass_on(&mut self) {
         let step = self.passing.min(self.client.inbuf.len());
         if let Some(attached) = &mut self.server {
             let server = attached.lease.server();
-            // COPY data outside COPY is ignored by PostgreSQL too (an error may have ended the COPY before the client knew).
-            if server.copying_in || self.streaming_bind {
+            if server.unfinished > 0 {
                 server.outbuf.extend_from_slice(&self.client.inbuf[..step]);
+                server.unfinished -= step;
             }
         }
         self.client.inbuf.advance(step);
         self.passing -= step;
-        if self.passing == 0 {
-            self.streaming_bind = false;
+    }
+
+    /// A server that was at rest but for the end of a message, which has come now.
+    async fn release_if_late(&mut self) -> Result<(), Error> {
+        if self.status != TransactionStatus::Idle || !self.held_server().is_some_and(|server| server.is_at_rest()) {
+            return Ok(());
         }
+        if let Some(server) = self.held_server() {
+            server.flush().await?;
+        }
+        self.release_if_at_rest().await
     }
 
     async fn handle(&mut self, frame: Frame) -> Result<(), Error> {
@@ -134,6 +154,9 @@ impl Session {
             if server.copying_in {
                 server.outbuf.extend_from_slice(&frame.bytes);
                 server.copying_in = false;
+            } else if !server.expects.is_empty() {
+                server.outbuf.extend_from_slice(&frame.bytes);
+                server.expects.copy_ended_early();
             }
         }
     }

@@ -7,6 +7,7 @@ mod catalog;
 mod check;
 mod command_line;
 mod connect;
+mod copy;
 mod drivers;
 mod explain;
 mod fanout;
