@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use bytes::BytesMut;
+use bytes::{Bytes, BytesMut};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::timeout;
 
@@ -14,6 +14,19 @@ use crate::wire::startup;
 
 /// Bytes that a server may send before it closes: an error's worth, since a cancel has no answer.
 const ANSWER_BYTES: u64 = 16 * 1024;
+
+/// A server process that a cancel request can reach.
+#[derive(Debug)]
+pub struct CancelTarget {
+    /// Its server.
+    pub address: ServerAddress,
+    /// How to speak TLS to it.
+    pub tls: ClientTls,
+    /// The process.
+    pub pid: i32,
+    /// The key it gave.
+    pub secret: Bytes,
+}
 
 /// Sends a CancelRequest on a connection of its own, encrypted as `sslmode` says, and waits until the server closes it.
 ///

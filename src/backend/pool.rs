@@ -13,7 +13,6 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use super::connect::{self, Login};
 use super::reset;
 use super::server::ServerConn;
-use super::settings::SharedSettings;
 use crate::config::model::{Pool as PoolConfig, ServerAddress};
 use crate::error::{Error, ErrorKind};
 use crate::telemetry::metrics::PoolMetrics;
@@ -43,7 +42,6 @@ pub struct Manager {
     address: ServerAddress,
     login: Login,
     statements: usize,
-    defaults: SharedSettings,
     baseline: Arc<ArcSwapOption<Baseline>>,
     metrics: PoolMetrics,
 }
@@ -56,7 +54,7 @@ impl ManageConnection for Manager {
         let connected = connect::connect(&self.address, &self.login).await.inspect_err(|_| {
             self.metrics.connect_failures.inc();
         })?;
-        let mut server = ServerConn::new(connected, Arc::clone(&self.defaults), self.statements);
+        let mut server = ServerConn::new(connected, &self.address, &self.login.tls, self.statements);
         let read = tokio::time::timeout(self.login.connect_timeout, reset::read_baseline(&mut server)).await;
         let baseline = read.map_err(|_| timed_out("reading a new server connection's settings"))??;
         if self.baseline.load().as_deref() != Some(&baseline) {
@@ -141,7 +139,6 @@ impl Pool {
             address: address.clone(),
             login,
             statements: config.prepared_statements,
-            defaults: SharedSettings::default(),
             baseline: Arc::clone(&baseline),
             metrics: metrics.clone(),
         };

@@ -1,17 +1,23 @@
 //! One logged-in connection to a PostgreSQL server: its socket, its buffers, and everything pgherd believes of its session.
 
+use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::Instant;
 
 use bytes::{Buf, Bytes, BytesMut};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
+use super::cancel::CancelTarget;
+use super::connect::Connected;
 use super::expect::{Consequences, Expect, Expects, Verdict};
 use super::settings::SharedSettings;
 use super::statements::{Held, Identity};
+use crate::config::model::ServerAddress;
 use crate::error::{Error, ErrorKind};
 use crate::limits;
 use crate::net::stream::Stream;
+use crate::net::tls::ClientTls;
 use crate::wire::backend::ErrorFields;
 use crate::wire::frame::{self, Frame, HEADER_LEN};
 use crate::wire::sqlstate::SqlState;
@@ -32,12 +38,12 @@ pub struct ServerConn {
     pub cleared: usize,
     /// Answers that it owes.
     pub expects: Expects,
-    /// Its process id, for cancel requests.
+    /// Its process id.
     pub pid: i32,
+    /// Where a cancel of what it runs goes.
+    pub cancel_target: Arc<CancelTarget>,
     /// When its process was started, in microseconds since 1970; tells it from a later process of the same id.
     pub backend_start_us: i64,
-    /// Its cancel key.
-    pub secret: Bytes,
     /// What it reported by ParameterStatus, by name as reported.
     pub parameters: Vec<(String, String)>,
     /// What is set on it, exactly.
@@ -62,6 +68,8 @@ pub struct ServerConn {
     passing: usize,
     /// Something went wrong on it: it is never used again.
     broken: bool,
+    /// Messages go over it that `expects` does not know of: until they are all answered it cannot be given to another.
+    taken_over: bool,
 }
 
 /// What scanning a server's bytes showed.
@@ -89,9 +97,16 @@ pub struct Seen {
 
 impl ServerConn {
     /// A connection that has just logged in.
-    pub fn new(connected: super::connect::Connected, settings: SharedSettings, statements: usize) -> Self {
+    pub fn new(connected: Connected, address: &ServerAddress, tls: &ClientTls, statements: usize) -> Self {
         let now = Instant::now();
+        let cancel_target = Arc::new(CancelTarget {
+            address: address.clone(),
+            tls: tls.clone(),
+            pid: connected.pid,
+            secret: connected.secret,
+        });
         Self {
+            cancel_target,
             stream: connected.stream,
             inbuf: connected.inbuf,
             outbuf: BytesMut::new(),
@@ -99,9 +114,8 @@ impl ServerConn {
             expects: Expects::default(),
             pid: connected.pid,
             backend_start_us: 0,
-            secret: connected.secret,
             parameters: connected.parameters,
-            settings,
+            settings: SharedSettings::default(),
             held: Held::new(statements),
             unnamed: None,
             status: TransactionStatus::Idle,
@@ -112,12 +126,14 @@ impl ServerConn {
             idle_since: now,
             passing: 0,
             broken: false,
+            taken_over: false,
         }
     }
 
     /// Whether it may be given to another client: every Sync answered, nothing buffered, no transaction, nothing broken.
     pub fn is_reusable(&self) -> bool {
         !self.broken
+            && !self.taken_over
             && self.expects.is_empty()
             && !self.expects.is_unsynced()
             && self.status == TransactionStatus::Idle
@@ -135,6 +151,17 @@ impl ServerConn {
             && !self.expects.is_unsynced()
             && self.status == TransactionStatus::Idle
             && self.unfinished == 0
+    }
+
+    /// Someone sends messages that `expects` does not know of. Until [`ServerConn::hand_back`] it cannot be given to another
+    /// client, so that a future dropped half way loses the connection and nothing else.
+    pub fn take_over(&mut self) {
+        self.taken_over = true;
+    }
+
+    /// All those messages are answered.
+    pub fn hand_back(&mut self) {
+        self.taken_over = false;
     }
 
     /// Marks it as never to be used again.
@@ -185,6 +212,55 @@ impl ServerConn {
                 }
             }
             self.read_more().await?;
+        }
+    }
+
+    /// Sends what is queued; ready when nothing is left. Dropping a fan-out half way leaves bytes here, so it is not reusable.
+    ///
+    /// # Errors
+    /// The socket failed; the connection is broken.
+    pub fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Error>> {
+        while !self.outbuf.is_empty() {
+            match std::task::ready!(Pin::new(&mut self.stream).poll_write(cx, &self.outbuf)) {
+                Ok(written) if written > 0 => self.outbuf.advance(written),
+                result => {
+                    self.broken = true;
+                    return Poll::Ready(Err(lost(
+                        result.err().unwrap_or_else(|| std::io::ErrorKind::WriteZero.into()),
+                    )));
+                }
+            }
+        }
+        Pin::new(&mut self.stream).poll_flush(cx).map_err(lost)
+    }
+
+    /// The next whole message, noted.
+    ///
+    /// # Errors
+    /// As [`ServerConn::read_frame`].
+    pub fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Result<Frame, Error>> {
+        loop {
+            match frame::cut(&mut self.inbuf, limits::MESSAGE_BYTES) {
+                Ok(Some(frame)) => {
+                    self.note(&frame);
+                    return Poll::Ready(Ok(frame));
+                }
+                Ok(None) => {}
+                Err(error) => {
+                    self.broken = true;
+                    return Poll::Ready(Err(misbehaved(error.to_string())));
+                }
+            }
+            self.inbuf.reserve(limits::READ_CHUNK_BYTES);
+            match std::task::ready!(tokio_util::io::poll_read_buf(Pin::new(&mut self.stream), cx, &mut self.inbuf)) {
+                Ok(read) if read > 0 => {}
+                result => {
+                    self.broken = true;
+                    return Poll::Ready(Err(lost(
+                        result.err().unwrap_or_else(|| std::io::ErrorKind::UnexpectedEof.into()),
+                    )));
+                }
+            }
         }
     }
 

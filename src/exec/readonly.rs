@@ -74,6 +74,7 @@ pub async fn run(
     client: &mut ClientSide,
     capture: Option<usize>,
 ) -> Result<Outcome, Error> {
+    server.take_over();
     queue(server, read);
     server.flush().await?;
     let mut answer = Answer::new(read.protocol, capture);
@@ -90,7 +91,8 @@ pub async fn run(
             _ => {}
         }
     }
-    answer.finish(client).await
+    server.hand_back();
+    answer.finish(client)
 }
 
 fn queue(server: &mut ServerConn, read: Read<'_>) {
@@ -209,7 +211,7 @@ impl Answer {
         self.held.clear();
     }
 
-    async fn finish(mut self, client: &mut ClientSide) -> Result<Outcome, Error> {
+    fn finish(mut self, client: &mut ClientSide) -> Result<Outcome, Error> {
         match self.outcome.take() {
             Some(Outcome::Writes) => Ok(Outcome::Writes),
             Some(Outcome::Done(_)) => {

@@ -158,7 +158,15 @@ impl ClientSide {
     /// # Errors
     /// The client is gone.
     pub async fn flush(&mut self) -> Result<(), Error> {
-        std::future::poll_fn(|cx| poll_write_all(cx, &mut self.stream, &mut self.outbuf)).await.map_err(gone)
+        std::future::poll_fn(|cx| self.poll_flush_queue(cx)).await
+    }
+
+    /// Writes what is queued for the client; ready when nothing is left.
+    ///
+    /// # Errors
+    /// The client is gone.
+    pub fn poll_flush_queue(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Error>> {
+        poll_write_all(cx, &mut self.stream, &mut self.outbuf).map_err(gone)
     }
 }
 

@@ -19,6 +19,9 @@ pub enum Plan {
     Shard {
         /// Index into the database's shards.
         shard: usize,
+        /// Whether it is a plain read whose answer does not depend on the transaction it runs in, as long as nothing has been
+        /// written there: it need not tie a transaction to this shard.
+        detachable: bool,
         /// Why this one.
         reason: Reason,
     },

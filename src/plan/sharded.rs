@@ -1,9 +1,12 @@
 //! The gate before the shards: which statements name sharded or reference tables, and which might reach them unseen.
 
-use super::distribute::{self, Distributed, Parameters};
+use std::sync::Arc;
+
+use super::distribute::{self, Distributed, Parameters, Streamed};
 use super::functions::{self, Conduct};
-use super::rules::Input;
+use super::rules::{Input, Transaction};
 use super::{Plan, Reason, Refusal, names};
+use crate::catalog::model::Catalog;
 use crate::sql::facts::{Class, Name, Statement};
 
 /// A plan for a query string of a database with sharded tables; `None` where only the primary is concerned.
@@ -68,14 +71,45 @@ fn distribute(input: &Input<'_>, statement: &Statement) -> Option<Plan> {
     });
     match plan {
         Ok(Distributed::Elsewhere) => None,
-        Ok(Distributed::Shard { shard, reason }) => Some(Plan::Shard { shard, reason }),
-        Ok(Distributed::Streamed(streamed)) => Some(Plan::FanOut(streamed)),
+        Ok(Distributed::Shard { shard, reason }) => {
+            Some(Plan::Shard { shard, detachable: is_detachable(input, statement, shards), reason })
+        }
+        Ok(Distributed::Streamed(streamed)) => Some(in_transaction(input, streamed)),
         Ok(Distributed::NeedsBind) => Some(Plan::NeedsBind(Reason {
             code: "needs-bind",
             text: "which shards it concerns is known when its parameters are".into(),
         })),
         Err(refusal) => refused(refusal),
     }
+}
+
+/// A fan-out reads on connections of its own: right under READ COMMITTED, as long as the transaction has written nothing.
+fn in_transaction(input: &Input<'_>, streamed: Arc<Streamed>) -> Plan {
+    match input.session.in_transaction {
+        Transaction::Outside | Transaction::VirginReadCommitted | Transaction::Failed => Plan::FanOut(streamed),
+        Transaction::Written => Plan::Refuse(refusal(
+            "own-writes",
+            "a statement over several shards in a transaction that has written".into(),
+            "Commit first, or tie the statement to one shard key.",
+        )),
+        Transaction::Isolated => Plan::Refuse(refusal(
+            "isolation",
+            "a statement over several shards under REPEATABLE READ or SERIALIZABLE".into(),
+            "Use READ COMMITTED, or tie the statement to one shard key.",
+        )),
+    }
+}
+
+/// See [`Plan::Shard`].
+fn is_detachable(input: &Input<'_>, statement: &Statement, shards: &Catalog) -> bool {
+    statement.class == Class::Read
+        && !statement.locks_rows
+        && !statement.explain
+        && statement.effects.is_empty()
+        && statement.value_functions.is_empty()
+        && functions::called(statement, shards, input.session.search_path)
+            .iter()
+            .all(|called| called.conduct <= Conduct::Stable && !functions::is_clock(&called.name))
 }
 
 /// Whether the statement names a sharded or reference table.

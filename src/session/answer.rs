@@ -1,5 +1,6 @@
 //! Carrying out what pgherd answers itself: transactions without a server, hits, fills, replica reads, fan-out, EXPLAIN (ROUTE).
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::Bytes;
@@ -38,7 +39,8 @@ impl Session {
                 self.count_statement(class);
                 Ok(())
             }
-            Carried::Writes => self.relay_simple(frame, facts, Target::Primary).await,
+            Carried::Failed => Ok(()),
+            Carried::Writes(target) => self.relay_simple(frame, facts, target).await,
         }
     }
 
@@ -53,24 +55,33 @@ impl Session {
     pub(super) async fn go(&mut self, execution: &Execution<'_>, described: bool, way: Way) -> Result<(), Error> {
         self.wait_for_answers().await?;
         let class = way.class();
-        if let Carried::Answered = self.carry_out(execution, described, way).await? {
-            self.count_statement(class);
-            return Ok(());
-        }
+        let target = match self.carry_out(execution, described, way).await? {
+            Carried::Answered => {
+                self.count_statement(class);
+                return Ok(());
+            }
+            Carried::Failed => return Ok(()),
+            Carried::Writes(target) => target,
+        };
         // It writes after all: Parse and Bind have been answered, so it is run as a flight of pgherd's own.
         let Some((bind, _)) = execution.bind else { return Err(Error::internal("a portal without its Bind")) };
-        self.rerun_as_write(execution, bind, described).await
+        self.rerun_as_write(target, execution, bind, described).await
     }
 
     async fn carry_out(&mut self, execution: &Execution<'_>, described: bool, way: Way) -> Result<Carried, Error> {
         match way {
             Way::Relay(_) => return Err(Error::internal("a relayed statement is not pgherd's to answer")),
-            Way::Replica(target) => return self.read_only(execution, described, target, None).await,
+            Way::ReadOnly(target) => return self.read_only(execution, described, target, None).await,
             Way::Fill(ticket, read) => {
                 return self.read_only(execution, described, Target::Primary, Some((ticket, read))).await;
             }
             Way::Hit(entry) => self.serve_entry(&entry, described),
-            Way::FanOut(streamed) => Box::pin(self.fan_out(execution, described, &streamed)).await?,
+            Way::FanOut(streamed) => {
+                if let Err(message) = Box::pin(self.fan_out(execution, described, &streamed)).await? {
+                    self.fail_with(message);
+                    return Ok(Carried::Failed);
+                }
+            }
             Way::Explain(rows) => self.answer_rows(execution, described, &rows),
             Way::Empty => {
                 let out = self.out();
@@ -80,6 +91,10 @@ impl Session {
                 writer::empty_query_response(out);
             }
             Way::Begin => self.begin(execution, described),
+            Way::Savepoint => {
+                self.lazy_begin.push(Bytes::copy_from_slice(execution.text));
+                self.answer_tag(execution, described, "SAVEPOINT");
+            }
             Way::End(commit) => self.end(execution, described, commit),
         }
         Ok(Carried::Answered)
@@ -95,7 +110,7 @@ impl Session {
         let control = execution.facts.single().map(|statement| statement.class);
         self.isolated = control == Some(Class::Transaction(TransactionControl::BeginOther));
         self.read_only = control == Some(Class::Transaction(TransactionControl::BeginReadOnly));
-        self.lazy_begin = Some(Bytes::copy_from_slice(execution.text));
+        self.lazy_begin = vec![Bytes::copy_from_slice(execution.text)];
         self.status = TransactionStatus::InTransaction;
         let starts = execution.text.trim_ascii_start().get(..5).is_some_and(|word| word.eq_ignore_ascii_case(b"start"));
         self.answer_tag(execution, described, if starts { "START TRANSACTION" } else { "BEGIN" });
@@ -133,7 +148,7 @@ impl Session {
         execution: &Execution<'_>,
         described: bool,
         target: Target,
-        fill: Option<(FillTicket, std::sync::Arc<CachedRead>)>,
+        fill: Option<(FillTicket, Arc<CachedRead>)>,
     ) -> Result<Carried, Error> {
         let protocol = match execution.bind {
             None => Protocol::Simple,
@@ -155,7 +170,11 @@ impl Session {
                     ticket.uncacheable("it writes");
                 }
                 self.db.note_unseen_write(execution.facts.fingerprint);
-                return Ok(Carried::Writes);
+                return Ok(Carried::Writes(if matches!(target, Target::Replica(_)) {
+                    Target::Primary
+                } else {
+                    target
+                }));
             }
             Outcome::Failed => self.failed_read(execution),
             Outcome::Done(captured) => keep(fill, captured, cost).await,
@@ -173,10 +192,9 @@ impl Session {
 
     /// A server connection of that target for one read, beside whatever the session holds.
     pub(super) async fn borrow_server(&mut self, target: Target) -> Result<Attached, Error> {
-        let pool = self.db.pool(&self.user, target);
-        let mut lease = pool.acquire().await?;
+        let mut lease = self.pool(target).acquire().await?;
         crate::backend::reset::apply(lease.server(), &self.settings.current).await?;
-        self.aim_cancel_at(lease.server(), pool.address());
+        self.cancel.slot.aim_at(Arc::clone(&lease.server().cancel_target));
         Ok(Attached { lease, target })
     }
 
@@ -184,20 +202,24 @@ impl Session {
     pub(super) async fn give_back(&mut self, borrowed: Attached) {
         self.untie_cancel().await;
         borrowed.lease.release();
-        if let Some(mut attached) = self.server.take() {
-            let address = self.db.address(attached.target).clone();
-            self.aim_cancel_at(attached.lease.server(), &address);
-            self.server = Some(attached);
+        if let Some(attached) = &mut self.server {
+            self.cancel.slot.aim_at(Arc::clone(&attached.lease.server().cancel_target));
         }
     }
 
     /// Runs a statement that turned out to write on the primary, Parse and Bind hidden from the client who has their answers.
-    async fn rerun_as_write(&mut self, execution: &Execution<'_>, bind: &Frame, described: bool) -> Result<(), Error> {
+    async fn rerun_as_write(
+        &mut self,
+        target: Target,
+        execution: &Execution<'_>,
+        bind: &Frame,
+        described: bool,
+    ) -> Result<(), Error> {
         use crate::backend::expect::Expect;
-        self.attach(Target::Primary).await?;
+        self.attach(target).await?;
         self.note_execution(execution.facts).await?;
         self.before_commit().await?;
-        let server = self.attach(Target::Primary).await?;
+        let server = self.attach(target).await?;
         server.unnamed = None;
         let mut rest = crate::wire::frame::Body::new(bind.body());
         let _ = (rest.cstr(), rest.cstr());
@@ -227,16 +249,14 @@ impl Session {
 enum Carried {
     /// It has.
     Answered,
+    /// It failed, and the client knows.
+    Failed,
     /// It writes, and nothing of it has been run.
-    Writes,
+    Writes(Target),
 }
 
 /// Stores a captured answer, if it is one that can be.
-async fn keep(
-    fill: Option<(FillTicket, std::sync::Arc<CachedRead>)>,
-    captured: Option<Captured>,
-    cost: std::time::Duration,
-) {
+async fn keep(fill: Option<(FillTicket, Arc<CachedRead>)>, captured: Option<Captured>, cost: std::time::Duration) {
     let Some((ticket, read)) = fill else { return };
     match captured {
         None => ticket.uncacheable("too large, or with notices"),

@@ -11,25 +11,10 @@ use rand::RngCore as _;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-use crate::backend::cancel;
-use crate::config::model::ServerAddress;
-use crate::net::tls::ClientTls;
+use crate::backend::cancel::{self, CancelTarget};
 
 /// How long delivering a cancel request may take.
 const DELIVERY_LIMIT: Duration = Duration::from_secs(10);
-
-/// A server process that a cancel can reach.
-#[derive(Debug)]
-pub struct CancelTarget {
-    /// Its server.
-    pub address: ServerAddress,
-    /// How to speak TLS to it.
-    pub tls: ClientTls,
-    /// The process.
-    pub pid: i32,
-    /// The key it gave.
-    pub secret: Bytes,
-}
 
 /// A key as a client shows it: process id and secret.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -106,6 +91,14 @@ impl Slot {
         {
             tracing::warn!(%error, "could not deliver a cancel request");
         }
+    }
+}
+
+/// Sends a cancel request to a server process, and waits until it has been delivered.
+pub(super) async fn deliver(target: &CancelTarget) {
+    let sent = cancel::send(&target.address, &target.tls, target.pid, &target.secret, DELIVERY_LIMIT).await;
+    if let Err(error) = sent {
+        tracing::warn!(%error, "could not deliver a cancel request");
     }
 }
 

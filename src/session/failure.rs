@@ -18,10 +18,17 @@ impl Session {
         if error.is_fatal() {
             return Err(error);
         }
-        let simple = !self.in_extended;
         tracing::debug!(%error, kind = error.kind().label(), "statement refused");
+        self.db.shared.metrics.error(error.kind());
         let mut message = BytesMut::new();
         writer::error_response(&mut message, &error);
+        self.fail_with(message.freeze());
+        Ok(())
+    }
+
+    /// Gives the client an ErrorResponse as the answer to its statement, and fails its transaction.
+    pub(super) fn fail_with(&mut self, message: Bytes) {
+        let simple = !self.in_extended;
         let needs_poison = self.held_server().is_some_and(|server| {
             !server.is_broken()
                 && (server.status != TransactionStatus::Idle
@@ -29,7 +36,7 @@ impl Session {
                     || !server.expects.is_empty())
         });
         if needs_poison {
-            self.poison(message.freeze(), simple);
+            self.poison(message, simple);
         } else {
             self.out().extend_from_slice(&message);
             if self.status == TransactionStatus::InTransaction {
@@ -44,7 +51,6 @@ impl Session {
         if self.held_server().is_some_and(|server| server.is_broken()) {
             self.server = None;
         }
-        Ok(())
     }
 
     /// Makes the server fail where the client is to see pgherd's error, so that its transaction is failed too.

@@ -1,13 +1,175 @@
-//! A statement over several shards, for this session.
+//! A statement over several shards, for this session: its legs are leased, its answer goes to the client.
 
-use super::Session;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use tokio_util::sync::CancellationToken;
+
+use super::cancel::deliver;
+use super::context::Target;
 use super::planned::Execution;
-use crate::error::Error;
+use super::{Attached, Session};
+use crate::backend::cancel::CancelTarget;
+use crate::error::{Error, ErrorKind};
+use crate::exec::fanout::{self, Failure, Leg, Run, Sink};
+use crate::exec::merge::ResultFormats;
+use crate::exec::relay::ClientSide;
 use crate::plan::distribute::Streamed;
+use crate::wire::frame::Frame;
+use crate::wire::sqlstate::SqlState;
+use crate::wire::writer;
+
+/// How long legs may take to come to rest after an error or a cancel.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// A leased server connection as a leg.
+struct LeasedLeg {
+    attached: Attached,
+    cancel: Arc<CancelTarget>,
+}
+
+impl Leg for LeasedLeg {
+    fn queue(&mut self) -> &mut BytesMut {
+        self.attached.lease.server().queue()
+    }
+
+    fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Error>> {
+        self.attached.lease.server().poll_flush(cx)
+    }
+
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Result<Frame, Error>> {
+        self.attached.lease.server().poll_frame(cx)
+    }
+
+    fn cancel(&self) -> Pin<Box<dyn Future<Output = ()> + Send>> {
+        let target = Arc::clone(&self.cancel);
+        Box::pin(async move { deliver(&target).await })
+    }
+}
+
+impl Sink for ClientSide {
+    fn queue(&mut self) -> &mut BytesMut {
+        &mut self.outbuf
+    }
+
+    fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Error>> {
+        self.poll_flush_queue(cx)
+    }
+}
 
 impl Session {
-    /// Runs a statement on its shards and passes the merged answer on.
-    pub(super) async fn fan_out(&mut self, _: &Execution<'_>, _: bool, _: &Streamed) -> Result<(), Error> {
-        Err(Error::refused("fan-out"))
+    /// Runs a statement on its shards and passes the merged answer on. An error of a shard's comes back as the bytes that the
+    /// client is to get.
+    pub(super) async fn fan_out(
+        &mut self,
+        execution: &Execution<'_>,
+        described: bool,
+        streamed: &Arc<Streamed>,
+    ) -> Result<Result<(), Bytes>, Error> {
+        let mut legs = Vec::with_capacity(streamed.shards.len());
+        for &shard in &streamed.shards {
+            legs.push(self.lease_leg(Target::Shard(shard)).await?);
+        }
+        self.db.metrics.fanout_legs.inc_by(legs.len() as u64);
+        let limited = limited(streamed, execution.max_rows);
+        let work = CancellationToken::new();
+        self.cancel.slot.aim_at_work(work.clone());
+        let (formats, values, result_formats) = match execution.bind {
+            Some((_, bind)) => (bind.formats.as_slice(), bind.values.as_slice(), bind.result_formats.as_slice()),
+            None => (&[][..], &[][..], &[][..]),
+        };
+        let run = Run {
+            plan: limited.as_ref().unwrap_or(streamed),
+            types: execution.types,
+            parameter_formats: formats,
+            values,
+            formats: ResultFormats { codes: result_formats, extra_float_digits: self.extra_float_digits() },
+            describe: described,
+            standard_conforming_strings: self.conforming_strings(),
+            memory_bytes: self.db.fanout.memory_bytes,
+            max_parallel: self.db.fanout.max_parallel,
+            drain_timeout: DRAIN_TIMEOUT,
+        };
+        let mut timed_out = false;
+        let outcome = {
+            let mut running = std::pin::pin!(fanout::run(&run, &mut legs, &mut self.client, &work));
+            match tokio::time::timeout(self.db.fanout.query_timeout, &mut running).await {
+                Ok(outcome) => outcome,
+                Err(_) => {
+                    timed_out = true;
+                    work.cancel();
+                    running.await
+                }
+            }
+        };
+        self.cancel.slot.work_is_over();
+        self.db.metrics.fanout_legs_failed.inc_by(outcome.broken.len() as u64);
+        release(legs, &outcome.broken);
+        match outcome.result {
+            Ok(rows) => {
+                self.suspend_if_limited(execution.max_rows, rows);
+                Ok(Ok(()))
+            }
+            Err(Failure::Server(frame)) => Ok(Err(frame.bytes)),
+            Err(Failure::Own(_)) if timed_out => Err(too_slow()),
+            Err(Failure::Own(error)) => Err(error),
+        }
     }
+
+    fn extra_float_digits(&self) -> i32 {
+        const DEFAULT: i32 = 1;
+        self.setting("extra_float_digits").and_then(|digits| digits.parse().ok()).unwrap_or(DEFAULT)
+    }
+
+    async fn lease_leg(&self, target: Target) -> Result<LeasedLeg, Error> {
+        let mut lease = self.pool(target).acquire().await?;
+        crate::backend::reset::apply(lease.server(), &self.settings.current).await?;
+        let server = lease.server();
+        server.unnamed = None;
+        server.take_over();
+        let cancel = Arc::clone(&server.cancel_target);
+        Ok(LeasedLeg { attached: Attached { lease, target }, cancel })
+    }
+
+    /// An Execute that took all the rows it asked for leaves a suspended portal, as in PostgreSQL; nothing can resume it.
+    fn suspend_if_limited(&mut self, max_rows: i32, rows: u64) {
+        if max_rows <= 0 || rows != u64::from(max_rows.unsigned_abs()) {
+            return;
+        }
+        let mut tag = BytesMut::new();
+        writer::command_complete(&mut tag, &format!("SELECT {rows}"));
+        let out = self.out();
+        if out.ends_with(&tag) {
+            out.truncate(out.len() - tag.len());
+            writer::portal_suspended(out);
+        }
+    }
+}
+
+/// The plan with Execute's row limit as its own, if that is the smaller.
+fn limited(streamed: &Arc<Streamed>, max_rows: i32) -> Option<Arc<Streamed>> {
+    let most = u64::try_from(max_rows).ok().filter(|&rows| rows > 0)?;
+    let limit = streamed.limit.map_or(most, |limit| limit.min(most));
+    Some(Arc::new(Streamed { limit: Some(limit), ..Streamed::clone(streamed) }))
+}
+
+/// Gives the legs back; those that did not come to rest are closed.
+fn release(legs: Vec<LeasedLeg>, broken: &[usize]) {
+    for (at, mut leg) in legs.into_iter().enumerate() {
+        if broken.contains(&at) {
+            leg.attached.lease.discard();
+        } else {
+            leg.attached.lease.server().hand_back();
+            leg.attached.lease.release();
+        }
+    }
+}
+
+/// A statement that ran for too long over its shards.
+fn too_slow() -> Error {
+    Error::new(ErrorKind::Cancelled, SqlState::QUERY_CANCELED, "canceling statement due to fanout.query_timeout")
 }

@@ -131,7 +131,7 @@ impl Session {
 
     /// Prepares and describes outside the client's transaction, which must not be tied to a server by that.
     async fn describe_aside(&mut self, unit: &[Frame], target: super::context::Target) -> Result<(), Error> {
-        let (begin, status) = (self.lazy_begin.take(), self.status);
+        let (begin, status) = (std::mem::take(&mut self.lazy_begin), self.status);
         let mut result = self.relay_unit(unit, target).await;
         if result.is_ok() {
             result = self.end_of_flush().await;

@@ -7,7 +7,6 @@ use std::sync::Arc;
 use bytes::BufMut;
 
 use super::Session;
-use super::context::Target;
 use super::state::SessionSettings;
 use crate::backend::pool::Baseline;
 use crate::backend::reset;
@@ -19,7 +18,7 @@ use crate::wire::writer;
 impl Session {
     /// Takes over the startup parameters and greets the client.
     pub(super) async fn greet(&mut self, startup: Vec<(String, String)>) -> Result<(), Error> {
-        let pool = self.db.pool(&self.user, Target::Primary);
+        let pool = Arc::clone(&self.primary);
         let settings = self.startup_settings(startup).await.map_err(Error::fatal)?;
         let baseline = match pool.baseline() {
             Some(baseline) => baseline,
@@ -72,7 +71,7 @@ impl Session {
 
     /// Sets the values on a server and reads back what it made of them.
     async fn ask_server(&mut self, wanted: Settings) -> Result<Settings, Error> {
-        let pool = self.db.pool(&self.user, Target::Primary);
+        let pool = Arc::clone(&self.primary);
         let mut lease = pool.acquire().await?;
         let server = lease.server();
         let names: BTreeSet<Box<str>> = wanted.iter().map(|(name, _)| name.into()).collect();

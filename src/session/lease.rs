@@ -4,11 +4,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::Session;
-use super::cancel::CancelTarget;
 use super::context::Target;
 use crate::backend::reset;
 use crate::backend::server::{Seen, ServerConn};
-use crate::config::model::{PoolMode, ServerAddress};
+use crate::config::model::PoolMode;
 use crate::error::Error;
 use crate::wire::writer::{self, TransactionStatus};
 
@@ -20,8 +19,8 @@ impl Session {
     pub(super) async fn attach(&mut self, target: Target) -> Result<&mut ServerConn, Error> {
         if self.server.is_none() {
             let mut attached = self.borrow_server(target).await?;
-            if let Some(begin) = self.lazy_begin.take() {
-                attached.lease.server().queue_hidden_query(&begin);
+            for statement in self.lazy_begin.drain(..) {
+                attached.lease.server().queue_hidden_query(&statement);
             }
             self.server = Some(attached);
         }
@@ -65,7 +64,7 @@ impl Session {
             return Ok(());
         }
         let Some(attached) = &mut self.server else { return Ok(()) };
-        let baseline = self.db.pool(&self.user, attached.target).baseline();
+        let baseline = self.primary.baseline();
         let server = attached.lease.server();
         server.spill(&mut self.client.outbuf);
         let names = self.settings.names_to_read(&server.settings);
@@ -74,16 +73,6 @@ impl Session {
         let on_server = Arc::clone(&server.settings);
         self.settings.settle(&on_server);
         Ok(())
-    }
-
-    /// From now on a cancel of this client's reaches that server.
-    pub(super) fn aim_cancel_at(&self, server: &ServerConn, address: &ServerAddress) {
-        self.cancel.slot.aim_at(Arc::new(CancelTarget {
-            address: address.clone(),
-            tls: self.db.shared.tls.clone(),
-            pid: server.pid,
-            secret: server.secret.clone(),
-        }));
     }
 
     /// No cancel of this client's reaches the server any more; one that is on its way is waited for.

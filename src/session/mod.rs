@@ -28,7 +28,7 @@ use tokio::time::Instant;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
 use crate::backend::expect::{Expect, LearnedTypes};
-use crate::backend::pool::Lease;
+use crate::backend::pool::{Lease, Pool};
 use crate::backend::server::Seen;
 use crate::backend::statements::Identity;
 use crate::config::model::{PoolMode, User};
@@ -79,6 +79,8 @@ pub struct Session {
     db: Arc<Database>,
     user: Arc<User>,
     client: ClientSide,
+    /// The primary's connections for this user.
+    primary: Arc<Pool>,
     server: Option<Attached>,
     /// Bytes of a client message that are still to be passed on (or dropped) unread.
     passing: usize,
@@ -110,8 +112,8 @@ pub struct Session {
     only_statements: bool,
     /// The client's Flush became a Sync on the server: an error there must still skip to the client's own Sync.
     hidden_sync: bool,
-    /// A BEGIN that no server knows of yet.
-    lazy_begin: Option<Bytes>,
+    /// A BEGIN that no server knows of yet, and the savepoints behind it; empty where there is none.
+    lazy_begin: Vec<Bytes>,
     /// The transaction is REPEATABLE READ or SERIALIZABLE.
     isolated: bool,
     /// The transaction is READ ONLY.
@@ -141,6 +143,7 @@ impl Session {
         let cancel = db.shared.cancel_keys.register(secret_len);
         Self {
             mode: db.pool_mode(&authenticated.user),
+            primary: db.pool(&authenticated.user, Target::Primary),
             db,
             user: authenticated.user,
             client: ClientSide {
@@ -167,7 +170,7 @@ impl Session {
             flight_target: None,
             only_statements: true,
             hidden_sync: false,
-            lazy_begin: None,
+            lazy_begin: Vec::new(),
             isolated: false,
             read_only: false,
             written: false,
@@ -207,9 +210,17 @@ impl Session {
         &mut self.client.outbuf
     }
 
+    /// This user's connections to a server.
+    fn pool(&self, target: Target) -> Arc<Pool> {
+        match target {
+            Target::Primary => Arc::clone(&self.primary),
+            other => self.db.pool(&self.user, other),
+        }
+    }
+
     /// What was known of the transaction is over with it.
     fn transaction_is_over(&mut self) {
-        self.lazy_begin = None;
+        self.lazy_begin.clear();
         if self.written {
             self.last_write = Some(None);
         }

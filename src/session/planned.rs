@@ -38,8 +38,8 @@ pub(super) struct Execution<'a> {
 pub(super) enum Way {
     /// Passes it on.
     Relay(Target),
-    /// Runs it on a replica, in a READ ONLY transaction.
-    Replica(Target),
+    /// Runs it on a server connection of its own, in a READ ONLY transaction.
+    ReadOnly(Target),
     /// Answers it from the cache.
     Hit(Arc<crate::cache::Entry>),
     /// Runs it on the primary, in a READ ONLY transaction, and keeps the answer.
@@ -52,6 +52,8 @@ pub(super) enum Way {
     Empty,
     /// Begins a transaction that no server knows of yet.
     Begin,
+    /// Sets a savepoint in one that no server knows of yet.
+    Savepoint,
     /// Ends one that no server knows of; true is COMMIT.
     End(bool),
 }
@@ -68,7 +70,7 @@ impl Way {
     /// The server that can describe a statement which goes this way.
     pub(super) fn describe_target(&self) -> Target {
         match self {
-            Self::Relay(target) => *target,
+            Self::Relay(target) | Self::ReadOnly(target @ Target::Shard(_)) => *target,
             Self::FanOut(streamed) => Target::Shard(streamed.shards.first().copied().unwrap_or(0)),
             _ => Target::Primary,
         }
@@ -79,10 +81,11 @@ impl Way {
         match self {
             Self::Relay(Target::Shard(_)) => PlanClass::Shard,
             Self::Relay(_) => PlanClass::Primary,
-            Self::Replica(_) => PlanClass::Replica,
+            Self::ReadOnly(Target::Shard(_)) => PlanClass::Shard,
+            Self::ReadOnly(_) => PlanClass::Replica,
             Self::Hit(_) | Self::Fill(..) => PlanClass::Cached,
             Self::FanOut(_) => PlanClass::FanOut,
-            Self::Explain(_) | Self::Empty | Self::Begin | Self::End(_) => PlanClass::Local,
+            Self::Explain(_) | Self::Empty | Self::Begin | Self::Savepoint | Self::End(_) => PlanClass::Local,
         }
     }
 }
@@ -98,18 +101,28 @@ impl Session {
 
     /// Decides what to do with an execution.
     pub(super) async fn way(&mut self, execution: &Execution<'_>) -> Result<Way, Error> {
-        if let Some(way) = self.way_of_transaction(execution.facts)? {
+        if let Some(way) = self.way_of_transaction(execution.facts, execution.text)? {
             return Ok(way);
+        }
+        if self.status == TransactionStatus::Failed && self.server.is_some() {
+            return Ok(Way::Relay(self.default_target()));
         }
         let plan = self.plan(execution).await?;
         match plan {
-            Plan::Primary(_) => Ok(Way::Relay(Target::Primary)),
+            Plan::Primary(_) => Ok(Way::Relay(self.target_of_primary(execution.facts))),
             Plan::NeedsBind(_) if execution.bind.is_none() => Ok(Way::Relay(Target::Shard(0))),
             Plan::NeedsBind(reason) => {
                 Err(Error::refused(format!("where this statement runs is not known: {}", reason.text))
                     .hint("Give the parameters their types in Parse."))
             }
-            Plan::Shard { shard, .. } => Ok(Way::Relay(Target::Shard(shard))),
+            Plan::Shard { shard, detachable, .. } => {
+                let aside = detachable && execution.max_rows == 0 && self.may_read_aside(execution.facts);
+                let target = Target::Shard(shard);
+                Ok(if aside { Way::ReadOnly(target) } else { Way::Relay(target) })
+            }
+            Plan::Replica(_) | Plan::Cached(_) if self.db.writes_unseen(execution.facts.fingerprint) => {
+                Ok(Way::Relay(Target::Primary))
+            }
             Plan::Replica(_) if execution.max_rows > 0 => Ok(Way::Relay(Target::Primary)),
             Plan::Replica(_) => self.way_of_replica().await,
             Plan::Cached(read) => self.way_of_cached(execution, read).await,
@@ -120,19 +133,41 @@ impl Session {
         }
     }
 
+    /// Whether a read in a transaction may run on a connection of its own, so that the transaction stays free to go to any
+    /// shard: READ COMMITTED, and nothing written or locked so far.
+    fn may_read_aside(&self, facts: &Facts) -> bool {
+        self.transaction_view() == Transaction::VirginReadCommitted
+            && !self.is_mid_flight()
+            && !self.db.writes_unseen(facts.fingerprint)
+    }
+
+    /// What belongs to no server in particular (COMMIT, SET, SELECT 1) runs where the transaction is.
+    fn target_of_primary(&self, facts: &Facts) -> Target {
+        let belongs_nowhere = facts.statements.iter().all(|statement| {
+            matches!(statement.class, Class::Empty | Class::Show | Class::Session | Class::Transaction(_))
+                || (statement.class == Class::Read && statement.reads.is_empty() && statement.writes.is_empty())
+        });
+        if belongs_nowhere { self.default_target() } else { Target::Primary }
+    }
+
     fn refused(&self, refusal: Refusal) -> Error {
         self.db.shared.metrics.refusal(refusal.code);
         Error::refused(refusal.message).hint(refusal.hint)
     }
 
     /// Transactions begin and end without a server as long as they touch none.
-    fn way_of_transaction(&self, facts: &Facts) -> Result<Option<Way>, Error> {
+    fn way_of_transaction(&self, facts: &Facts, text: &[u8]) -> Result<Option<Way>, Error> {
         let control = match facts.single().map(|statement| statement.class) {
             Some(Class::Transaction(control)) => Some(control),
             _ => None,
         };
-        if self.lazy_begin.is_some() && self.server.is_none() {
+        if !self.lazy_begin.is_empty() && self.server.is_none() {
             match control {
+                Some(TransactionControl::Savepoint)
+                    if self.status != TransactionStatus::Failed && is_plain_savepoint(text) =>
+                {
+                    return Ok(Some(Way::Savepoint));
+                }
                 Some(TransactionControl::Commit) => {
                     return Ok(Some(Way::End(self.status != TransactionStatus::Failed)));
                 }
@@ -163,12 +198,6 @@ impl Session {
             // Only where no byte can be misread may a statement go anywhere but to the primary.
             return self.plan_of_foreign_text(execution.facts);
         };
-        if self.db.writes_unseen(execution.facts.fingerprint) {
-            return Ok(Plan::Primary(crate::plan::Reason {
-                code: "writes-unseen",
-                text: "an earlier run in a READ ONLY transaction showed that it writes".into(),
-            }));
-        }
         Ok(self.decide(execution.facts, text, &catalog, shards.as_deref(), bound.as_ref()))
     }
 
@@ -234,14 +263,14 @@ impl Session {
         match self.settings.current.get(name) {
             Some(value) => Some(value.into()),
             None => {
-                let baseline = self.db.pool(&self.user, Target::Primary).baseline()?;
+                let baseline = self.primary.baseline()?;
                 baseline.setting(name).map(Into::into)
             }
         }
     }
 
     fn reported_at_login(&self, name: &str) -> Option<Box<str>> {
-        let baseline = self.db.pool(&self.user, Target::Primary).baseline()?;
+        let baseline = self.primary.baseline()?;
         baseline.parameters.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str().into())
     }
 
@@ -263,7 +292,7 @@ impl Session {
 
     async fn way_of_replica(&mut self) -> Result<Way, Error> {
         Ok(match self.fresh_replica().await {
-            Some(target) => Way::Replica(target),
+            Some(target) => Way::ReadOnly(target),
             None => Way::Relay(Target::Primary),
         })
     }
@@ -285,7 +314,7 @@ impl Session {
     /// Everything that can change the answer.
     fn cache_key(&self, execution: &Execution<'_>) -> Option<Key> {
         let cache = self.db.cache.as_ref()?;
-        let baseline = self.db.pool(&self.user, Target::Primary).baseline()?;
+        let baseline = self.primary.baseline()?;
         let current: &Settings = &self.settings.current;
         let login = self.db.login_role(&self.user);
         let authorization = current.get("session_authorization").unwrap_or(&login);
@@ -342,6 +371,22 @@ impl super::Prepared {
     /// Parameter types: as a server told them where it has been asked, else as declared.
     pub(super) fn known_types(&self) -> Vec<u32> {
         self.described.get().cloned().unwrap_or_else(|| self.types.clone())
+    }
+}
+
+/// `SAVEPOINT name` and no more: nothing in it that a server could refuse.
+fn is_plain_savepoint(text: &[u8]) -> bool {
+    let Ok(text) = std::str::from_utf8(text) else { return false };
+    let words: Vec<&str> = text.trim_end_matches([';', ' ', '\n']).split_ascii_whitespace().collect();
+    let is_name = |name: &str| name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
+    match words.as_slice() {
+        [savepoint, name] if savepoint.eq_ignore_ascii_case("savepoint") => {
+            let quoted = name.strip_prefix('"').and_then(|name| name.strip_suffix('"'));
+            let bare =
+                name.starts_with(|first: char| first.is_ascii_alphabetic() || first == '_') && name.contains('_');
+            quoted.is_some_and(|name| !name.is_empty() && is_name(name)) || (bare && is_name(name))
+        }
+        _ => false,
     }
 }
 

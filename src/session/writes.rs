@@ -2,6 +2,7 @@
 //! outcome is known.
 
 use super::Session;
+use super::context::Target;
 use crate::cache::{BackendId, Doubt, WriteSetView};
 use crate::error::Error;
 use crate::plan::{WriteSet, rules};
@@ -25,6 +26,15 @@ impl Session {
     /// Notes what a statement that is about to run may write.
     pub(super) async fn note_writes(&mut self, facts: &SharedFacts) -> Result<(), Error> {
         if !self.db.is_planned() {
+            return Ok(());
+        }
+        let target = self.flight_target.unwrap_or_else(|| self.default_target());
+        if let (Target::Shard(_), Some(shards)) = (target, &self.db.shard_catalog) {
+            // Nothing that lies on the shards is cached, so nobody has to be told.
+            let catalog = shards.current();
+            let role = self.effective_role();
+            let search_path = self.search_path(&catalog, &role);
+            self.written |= !rules::write_set(facts, &catalog, &search_path).is_empty();
             return Ok(());
         }
         let catalog = self.db.catalog.current();

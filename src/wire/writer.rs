@@ -84,6 +84,11 @@ pub fn empty_query_response(out: &mut BytesMut) {
     out.put_slice(b"I\0\0\0\x04");
 }
 
+/// `s`
+pub fn portal_suspended(out: &mut BytesMut) {
+    out.put_slice(b"s\0\0\0\x04");
+}
+
 /// `C`, with a tag such as `SELECT 5`
 pub fn command_complete(out: &mut BytesMut, tag: &str) {
     message(out, b'C', |out| cstr(out, tag.as_bytes()));
