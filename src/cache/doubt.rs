@@ -175,8 +175,8 @@ impl Doubt {
     async fn tell(&mut self, catalog: Option<CatalogEpoch>) -> Result<(), Error> {
         if let Some(shared) = &self.epochs.shared {
             let raise = Raise { token: self.token, backend: self.backend, relations: &self.marked, catalog };
-            if let Raised::Marked(Some(epoch)) = shared.raise(raise).await? {
-                self.epochs.local.catalog_is(epoch, None);
+            if let Raised::Marked(epoch) = shared.raise(raise).await? {
+                shared.follow_catalog(&self.epochs.local, epoch);
             }
         }
         self.told = self.marked.len();

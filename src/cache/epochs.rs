@@ -226,6 +226,9 @@ impl LocalEpochs {
 
     /// Takes over the fleet's state of the catalog.
     pub(crate) fn catalog_is(&self, epoch: CatalogEpoch, by: Option<u64>) {
+        if self.gate.read().epoch == epoch {
+            return;
+        }
         let mut gate = self.gate.write();
         if gate.epoch == epoch {
             return;

@@ -113,8 +113,8 @@ impl ResultCache {
             }
             Found::Doubt => self.in_doubt(),
             Found::Catalog(epoch) => {
-                if let Some(epoch) = epoch {
-                    self.epochs.local.catalog_is(epoch, None);
+                if let Some(shared) = &self.shared {
+                    shared.follow_catalog(&self.epochs.local, epoch);
                 }
                 self.old_catalog()
             }

@@ -11,7 +11,7 @@ use super::script::Script;
 use super::writes::{backend_name, backend_named};
 use super::{PATIENCE, Shared, millis, number, text};
 use crate::cache::doubt::{BackendChecker, BackendId};
-use crate::cache::epochs::{CatalogEpoch, LocalEpochs, fresh_catalog_epoch};
+use crate::cache::epochs::{LocalEpochs, fresh_catalog_epoch};
 
 /// Between attempts to connect.
 const RETRY: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
@@ -76,9 +76,6 @@ impl Shared {
         connection.generation = reply.text(1).to_owned();
         connection.fence = registration.fence;
         let connection = Arc::new(connection);
-        if let Some(epoch) = reply.number(2) {
-            local.catalog_is(CatalogEpoch(epoch), None);
-        }
         {
             let mut registry = self.registry.lock();
             if self.scope.borrow().as_deref() != Some(scope) {
@@ -88,6 +85,7 @@ impl Shared {
             self.connection.store(Some(connection.clone()));
             self.changes.send_modify(|count| *count += 1);
         }
+        self.follow_catalog(local, reply.number(2));
         self.failures.store(0, std::sync::atomic::Ordering::Relaxed);
         self.work.notify_one();
         self.stats.add(|stats| &stats.registrations);
@@ -141,13 +139,12 @@ impl Shared {
     async fn heartbeat(&self, connection: &Connection, sent_at: Instant, local: &LocalEpochs) -> Result<(), Failure> {
         let mut args = self.identity(connection);
         args.push(number(self.expiry(connection, sent_at)));
-        let reply = self.expect_ok(connection.call(Script::Heartbeat, args, PATIENCE).await?)?;
+        let reply =
+            self.expect_ok(connection.call(Script::Heartbeat, args, PATIENCE.max(self.settings.lease / 6)).await?)?;
         if let Some(now) = reply.number(2) {
             connection.clock_is(now);
         }
-        if let Some(epoch) = reply.number(1) {
-            local.catalog_is(CatalogEpoch(epoch), None);
-        }
+        self.follow_catalog(local, reply.number(1));
         self.failures.store(0, std::sync::atomic::Ordering::Relaxed);
         let lapsed: Vec<String> = reply.texts_from(3).map(str::to_owned).collect();
         if !lapsed.is_empty() {
@@ -250,7 +247,7 @@ impl Shared {
         if connection.call(Script::Remove, args, PATIENCE).await?.word() == "ok" {
             self.stats.add(|stats| &stats.members_removed);
             tracing::warn!(member = suspect, "removed a pgherd that died");
-            local.catalog_is(CatalogEpoch(catalog), None);
+            self.follow_catalog(local, Some(catalog));
         }
         Ok(())
     }

@@ -26,7 +26,7 @@ use self::registry::Registry;
 use self::script::Script;
 pub(crate) use self::writes::{Raise, Raised};
 use super::entry::Entry;
-use super::epochs::{CatalogEpoch, DATABASE};
+use super::epochs::{CatalogEpoch, DATABASE, LocalEpochs};
 use super::faults::Switches;
 use super::key::Key;
 use super::stats::CacheStats;
@@ -40,6 +40,8 @@ const FAILURES: u32 = 5;
 const SHORTEST_LEASE: Duration = Duration::from_millis(100);
 /// How long commands that keep the protocol going (raise, settle, heartbeat) may take before the connection is given up.
 const PATIENCE: Duration = Duration::from_millis(250);
+/// How long a write that cannot go on without Redis waits for it before it is refused.
+const REFUSAL: Duration = Duration::from_secs(1);
 
 /// What Redis said to a lookup.
 #[derive(Debug)]
@@ -53,7 +55,7 @@ pub(crate) enum Found {
     /// Nothing may be served now: a write is in doubt.
     Doubt,
     /// The fleet knows of another state of the catalog.
-    Catalog(Option<CatalogEpoch>),
+    Catalog(Option<u64>),
     /// Redis is late, gone, or not to be trusted yet.
     Unavailable(&'static str),
 }
@@ -188,7 +190,7 @@ impl Shared {
                 Found::Nothing(reply.bytes(1))
             }
             "doubt" => Found::Doubt,
-            "catalog" => Found::Catalog(reply.number(1).map(CatalogEpoch)),
+            "catalog" => Found::Catalog(reply.number(1)),
             "young" => Found::Unavailable("Redis holds a new generation"),
             "lapsed" => Found::Unavailable("a pgherd's registration has lapsed"),
             "generation" => {
@@ -228,6 +230,15 @@ impl Shared {
                 self.failed(&connection, &failure);
                 Err("Redis is late or gone")
             }
+        }
+    }
+
+    /// Takes over the fleet's state of the catalog, unless Redis has yet to hear of a newer one from here.
+    pub(crate) fn follow_catalog(&self, local: &LocalEpochs, epoch: Option<u64>) {
+        if let Some(epoch) = epoch.map(CatalogEpoch)
+            && !self.registry.lock().is_changing_catalog()
+        {
+            local.catalog_is(epoch, None);
         }
     }
 

@@ -46,6 +46,8 @@ pub(super) struct Registry {
     unmarked: u64,
     /// Settled changes of the catalog that Redis could not be told of.
     unmarked_catalog: u64,
+    /// Settled changes of the catalog that Redis is being told of.
+    catalog_changes: usize,
 }
 
 /// What a registration carries.
@@ -127,6 +129,7 @@ impl Registry {
         }
         open.settled = true;
         open.catalog = catalog;
+        self.catalog_changes += usize::from(catalog.is_some());
         self.to_settle.push_back(token);
         true
     }
@@ -143,11 +146,18 @@ impl Registry {
         batch
     }
 
+    /// Whether a change of the catalog was made here that Redis may not know of yet.
+    pub(super) fn is_changing_catalog(&self) -> bool {
+        self.catalog_changes > 0 || self.unmarked_catalog > 0
+    }
+
     /// Redis has forgotten it, or never knew.
     pub(super) fn forget(&mut self, token: u64) {
-        if let Some(open) = self.open.remove(&token)
-            && let Some(backend) = self.backends.get_mut(&open.backend)
-        {
+        let Some(open) = self.open.remove(&token) else { return };
+        if open.settled && open.catalog.is_some() {
+            self.catalog_changes = self.catalog_changes.saturating_sub(1);
+        }
+        if let Some(backend) = self.backends.get_mut(&open.backend) {
             backend.open = backend.open.saturating_sub(1);
         }
     }

@@ -47,7 +47,7 @@ const TEXTS: [&str; COUNT] = [
 pub(super) fn texts(faults: Switches) -> [String; COUNT] {
     let mut prelude = include_str!("lua/prelude.lua").to_owned();
     if faults.no_second_raise() {
-        prelude = spoiled(&prelude, "  redis.call('HDEL', H, 'e:' .. oid)\nend", "end");
+        prelude = spoiled(&prelude, "  redis.call('HDEL', H, 'e:' .. oid)\n", "");
     }
     if faults.doubt_as_flag() {
         let removal = "string.sub(set, 1, first - 1) .. string.sub(set, last + 1)";

@@ -9,7 +9,7 @@ use tokio::time::Instant as Deadline;
 
 use super::connection::Connection;
 use super::script::Script;
-use super::{PATIENCE, Shared, number, text};
+use super::{PATIENCE, REFUSAL, Shared, number, text};
 use crate::cache::doubt::BackendId;
 use crate::cache::epochs::CatalogEpoch;
 use crate::error::{Error, ErrorKind};
@@ -30,7 +30,7 @@ pub(crate) struct Raise<'a> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Raised {
     /// It stands in Redis; this is the fleet's state of the catalog.
-    Marked(Option<CatalogEpoch>),
+    Marked(Option<u64>),
     /// Redis could not be told, but nobody serves anything by now.
     Unmarked,
 }
@@ -39,7 +39,7 @@ impl Shared {
     /// Puts relations in doubt for the whole fleet, or makes sure that nobody serves.
     pub(crate) async fn raise(&self, raise: Raise<'_>) -> Result<Raised, Error> {
         self.registry.lock().enter(raise.token, raise.backend, raise.relations);
-        let patience = Deadline::now() + PATIENCE.max(self.settings.timeout);
+        let patience = Deadline::now() + REFUSAL.max(self.settings.timeout);
         let mut changes = self.changes.subscribe();
         loop {
             changes.mark_unchanged();
@@ -74,7 +74,7 @@ impl Shared {
         match connection.call(Script::Raise, args, PATIENCE.max(self.settings.timeout)).await {
             Ok(reply) if reply.word() == "ok" => {
                 self.registry.lock().raised(raise.backend);
-                return Some(Raised::Marked(reply.number(1).map(CatalogEpoch)));
+                return Some(Raised::Marked(reply.number(1)));
             }
             Ok(reply) => tracing::info!(why = reply.word(), "registering with Redis again"),
             Err(failure) => {

@@ -2,8 +2,7 @@
 local why = turned_away(ARGV[1], ARGV[2], ARGV[3])
 if why then return { why } end
 local now = clock()
-local expiry = math.max(member(ARGV[2]), tonumber(ARGV[4]))
-redis.call('HSET', H, 'm:' .. ARGV[2], string.format('%.0f', expiry) .. ':' .. ARGV[3])
+set_member(ARGV[2], ARGV[4], ARGV[3])
 local reply = { 'ok', redis.call('HGET', H, 'v'), string.format('%.0f', now) }
 for _, id in ipairs(survey(now)) do
   if id ~= ARGV[2] then reply[#reply + 1] = id end

@@ -29,14 +29,20 @@ local function keep_doubts(oid, set)
   end
 end
 
--- Takes the token away; its relation gets a new epoch, made when it is next asked for.
+-- What was read from the relation is never matched again; its next epoch is made when it is asked for.
+local function renew(oid)
+  redis.call('HDEL', H, 'e:' .. oid)
+end
+
+-- Takes the token away. The new epoch comes first, here and elsewhere: a script that fails half way (no memory) must leave
+-- too much in doubt, not too little.
 local function drop_doubt(oid, token)
   local set = redis.call('HGET', H, 'd:' .. oid)
   if not set then return end
   local first, last = string.find(set, token .. ';', 1, true)
   if not first then return end
+  renew(oid)
   keep_doubts(oid, string.sub(set, 1, first - 1) .. string.sub(set, last + 1))
-  redis.call('HDEL', H, 'e:' .. oid)
 end
 
 local function fields(prefix)
@@ -47,17 +53,18 @@ local function fields(prefix)
   return found
 end
 
--- Takes all of a member's tokens away.
-local function drop_doubts_of(id)
+-- Takes all of a member's tokens away, but not those in `open` from the database's set.
+local function drop_doubts_of(id, open)
   for _, field in ipairs(fields('d:')) do
     local oid = string.sub(field, 3)
     local kept, dropped = '', false
     for token in string.gmatch(redis.call('HGET', H, field), '([^;]+);') do
-      if string.sub(token, 1, #id + 1) == id .. ':' then dropped = true else kept = kept .. token .. ';' end
+      local own = string.sub(token, 1, #id + 1) == id .. ':'
+      if own and not (oid == '0' and open[token]) then dropped = true else kept = kept .. token .. ';' end
     end
     if dropped then
+      renew(oid)
       keep_doubts(oid, kept)
-      redis.call('HDEL', H, 'e:' .. oid)
     end
   end
 end
@@ -67,8 +74,8 @@ local function change_catalog(v)
   for _, field in ipairs(fields('d:')) do
     for token in string.gmatch(redis.call('HGET', H, field), '([^;]+);') do add_doubt('0', token) end
   end
+  renew('0')
   redis.call('HSET', H, 'v', v)
-  redis.call('HDEL', H, 'e:0')
 end
 
 local function member(id)
@@ -91,14 +98,24 @@ local function survey(now)
   return lapsed
 end
 
-local function forget_member(id)
+local function forget_backends(id)
   for _, field in ipairs(fields('b:' .. id .. ':')) do redis.call('HDEL', H, field) end
-  redis.call('HDEL', H, 'm:' .. id)
+end
+
+local function set_member(id, expiry, fence)
+  redis.call('HSET', H, 'm:' .. id, expiry .. ':' .. fence)
+  local members = redis.call('HGET', H, 'members') or ''
+  if not string.find(members, id .. ',', 1, true) then redis.call('HSET', H, 'members', members .. id .. ',') end
+end
+
+local function forget_member(id)
+  forget_backends(id)
   local kept = ''
   for other in string.gmatch(redis.call('HGET', H, 'members') or '', '([^,]+),') do
     if other ~= id then kept = kept .. other .. ',' end
   end
   redis.call('HSET', H, 'members', kept)
+  redis.call('HDEL', H, 'm:' .. id)
 end
 
 -- Why a member's command does not count, or nil.
