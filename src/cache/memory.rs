@@ -5,11 +5,13 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use moka::Expiry;
+use moka::notification::RemovalCause;
 use moka::sync::Cache;
 
 use super::entry::Entry;
 use super::epochs::Noted;
 use super::key::Key;
+use super::stats::CacheStats;
 
 /// What an entry costs beside its own bytes and its key's: the map's node, the reference counts, moka's bookkeeping.
 const OVERHEAD_BYTES: usize = 512;
@@ -55,8 +57,18 @@ fn weight(key: &Key, held: &Arc<Held>) -> u32 {
 }
 
 impl Memory {
-    pub(crate) fn new(capacity_bytes: u64) -> Self {
-        let cache = Cache::builder().max_capacity(capacity_bytes).weigher(weight).expire_after(UntilDeadline).build();
+    pub(crate) fn new(capacity_bytes: u64, stats: Arc<CacheStats>) -> Self {
+        let on_removal = move |_key: Arc<Key>, _held: Arc<Held>, cause: RemovalCause| {
+            if cause == RemovalCause::Size {
+                stats.add(|stats| &stats.evictions);
+            }
+        };
+        let cache = Cache::builder()
+            .max_capacity(capacity_bytes)
+            .weigher(weight)
+            .expire_after(UntilDeadline)
+            .eviction_listener(on_removal)
+            .build();
         Self { cache }
     }
 

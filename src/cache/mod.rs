@@ -31,6 +31,7 @@ pub use self::fill::{FillTicket, Stored};
 pub use self::key::{Key, KeyBuilder, Protocol};
 pub use self::stats::{CacheStats, CacheStatsSnapshot};
 
+use self::epochs::DATABASE;
 use self::faults::Switches;
 use self::flight::Flights;
 use self::memory::Memory;
@@ -142,7 +143,7 @@ impl ResultCache {
             .map(|redis| Shared::new(database, redis, solo.clone(), stats.clone(), faults).map(Arc::new))
             .transpose()?;
         Ok(Arc::new(Self {
-            memory: Memory::new(config.memory_bytes),
+            memory: Memory::new(config.memory_bytes, stats.clone()),
             flights: Arc::default(),
             epochs: Arc::new(Epochs::new(faults, stats.clone(), shared.clone())),
             shared,
@@ -180,20 +181,33 @@ impl ResultCache {
         self.epochs.local.loaded(version, as_of);
     }
 
-    /// The catalog was found to have been changed by someone else: nothing cached before is served again.
+    /// The catalog was found to have been changed by someone else: nothing cached before is served again, here or elsewhere.
     pub fn catalog_changed(&self) {
-        self.epochs.local.catalog_changed(None);
+        let epoch = self.epochs.local.catalog_changed(None);
+        if let Some(shared) = &self.shared {
+            shared.announce(&[DATABASE], Some(epoch));
+        }
     }
 
-    /// Forgets everything.
+    /// Forgets everything, in the whole fleet.
     pub fn purge(&self) {
-        self.epochs.local.renew_all();
-        self.memory.clear();
+        self.forget();
+        if let Some(shared) = &self.shared {
+            shared.announce(&[DATABASE], None);
+        }
     }
 
-    /// Forgets every answer that was read from that relation.
+    /// Forgets every answer that was read from that relation, in the whole fleet.
     pub fn purge_relation(&self, oid: u32) {
         self.epochs.local.renew(oid);
+        if let Some(shared) = &self.shared {
+            shared.announce(&[oid], None);
+        }
+    }
+
+    fn forget(&self) {
+        self.epochs.local.renew_all();
+        self.memory.clear();
     }
 
     /// The counters, and what memory holds.
@@ -209,7 +223,7 @@ impl ResultCache {
         if let Some(shared) = &self.shared {
             shared.set_scope(scope);
         }
-        self.purge();
+        self.forget();
     }
 
     /// What must go on in the background, until `shutdown`: settling writes of unknown outcome, and with Redis staying

@@ -11,7 +11,7 @@ mod script;
 mod writes;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwapOption;
@@ -78,6 +78,8 @@ pub(crate) struct Shared {
     suspects: Mutex<Vec<String>>,
     suspected: Notify,
     failures: AtomicU32,
+    /// Tokens for what is not a write; those of writes never come so far.
+    announced: AtomicU64,
     solo: Arc<AtomicBool>,
     stats: Arc<CacheStats>,
     faults: Switches,
@@ -124,6 +126,7 @@ impl Shared {
             suspects: Mutex::default(),
             suspected: Notify::new(),
             failures: AtomicU32::new(0),
+            announced: AtomicU64::new(1 << 63),
             solo,
             stats,
             faults,

@@ -12,7 +12,8 @@ use crate::cache::epochs::CatalogEpoch;
 struct Open {
     /// What it may write, sorted; 0 is the database.
     relations: Vec<u32>,
-    backend: BackendId,
+    /// The server process that it runs on; a purge has none.
+    backend: Option<BackendId>,
     /// The latest renewal that was sent before all of `relations` stood here. A renewal that is sent later either is a
     /// registration, which carries this doubt, or counts in `last_heartbeat`.
     renewed_before: Option<Instant>,
@@ -85,7 +86,8 @@ impl Registry {
         }
         self.backends.entry(backend).or_default().open += 1;
         let relations = relations.to_vec();
-        let open = Open { relations, backend, renewed_before, sent: false, settled: false, catalog: None };
+        let open =
+            Open { relations, backend: Some(backend), renewed_before, sent: false, settled: false, catalog: None };
         self.open.insert(token, open);
     }
 
@@ -134,6 +136,22 @@ impl Registry {
         true
     }
 
+    /// Something was changed elsewhere, or is to be forgotten: Redis is told as of a write that is settled.
+    pub(super) fn announce(&mut self, token: u64, relations: &[u32], catalog: Option<CatalogEpoch>) {
+        let open = Open {
+            relations: relations.to_vec(),
+            backend: None,
+            renewed_before: None,
+            sent: true,
+            settled: false,
+            catalog: None,
+        };
+        self.open.insert(token, open);
+        self.settle(token, catalog);
+        // A registration would settle it by not carrying it, which is too little for a purge.
+        self.unmarked += 1;
+    }
+
     /// The next settled writes that Redis is to be told of. They stay entered until `forget`.
     pub(super) fn take_settled(&mut self, most: usize) -> Vec<Settled> {
         let mut batch = Vec::new();
@@ -157,7 +175,7 @@ impl Registry {
         if open.settled && open.catalog.is_some() {
             self.catalog_changes = self.catalog_changes.saturating_sub(1);
         }
-        if let Some(backend) = self.backends.get_mut(&open.backend) {
+        if let Some(backend) = open.backend.and_then(|backend| self.backends.get_mut(&backend)) {
             backend.open = backend.open.saturating_sub(1);
         }
     }

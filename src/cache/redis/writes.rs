@@ -137,6 +137,13 @@ impl Shared {
         }
     }
 
+    /// The relations (0 is the database), or the catalog, have changed without a write of ours. Redis is told in the background.
+    pub(crate) fn announce(&self, relations: &[u32], catalog: Option<CatalogEpoch>) {
+        let token = self.announced.fetch_add(1, Ordering::Relaxed);
+        self.registry.lock().announce(token, relations, catalog);
+        self.work.notify_one();
+    }
+
     /// A server connection was opened: it may write later while Redis cannot be reached.
     pub(crate) fn publish(&self, backend: BackendId) {
         self.registry.lock().publish(backend);

@@ -115,6 +115,35 @@ async fn a_change_of_the_catalog_reaches_the_fleet() {
 }
 
 #[tokio::test]
+async fn a_purge_and_a_change_made_elsewhere_reach_the_fleet() {
+    let (_redis, _, one, other) = two().await;
+    let count = key(&one.cache, "SELECT count(*) FROM orders");
+    let names = key(&one.cache, "SELECT name FROM customers");
+    other.fill(&count, &[ORDERS], "10").await;
+    other.fill(&names, &[CUSTOMERS], "Ada").await;
+    one.cache.purge_relation(ORDERS);
+    one.settled().await;
+    assert_eq!(must_hit(&other.cache, &names, &[CUSTOMERS]).await.0, "Ada");
+    other.fill(&count, &[ORDERS], "11").await;
+    one.cache.purge();
+    one.settled().await;
+    other.fill(&names, &[CUSTOMERS], "Bea").await;
+    let mut changes = other.cache.catalog_epoch();
+    changes.mark_unchanged();
+    one.cache.catalog_changed();
+    one.settled().await;
+    changes.changed().await.expect("told");
+    other.fill(&count, &[ORDERS], "12").await;
+    // Made while Redis cannot be reached, it is made good after.
+    let shared = one.cache.shared.as_ref().expect("with Redis");
+    shared.cut_off(true);
+    one.cache.purge_relation(ORDERS);
+    shared.cut_off(false);
+    one.settled().await;
+    other.fill(&count, &[ORDERS], "13").await;
+}
+
+#[tokio::test]
 async fn a_member_that_leaves_is_not_waited_for() {
     let (_redis, _, one, other) = two().await;
     let count = key(&one.cache, "SELECT count(*) FROM orders");
@@ -197,7 +226,7 @@ async fn bounded_memory_answers_alone() {
             Lookup::Fill(ticket) => ticket.store(answer("10")).await,
             _ => Stored::Yes,
         };
-        one.cache.purge_relation(ORDERS);
+        one.cache.epochs.local.renew(ORDERS);
         matches!(other.cache.lookup(&count, &[ORDERS], CATALOG).await, Lookup::Hit { tier: Tier::Redis, .. })
     })
     .await;

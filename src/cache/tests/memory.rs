@@ -286,6 +286,7 @@ async fn memory_stays_within_its_bound() {
         must_fill(&cache, &text, &[ORDERS]).await.store(answer(&"x".repeat(100_000))).await;
         assert!(cache.stats().bytes <= bound, "{} bytes after {i}", cache.stats().bytes);
     }
+    assert!(cache.stats().evictions > 100, "{:?}", cache.stats());
     assert!(cache.stats().entries > 30, "{} entries", cache.stats().entries);
 }
 

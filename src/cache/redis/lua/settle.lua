@@ -1,9 +1,12 @@
--- ARGV: any number of: token, the catalog's new state ('' where it has not changed), how many oids, oids.
+-- A token that stands nowhere makes it a purge. ARGV: any number of: token, the catalog's new state ('' where it has not changed), how many oids, oids.
 if redis.call('HEXISTS', H, 'gen') == 0 then return { 'generation' } end
 local at = 1
 while at <= #ARGV do
   local token, v, count = ARGV[at], ARGV[at + 1], tonumber(ARGV[at + 2])
-  for i = at + 3, at + 2 + count do drop_doubt(ARGV[i], token) end
+  for i = at + 3, at + 2 + count do
+    renew(ARGV[i])
+    drop_doubt(ARGV[i], token)
+  end
   if v ~= '' then change_catalog(v) end
   drop_doubt('0', token)
   at = at + 3 + count
