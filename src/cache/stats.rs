@@ -2,8 +2,6 @@
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-use crate::telemetry::metrics::CacheSnapshot;
-
 macro_rules! counters {
     ($($(#[$doc:meta])* $name:ident,)*) => {
         /// Counters that only grow. Written with relaxed order: they guide people, not the protocol.
@@ -88,24 +86,5 @@ counters! {
 impl CacheStats {
     pub(crate) fn add(&self, counter: impl Fn(&Self) -> &AtomicU64) {
         counter(self).fetch_add(1, Relaxed);
-    }
-}
-
-impl From<CacheStatsSnapshot> for CacheSnapshot {
-    fn from(stats: CacheStatsSnapshot) -> Self {
-        Self {
-            hits_memory: stats.memory_hits,
-            hits_redis: stats.redis_hits,
-            misses: stats.misses,
-            joined_fills: stats.waits,
-            fills: stats.misses,
-            stores: stats.fills,
-            stores_rejected: stats.rejected_stale + stats.rejected_large,
-            invalidations: stats.invalidations,
-            evictions: stats.evictions,
-            redis_errors: stats.redis_errors + stats.redis_timeouts,
-            bytes: stats.bytes,
-            entries: stats.entries,
-        }
     }
 }
