@@ -15,6 +15,9 @@ pub type ShardSet = BTreeSet<usize>;
 /// The oid of the `default` collation.
 const DEFAULT_COLLATION: Oid = 100;
 
+/// The oid of type `name`.
+const NAME_OID: Oid = 19;
+
 /// How one table's rows lie on the shards, ready to be asked.
 #[derive(Debug, Clone)]
 pub struct Layout {
@@ -48,8 +51,9 @@ impl Layout {
         };
         let column = relation.columns.iter().find(|column| *column.name == **name)?.clone();
         let collating = collating(column.collation, catalog);
-        let kind =
-            Kind::of(column.type_oid).filter(|kind| !kind.is_collatable() || collating >= Collating::Deterministic);
+        // `name` cuts what is stored in it, and a nondeterministic collation calls different bytes equal.
+        let is_readable = |kind: &Kind| !kind.is_collatable() || collating >= Collating::Deterministic;
+        let kind = Kind::of(column.type_oid).filter(|kind| column.type_oid != NAME_OID && is_readable(kind));
         let parts = kind.and_then(|kind| parts(&table.distribution, kind));
         let parts = parts.unwrap_or_else(|| Parts::Unreadable(table.distribution.clone()));
         Some(Self { column, kind, collating, shards, parts })

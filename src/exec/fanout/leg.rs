@@ -159,3 +159,6 @@ fn put_formats(out: &mut BytesMut, formats: impl Iterator<Item = i16>) {
 
 /// How many bytes a sink may hold before legs are no longer read.
 pub(super) const SINK_HIGH_BYTES: usize = limits::CLIENT_QUEUE_BYTES;
+
+/// How many bytes a sink gathers while legs have rows at hand.
+pub(super) const SINK_LOW_BYTES: usize = limits::READ_CHUNK_BYTES;

@@ -11,7 +11,7 @@ use futures_util::future::join_all;
 use tokio_util::sync::CancellationToken;
 
 pub use leg::Leg;
-use leg::{Progress, SINK_HIGH_BYTES, Stage};
+use leg::{Progress, SINK_HIGH_BYTES, SINK_LOW_BYTES, Stage};
 
 use crate::catalog::model::Oid;
 use crate::error::{Error, ErrorKind};
@@ -162,7 +162,7 @@ impl<'a> Fanout<'a> {
     async fn event<L: Leg, S: Sink>(&mut self, legs: &mut [L], sink: &mut S) -> Event {
         let credit = (self.run.memory_bytes / legs.len().max(1)).max(LEAST_CREDIT_BYTES);
         poll_fn(|cx| {
-            if !sink.queue().is_empty()
+            if sink.queue().len() >= SINK_LOW_BYTES
                 && let Poll::Ready(Err(error)) = sink.poll_flush(cx)
             {
                 return Poll::Ready(Event::SinkLost(error));
@@ -195,6 +195,12 @@ impl<'a> Fanout<'a> {
                 }
             }
             self.next = (self.next + 1) % count.max(1);
+            // Nothing to read: what there is may go, however little.
+            if !sink.queue().is_empty()
+                && let Poll::Ready(Err(error)) = sink.poll_flush(cx)
+            {
+                return Poll::Ready(Event::SinkLost(error));
+            }
             Poll::Pending
         })
         .await

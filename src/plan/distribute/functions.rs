@@ -66,6 +66,38 @@ const SERVER_BOUND: &[&str] = &[
     "lo_import",
 ];
 
+/// Functions of `pg_catalog` that return sets and may be called on shards.
+const SET_RETURNING: &[&str] = &[
+    "unnest",
+    "generate_series",
+    "generate_subscripts",
+    "regexp_matches",
+    "regexp_split_to_table",
+    "string_to_table",
+    "json_each",
+    "json_each_text",
+    "jsonb_each",
+    "jsonb_each_text",
+    "json_array_elements",
+    "json_array_elements_text",
+    "jsonb_array_elements",
+    "jsonb_array_elements_text",
+    "json_object_keys",
+    "jsonb_object_keys",
+    "json_populate_recordset",
+    "jsonb_populate_recordset",
+    "json_to_recordset",
+    "jsonb_to_recordset",
+    "jsonb_path_query",
+    "jsonb_path_query_tz",
+    "aclexplode",
+    "ts_parse",
+    "ts_token_type",
+    "ts_debug",
+    "ts_stat",
+    "_pg_expandarray",
+];
+
 /// What a statement that calls a function may still be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Fitness {
@@ -168,6 +200,11 @@ impl Functions<'_> {
     /// Whether the name is an aggregate's.
     pub(super) fn is_aggregate(&self, schema: Option<&str>, name: &str) -> bool {
         self.candidates(schema, name).iter().any(|function| function.kind == FunctionKind::Aggregate)
+    }
+
+    /// Whether a call can give several rows for one; of a user's function that is not known.
+    pub(super) fn may_return_set(&self, schema: Option<&str>, name: &str) -> bool {
+        SET_RETURNING.contains(&name) || !self.is_built_in(schema, name)
     }
 
     /// Whether the name can only mean PostgreSQL's own function.

@@ -30,6 +30,8 @@ pub(super) fn grouped(job: &mut Job<'_>) -> Result<Plan, Refusal> {
         let Some(expr) = job.items.all[at].expr else { continue };
         if let Some(number) = aggregates.of(job, expr)? {
             outputs.push((at, Output::Aggregate(number)));
+        } else if calls_in(job, expr).set {
+            return Err(clause("set-returning", "a set-returning function beside groups"));
         }
     }
     let mut sort = Vec::new();

@@ -437,6 +437,8 @@ pub(super) struct Calls {
     pub(super) foreign_window: bool,
     /// A COLLATE clause.
     pub(super) collate: bool,
+    /// A function that can give several rows for one.
+    pub(super) set: bool,
 }
 
 struct CallFinder<'j, 't> {
@@ -462,6 +464,7 @@ impl Visitor for CallFinder<'_, '_> {
                 }
                 None => {
                     let name = parts(&function.name);
+                    self.calls.set |= name.is_none_or(|(schema, name)| self.job.functions.may_return_set(schema, name));
                     self.calls.aggregate |=
                         name.is_none_or(|(schema, name)| self.job.functions.is_aggregate(schema, name));
                 }

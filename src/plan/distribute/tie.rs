@@ -63,7 +63,11 @@ impl<'a> Ties<'a> {
                 set.retain(|shard| high.contains(shard));
                 Some(set)
             }),
-            Expr::IsNull(expr) => self.one(self.key(expr), |layout| Some(layout.equal(None))),
+            // An outer join's missing rows are NULL on every shard.
+            Expr::IsNull(expr) => {
+                let key = self.key(expr).filter(|key| !key.source.nullable);
+                self.one(key, |layout| Some(layout.equal(None)))
+            }
             _ => Sets::new(),
         }
     }

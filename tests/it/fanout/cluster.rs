@@ -1,6 +1,7 @@
 //! The same data twice: spread over shards, and whole on one PostgreSQL that is the oracle.
 
 use std::collections::BTreeMap;
+use std::sync::Mutex;
 use std::time::Duration;
 
 use pgherd::catalog::model::Catalog;
@@ -22,6 +23,8 @@ pub struct Cluster {
     pub catalog: Catalog,
     pub configured: Configured,
     pub pure_functions: Vec<String>,
+    /// Connections to shards, and to the whole (`None`), that lie idle.
+    idle: Mutex<Vec<(Option<usize>, Wire)>>,
 }
 
 /// Tables and rows; `%shards%` and `%shard%` stand for how many there are and which this is.
@@ -152,7 +155,7 @@ impl Cluster {
             cache: false,
             olap_timeout: Duration::from_secs(30),
         };
-        Self { whole, shards: databases, catalog, configured, pure_functions: Vec::new() }
+        Self { whole, shards: databases, catalog, configured, pure_functions: Vec::new(), idle: Mutex::new(Vec::new()) }
     }
 
     pub fn plan(&self, text: &str, parameters: Option<Parameters<'_>>) -> Result<Distributed, Refusal> {
@@ -174,14 +177,44 @@ impl Cluster {
     pub async fn legs(&self, shards: &[usize]) -> Vec<Wire> {
         let mut legs = Vec::new();
         for &shard in shards {
-            legs.push(Wire::connect(&self.shards[shard]).await);
+            legs.push(self.wire(Some(shard)).await);
         }
         legs
     }
 
+    /// A connection to a shard or to the whole: one that lies idle, else a new one.
+    async fn wire(&self, shard: Option<usize>) -> Wire {
+        let known = {
+            let mut idle = self.idle.lock().expect("no panic");
+            idle.iter().position(|(at, _)| *at == shard).map(|found| idle.swap_remove(found).1)
+        };
+        match known {
+            Some(wire) => wire,
+            None => Wire::connect(shard.map_or(&self.whole, |shard| &self.shards[shard])).await,
+        }
+    }
+
+    fn give_back(&self, shard: Option<usize>, wire: Wire) {
+        self.idle.lock().expect("no panic").push((shard, wire));
+    }
+
+    async fn untouched(
+        &self,
+        shard: Option<usize>,
+        text: &str,
+        types: &[u32],
+        values: &[Option<&[u8]>],
+        formats: &[i16],
+    ) -> Answer {
+        let mut wire = self.wire(shard).await;
+        let answer = answer(&wire.extended(text, types, values, formats).await);
+        self.give_back(shard, wire);
+        answer
+    }
+
     /// What one PostgreSQL with all rows answers.
     pub async fn oracle(&self, text: &str, types: &[u32], values: &[Option<&[u8]>], formats: &[i16]) -> Answer {
-        answer(&Wire::connect(&self.whole).await.extended(text, types, values, formats).await)
+        self.untouched(None, text, types, values, formats).await
     }
 
     /// What pgherd's plan gives; every leg is idle afterwards.
@@ -193,9 +226,7 @@ impl Cluster {
         formats: &[i16],
     ) -> Result<Answer, Refusal> {
         match self.plan(text, Some(Parameters { types, formats: &[], values }))? {
-            Distributed::Shard { shard, .. } => {
-                Ok(answer(&Wire::connect(&self.shards[shard]).await.extended(text, types, values, formats).await))
-            }
+            Distributed::Shard { shard, .. } => Ok(self.untouched(Some(shard), text, types, values, formats).await),
             Distributed::Streamed(plan) => {
                 let mut legs = self.legs(&plan.shards).await;
                 let run = Run {
@@ -213,8 +244,9 @@ impl Cluster {
                 let mut sink = Collected::default();
                 let outcome = fanout::run(&run, &mut legs, &mut sink, &CancellationToken::new()).await;
                 assert!(outcome.broken.is_empty(), "{text}: {outcome:?}");
-                for leg in &mut legs {
+                for (mut leg, &shard) in legs.into_iter().zip(&plan.shards) {
                     assert!(leg.is_idle().await, "{text}");
+                    self.give_back(Some(shard), leg);
                 }
                 let mut given = answer(&sink.frames());
                 match outcome.result {

@@ -21,6 +21,8 @@ async fn every_trap_is_refused_by_name() {
         ("aggregate-expression", "select region, count(*) from orders group by region order by sum(qty) + 1"),
         ("having", "select region from orders group by region having max(day) > '2024-01-01'"),
         ("having", "select region from orders group by region having sum(qty) > max(qty)"),
+        ("set-returning", "select region, unnest(array[1, 2]), count(*) from orders group by region"),
+        ("set-returning", "select generate_series(1, 3), count(*) from orders"),
         ("window", "select rank() over (order by id) from orders"),
         ("window", "select rank() over (partition by region order by id) from orders"),
         ("window", "select sum(qty) over w from orders window w as (partition by customer_id)"),
