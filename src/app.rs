@@ -175,26 +175,29 @@ impl Running {
 impl House {
     /// Opens what the configuration names; what has not changed keeps its pools.
     fn open_databases(self: &Arc<Self>, config: &Arc<Config>) {
-        self.databases.replace(config, |wanted| self.open_database(wanted, config));
+        self.databases.replace(config, |wanted, before| self.open_database(wanted, before, config));
         let checked = config.databases.values().map(|db| (db.name.as_str(), db.pool.health_check_interval));
         self.readiness.set_databases(checked);
     }
 
-    fn open_database(self: &Arc<Self>, wanted: &Arc<DatabaseConfig>, config: &Config) -> Arc<Database> {
-        let solo = Arc::new(AtomicBool::new(false));
-        let cache = if wanted.cache && config.cache.enabled {
-            match ResultCache::new(&wanted.name, &config.cache, Arc::clone(&solo)) {
-                Ok(cache) => Some(cache),
-                Err(error) => {
-                    tracing::error!(%error, database = wanted.name, "no cache");
-                    None
-                }
-            }
-        } else {
-            None
+    /// Opens a database. The cache of the one before it goes on if the server is the same: sessions of both may write there
+    /// for a moment, and must mark the same epochs.
+    fn open_database(
+        self: &Arc<Self>,
+        wanted: &Arc<DatabaseConfig>,
+        before: Option<&Arc<Database>>,
+        config: &Config,
+    ) -> Arc<Database> {
+        let kept = before.filter(|before| before.config.primary == wanted.primary);
+        let solo = kept.map_or_else(Arc::default, |before| Arc::clone(&before.solo));
+        let wants_cache = wanted.cache && config.cache.enabled;
+        let kept = kept.filter(|_| wants_cache).and_then(|before| before.cache.clone());
+        let cache = match kept {
+            Some(kept) => Some(kept),
+            None => wants_cache.then(|| self.open_cache(wanted, config, &solo)).flatten(),
         };
         let shared = Arc::clone(&self.shared);
-        let database = Arc::new(Database::new(Arc::clone(wanted), shared, config, cache.clone(), solo));
+        let database = Arc::new(Database::new(Arc::clone(wanted), shared, config, cache, solo));
         if database.is_planned() {
             let (house, kept) = (Arc::clone(self), Arc::clone(&database));
             self.tasks.spawn(upkeep::keep_catalog(house, kept, upkeep::Kept::Primary));
@@ -203,12 +206,26 @@ impl House {
             let (house, kept) = (Arc::clone(self), Arc::clone(&database));
             self.tasks.spawn(upkeep::keep_catalog(house, kept, upkeep::Kept::Shards));
         }
-        if let Some(cache) = cache {
-            self.metrics.register_cache(&wanted.name, figures::of_cache(&cache));
-            let checker = upkeep::Checker { house: Arc::downgrade(self), database: Arc::downgrade(&database) };
-            self.tasks.spawn(cache.run(Arc::new(checker), database.closed.clone()));
-        }
         database
+    }
+
+    fn open_cache(
+        self: &Arc<Self>,
+        wanted: &DatabaseConfig,
+        config: &Config,
+        solo: &Arc<AtomicBool>,
+    ) -> Option<Arc<ResultCache>> {
+        let cache = match ResultCache::new(&wanted.name, &config.cache, Arc::clone(solo)) {
+            Ok(cache) => cache,
+            Err(error) => {
+                tracing::error!(%error, database = wanted.name, "no cache");
+                return None;
+            }
+        };
+        self.metrics.register_cache(&wanted.name, figures::of_cache(&cache));
+        let checker = upkeep::Checker { house: Arc::downgrade(self), database: wanted.name.clone() };
+        self.tasks.spawn(Arc::clone(&cache).run(Arc::new(checker), self.stop.clone()));
+        Some(cache)
     }
 
     async fn listen_http(self: &Arc<Self>, config: &Config) -> Result<Option<SocketAddr>, Error> {

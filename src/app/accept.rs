@@ -9,6 +9,7 @@ use tokio::io::AsyncWriteExt as _;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::House;
+use crate::config::model::User;
 use crate::error::{Error, ErrorKind};
 use crate::net::listener::Listener;
 use crate::net::stream::Stream;
@@ -29,6 +30,7 @@ type RateLimiter = governor::DefaultKeyedRateLimiter<IpAddr>;
 pub(super) struct Door {
     places: Arc<Semaphore>,
     by_address: Mutex<HashMap<IpAddr, usize>>,
+    by_user: Mutex<HashMap<String, usize>>,
     rate: Option<RateLimiter>,
 }
 
@@ -39,6 +41,7 @@ impl Door {
         Self {
             places: Arc::new(Semaphore::new(config.listen.max_clients.min(Semaphore::MAX_PERMITS))),
             by_address: Mutex::default(),
+            by_user: Mutex::default(),
             rate: per_minute.map(|rate| RateLimiter::keyed(governor::Quota::per_minute(rate))),
         }
     }
@@ -75,6 +78,40 @@ impl Door {
         }
         *count += 1;
         Ok(Entered { _place: place, door: Arc::clone(self), address: Some(address) })
+    }
+}
+
+impl Door {
+    /// Counts a client against `user.max_clients`, now that it is known who it is.
+    fn log_in(self: &Arc<Self>, user: &User) -> Result<LoggedIn, Error> {
+        let mut by_user = self.by_user.lock();
+        let count = by_user.entry(user.name.clone()).or_default();
+        if user.max_clients.is_some_and(|limit| *count >= limit) {
+            let message = format!("too many connections for role \"{}\"", user.name);
+            return Err(Error::new(ErrorKind::Limit, SqlState::TOO_MANY_CONNECTIONS, message)
+                .hint("Close some of them, or raise the user's max_clients.")
+                .fatal());
+        }
+        *count += 1;
+        Ok(LoggedIn { door: Arc::clone(self), user: user.name.clone() })
+    }
+}
+
+/// A client's place among those of its user; given up when dropped.
+struct LoggedIn {
+    door: Arc<Door>,
+    user: String,
+}
+
+impl Drop for LoggedIn {
+    fn drop(&mut self) {
+        let mut by_user = self.door.by_user.lock();
+        if let Some(count) = by_user.get_mut(&self.user) {
+            *count -= 1;
+            if *count == 0 {
+                by_user.remove(&self.user);
+            }
+        }
     }
 }
 
@@ -150,10 +187,15 @@ async fn go_on(house: &House, handshake: Result<Handshake, Error>) {
 
 async fn run_session(house: &House, authenticated: Authenticated) {
     let Some(db) = house.databases.get(&authenticated.database.name) else { return };
+    let logged_in = house.door.load().log_in(&authenticated.user);
     let _counted = house.metrics.client(&authenticated.database.name, &authenticated.user.name);
     let settings = authenticated.startup.settings.clone();
     let session = Session::new(db, authenticated, &house.drain);
-    if let Err(error) = session.run(settings).await {
+    let ended = match logged_in {
+        Ok(_place) => session.run(settings).await,
+        Err(refusal) => session.turn_away(refusal).await,
+    };
+    if let Err(error) = ended {
         house.metrics.error(error.kind());
         tracing::info!(%error, "session ended");
     }

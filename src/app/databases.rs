@@ -25,15 +25,20 @@ impl Databases {
         self.0.load().values().cloned().collect()
     }
 
-    /// Takes over a configuration. `open` makes a database that is new or has changed; sessions that are there keep theirs.
-    pub(super) fn replace(&self, config: &Config, mut open: impl FnMut(&Arc<DatabaseConfig>) -> Arc<Database>) {
+    /// Takes over a configuration. `open` makes a database that is new or has changed, from the one before it if there is one;
+    /// clients of what is gone are sent away at their next transaction.
+    pub(super) fn replace(
+        &self,
+        config: &Config,
+        mut open: impl FnMut(&Arc<DatabaseConfig>, Option<&Arc<Database>>) -> Arc<Database>,
+    ) {
         let before = self.0.load();
         let after: ByName = config
             .databases
             .iter()
             .map(|(name, wanted)| {
                 let kept = before.get(name).filter(|known| known.config == *wanted).cloned();
-                (name.clone(), kept.unwrap_or_else(|| open(wanted)))
+                (name.clone(), kept.unwrap_or_else(|| open(wanted, before.get(name))))
             })
             .collect();
         for gone in before.values().filter(|known| !after.values().any(|kept| Arc::ptr_eq(kept, known))) {

@@ -105,6 +105,14 @@ async fn keep_connected(house: &House, database: &Database, kept: Kept, first: &
     let control = connect_control(house, database, target).await?;
     let cache = database.cache.as_ref().filter(|_| kept == Kept::Primary);
     let mut changes = cache.map(|cache| cache.catalog_epoch());
+    if let Some(cache) = cache {
+        let scope = read_scope(&control.client).await?;
+        let mut known = database.scope.lock();
+        if known.as_ref() != Some(&scope) {
+            cache.set_scope(&scope);
+            *known = Some(scope);
+        }
+    }
     loop {
         if kept == Kept::Primary && database.cache.is_some() {
             hold_solo_lock(database, &control.client).await?;
@@ -155,6 +163,16 @@ pub(super) async fn connect_control(house: &House, database: &Database, target: 
     result
 }
 
+/// What names the server that answers come from: another cluster, a promotion or a restart gives another name.
+async fn read_scope(client: &tokio_postgres::Client) -> Result<String, Error> {
+    let sql = "SELECT pg_catalog.format('%s:%s:%s:%s', \
+               (SELECT system_identifier FROM pg_catalog.pg_control_system()), \
+               (SELECT timeline_id FROM pg_catalog.pg_control_checkpoint()), \
+               EXTRACT(EPOCH FROM pg_catalog.pg_postmaster_start_time()), pg_catalog.current_database())";
+    let failed = |error| Error::internal("cannot ask which server this is").cause(error);
+    client.query_one(sql, &[]).await.and_then(|row| row.try_get(0)).map_err(failed)
+}
+
 /// Without Redis `strict` needs to know that this pgherd is the only one: whoever holds the lock is.
 async fn hold_solo_lock(database: &Database, client: &tokio_postgres::Client) -> Result<(), Error> {
     if database.solo.load(Ordering::Acquire) {
@@ -175,14 +193,15 @@ async fn hold_solo_lock(database: &Database, client: &tokio_postgres::Client) ->
 pub(super) struct Checker {
     /// The house, for logging in.
     pub(super) house: std::sync::Weak<House>,
-    /// The database whose primary is asked.
-    pub(super) database: std::sync::Weak<Database>,
+    /// The name of the database whose primary is asked.
+    pub(super) database: String,
 }
 
 #[async_trait::async_trait]
 impl BackendChecker for Checker {
     async fn backend_gone(&self, backend: BackendId) -> Result<bool, Error> {
-        let (Some(house), Some(database)) = (self.house.upgrade(), self.database.upgrade()) else { return Ok(false) };
+        let Some(house) = self.house.upgrade() else { return Ok(false) };
+        let Some(database) = house.databases.get(&self.database) else { return Ok(false) };
         let control = connect_control(&house, &database, Target::Primary).await?;
         let sql = "SELECT pg_catalog.floor(EXTRACT(EPOCH FROM backend_start) * 1000000)::pg_catalog.int8 \
                    FROM pg_catalog.pg_stat_activity WHERE pid = $1";

@@ -37,6 +37,14 @@ impl Baseline {
     }
 }
 
+/// Learns of the server processes that connections lead to.
+pub trait ProcessObserver: Send + Sync {
+    /// A connection to that process, started at that time (microseconds since 1970), is there.
+    fn opened(&self, pid: i32, start_us: i64);
+    /// It is not there any more.
+    fn closed(&self, pid: i32, start_us: i64);
+}
+
 /// Makes and judges connections for bb8.
 pub struct Manager {
     address: ServerAddress,
@@ -44,6 +52,7 @@ pub struct Manager {
     statements: usize,
     baseline: Arc<ArcSwapOption<Baseline>>,
     metrics: PoolMetrics,
+    observer: Option<Arc<dyn ProcessObserver>>,
 }
 
 impl ManageConnection for Manager {
@@ -61,6 +70,9 @@ impl ManageConnection for Manager {
             self.baseline.store(Some(Arc::new(baseline)));
         }
         self.metrics.connects.inc();
+        if let Some(observer) = &self.observer {
+            server.observe(Arc::clone(observer));
+        }
         Ok(server)
     }
 
@@ -133,7 +145,13 @@ pub struct PoolState {
 
 impl Pool {
     /// A pool that connects when first asked, and keeps `min_connections` from then on.
-    pub fn new(address: ServerAddress, login: Login, config: &PoolConfig, metrics: PoolMetrics) -> Self {
+    pub fn new(
+        address: ServerAddress,
+        login: Login,
+        config: &PoolConfig,
+        metrics: PoolMetrics,
+        observer: Option<Arc<dyn ProcessObserver>>,
+    ) -> Self {
         let baseline = Arc::new(ArcSwapOption::empty());
         let manager = Manager {
             address: address.clone(),
@@ -141,6 +159,7 @@ impl Pool {
             statements: config.prepared_statements,
             baseline: Arc::clone(&baseline),
             metrics: metrics.clone(),
+            observer,
         };
         let pool = bb8::Pool::builder()
             .max_size(config.max_connections)

@@ -11,6 +11,7 @@ use tokio::io::{AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use super::cancel::CancelTarget;
 use super::connect::Connected;
 use super::expect::{Consequences, Expect, Expects, Verdict};
+use super::pool::ProcessObserver;
 use super::settings::SharedSettings;
 use super::statements::{Held, Identity};
 use crate::config::model::ServerAddress;
@@ -70,6 +71,15 @@ pub struct ServerConn {
     broken: bool,
     /// Messages go over it that `expects` does not know of: until they are all answered it cannot be given to another.
     taken_over: bool,
+    observer: Option<Arc<dyn ProcessObserver>>,
+}
+
+impl Drop for ServerConn {
+    fn drop(&mut self) {
+        if let Some(observer) = &self.observer {
+            observer.closed(self.pid, self.backend_start_us);
+        }
+    }
 }
 
 /// What scanning a server's bytes showed.
@@ -127,7 +137,14 @@ impl ServerConn {
             passing: 0,
             broken: false,
             taken_over: false,
+            observer: None,
         }
+    }
+
+    /// Tells someone that this connection is there, and later that it is not.
+    pub fn observe(&mut self, observer: Arc<dyn ProcessObserver>) {
+        observer.opened(self.pid, self.backend_start_us);
+        self.observer = Some(observer);
     }
 
     /// Whether it may be given to another client: every Sync answered, nothing buffered, no transaction, nothing broken.

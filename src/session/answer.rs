@@ -158,7 +158,14 @@ impl Session {
         let capture = fill.is_some().then_some(self.db.cache_config.max_entry_bytes);
         let mut borrowed = self.borrow_server(target).await?;
         let started = Instant::now();
-        let outcome = readonly::run(borrowed.lease.server(), read, &mut self.client, capture).await;
+        let running = readonly::run(borrowed.lease.server(), read, &mut self.client, capture);
+        let outcome = match tokio::time::timeout(self.db.config.olap_timeout, running).await {
+            Ok(outcome) => outcome,
+            Err(_) => {
+                self.cancel.slot.fire().await;
+                Err(super::failure::too_slow("database.olap_timeout"))
+            }
+        };
         let cost = started.elapsed();
         if outcome.is_err() {
             borrowed.lease.server().mark_broken();
@@ -239,9 +246,19 @@ impl Session {
         Ok(())
     }
 
+    /// Counts a statement that has ended, and logs it if it took long.
+    pub(super) fn note_statement(&self, class: PlanClass) {
+        let took = self.since.elapsed();
+        self.db.metrics.statement(class, took);
+        if self.db.slow_statement.is_some_and(|limit| took >= limit) {
+            let (user, database) = (&self.user.name, &self.db.config.name);
+            tracing::warn!(user, database, plan = class.label(), took_ms = took.as_millis() as u64, "slow statement");
+        }
+    }
+
     /// Counts a statement that has ended.
     pub(super) fn count_statement(&mut self, class: PlanClass) {
-        self.db.metrics.statement(class, self.since.elapsed());
+        self.note_statement(class);
     }
 }
 

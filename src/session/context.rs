@@ -10,9 +10,9 @@ use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::backend::connect::Login;
-use crate::backend::pool::Pool;
+use crate::backend::pool::{Pool, ProcessObserver};
 use crate::backend::statements::Registry;
-use crate::cache::ResultCache;
+use crate::cache::{BackendId, ResultCache};
 use crate::catalog::refresh::CatalogHandle;
 use crate::config::model::{
     Cache as CacheConfig, Config, Database as DatabaseConfig, Fanout as FanoutConfig, PoolMode, ServerAddress, User,
@@ -75,10 +75,14 @@ pub struct Database {
     pub cache_config: CacheConfig,
     /// `[fanout]`
     pub fanout: FanoutConfig,
+    /// Statements that take longer are logged.
+    pub slow_statement: Option<Duration>,
     /// The result cache, where it is on.
     pub cache: Option<Arc<ResultCache>>,
     /// Whether this pgherd is known to be the only one that writes to this database.
     pub solo: Arc<AtomicBool>,
+    /// Which server the cache believes it answers for.
+    pub scope: Mutex<Option<String>>,
     /// Wakes whoever keeps the catalogs.
     pub catalog_changed: Notify,
     /// How many catalogs are still to be read for the first time.
@@ -88,6 +92,19 @@ pub struct Database {
     next_replica: AtomicUsize,
     /// Ends what is done for this database in the background.
     pub closed: CancellationToken,
+}
+
+/// Tells the cache of the primary's processes.
+struct Published(Arc<ResultCache>);
+
+impl ProcessObserver for Published {
+    fn opened(&self, pid: i32, start_us: i64) {
+        self.0.epochs().publish_backend(BackendId { pid, start_us });
+    }
+
+    fn closed(&self, pid: i32, start_us: i64) {
+        self.0.epochs().retire_backend(BackendId { pid, start_us });
+    }
 }
 
 /// How long a statement waits for the catalogs to be read for the first time.
@@ -113,8 +130,10 @@ impl Database {
             shard_catalog: has_shards.then(|| Arc::new(CatalogHandle::new())),
             cache_config: whole.cache.clone(),
             fanout: whole.fanout.clone(),
+            slow_statement: whole.telemetry.slow_statement,
             cache,
             solo,
+            scope: Mutex::default(),
             catalog_changed: Notify::new(),
             catalogs_missing: watch::Sender::new(missing),
             unseen_writers: RwLock::default(),
@@ -160,9 +179,16 @@ impl Database {
             user: user.name.as_str().into(),
             server: address.to_string().as_str().into(),
         };
-        let pool = Arc::new(Pool::new(address, login, &config, self.shared.metrics.pool(labels)));
+        let pool =
+            Arc::new(Pool::new(address, login, &config, self.shared.metrics.pool(labels), self.observer(target)));
         pools.insert((user.name.clone(), target), Arc::clone(&pool));
         pool
+    }
+
+    /// The fleet must know which processes of the primary this pgherd may be writing through.
+    fn observer(&self, target: Target) -> Option<Arc<dyn ProcessObserver>> {
+        let cache = self.cache.as_ref().filter(|_| target == Target::Primary)?;
+        Some(Arc::new(Published(Arc::clone(cache))))
     }
 
     /// How that user's connections log in on a server.

@@ -112,6 +112,12 @@ pub(super) fn shutting_down() -> Error {
     Error::new(ErrorKind::Shutdown, SqlState::ADMIN_SHUTDOWN, message).fatal()
 }
 
+/// A statement ran for longer than that setting allows.
+pub(super) fn too_slow(setting: &str) -> Error {
+    let message = format!("canceling statement due to {setting}");
+    Error::new(ErrorKind::Cancelled, SqlState::QUERY_CANCELED, message)
+}
+
 /// A client lay idle for too long.
 pub(super) fn idle_too_long() -> Error {
     Error::new(

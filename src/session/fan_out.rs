@@ -14,13 +14,12 @@ use super::context::Target;
 use super::planned::Execution;
 use super::{Attached, Session};
 use crate::backend::cancel::CancelTarget;
-use crate::error::{Error, ErrorKind};
+use crate::error::Error;
 use crate::exec::fanout::{self, Failure, Leg, Run, Sink};
 use crate::exec::merge::ResultFormats;
 use crate::exec::relay::ClientSide;
 use crate::plan::distribute::Streamed;
 use crate::wire::frame::Frame;
-use crate::wire::sqlstate::SqlState;
 use crate::wire::writer;
 
 /// How long legs may take to come to rest after an error or a cancel.
@@ -115,7 +114,7 @@ impl Session {
                 Ok(Ok(()))
             }
             Err(Failure::Server(frame)) => Ok(Err(frame.bytes)),
-            Err(Failure::Own(_)) if timed_out => Err(too_slow()),
+            Err(Failure::Own(_)) if timed_out => Err(super::failure::too_slow("fanout.query_timeout")),
             Err(Failure::Own(error)) => Err(error),
         }
     }
@@ -167,9 +166,4 @@ fn release(legs: Vec<LeasedLeg>, broken: &[usize]) {
             leg.attached.lease.release();
         }
     }
-}
-
-/// A statement that ran for too long over its shards.
-fn too_slow() -> Error {
-    Error::new(ErrorKind::Cancelled, SqlState::QUERY_CANCELED, "canceling statement due to fanout.query_timeout")
 }

@@ -184,6 +184,15 @@ impl Session {
         }
     }
 
+    /// Tells a client that it cannot be served, though it has proved who it is.
+    ///
+    /// # Errors
+    /// Always: the refusal itself.
+    pub async fn turn_away(mut self, refusal: Error) -> Result<(), Error> {
+        self.say_goodbye(&refusal).await;
+        Err(refusal)
+    }
+
     /// Serves the client until it leaves.
     ///
     /// # Errors

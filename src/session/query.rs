@@ -117,6 +117,7 @@ impl Session {
 
     fn pin(&mut self, pin: Pin) {
         if self.mode == PoolMode::Transaction && self.pins.add(pin) {
+            self.db.shared.metrics.pin(pin.label());
             tracing::debug!(reason = pin.label(), "client pinned to its server");
         }
     }

@@ -241,10 +241,11 @@ impl Session {
             Some(super::context::Target::Shard(_)) => PlanClass::Shard,
             _ => PlanClass::Primary,
         };
-        self.db.metrics.statement(class, self.since.elapsed());
+        self.note_statement(class);
         let succeeded = std::mem::take(&mut self.errors_in_turn) == 0;
         self.note_turn_outcome(succeeded);
         if status == TransactionStatus::Idle {
+            self.db.metrics.transactions.inc();
             self.transaction_is_over();
             self.settle_writes();
             self.release_if_at_rest().await?;

@@ -80,7 +80,7 @@ impl Counters {
         if grown("pgherd_cache_fills_total", "") {
             return Source::Filled;
         }
-        let leased = |address: &str| grown("pgherd_pool_wait_seconds_count", &format!("server=\"{address}\""));
+        let leased = |address: &str| grown("pgherd_pool_wait_seconds_count", &format!("server=\"{address}/"));
         let mut servers: Vec<String> =
             names.iter().filter(|(address, _)| leased(address)).map(|(_, name)| name.clone()).collect();
         servers.sort_unstable();
@@ -101,9 +101,9 @@ mod tests {
 
     #[test]
     fn servers_that_lent_a_connection_are_named() {
-        let before = Counters::parse("pgherd_pool_wait_seconds_count{server=\"127.0.0.1:1\"} 4\n");
+        let before = Counters::parse("pgherd_pool_wait_seconds_count{server=\"127.0.0.1:1/app\"} 4\n");
         let after = Counters::parse(
-            "# HELP x\npgherd_pool_wait_seconds_count{server=\"127.0.0.1:1\"} 5\npgherd_pool_wait_seconds_count{server=\"127.0.0.1:2\"} 1\n",
+            "# HELP x\npgherd_pool_wait_seconds_count{server=\"127.0.0.1:1/app\"} 5\npgherd_pool_wait_seconds_count{server=\"127.0.0.1:2/app\"} 1\n",
         );
         assert_eq!(after.source(&before, &names()), Source::Servers(vec!["shard 0".to_owned(), "shard 1".to_owned()]));
         assert_eq!(after.source(&after, &names()), Source::Pgherd);

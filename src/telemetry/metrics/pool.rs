@@ -15,7 +15,7 @@ pub struct PoolLabels {
     pub database: LabelText,
     /// The user that the pool logs in for.
     pub user: LabelText,
-    /// The server, as `host:port`.
+    /// The server, as `host:port/dbname`.
     pub server: LabelText,
 }
 
