@@ -5,6 +5,7 @@ pub mod connect;
 pub mod control;
 pub mod expect;
 mod login;
+mod own;
 pub mod pool;
 pub mod reset;
 pub mod server;

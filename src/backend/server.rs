@@ -13,7 +13,7 @@ use super::connect::Connected;
 use super::expect::{Consequences, Expect, Expects, Verdict};
 use super::pool::ProcessObserver;
 use super::settings::SharedSettings;
-use super::statements::{Held, Identity};
+use super::statements::Held;
 use crate::config::model::ServerAddress;
 use crate::error::{Error, ErrorKind};
 use crate::limits;
@@ -68,7 +68,7 @@ pub struct ServerConn {
     /// Bytes of the message at hand that are still to be passed on unread.
     passing: usize,
     /// Something went wrong on it: it is never used again.
-    broken: bool,
+    pub(super) broken: bool,
     /// Messages go over it that `expects` does not know of: until they are all answered it cannot be given to another.
     taken_over: bool,
     observer: Option<Arc<dyn ProcessObserver>>,
@@ -486,54 +486,6 @@ impl ServerConn {
         self.expects.push(Expect::HiddenQuery);
     }
 
-    /// Runs a Query of pgherd's own, waits for its end, and returns the values of its rows as text.
-    ///
-    /// # Errors
-    /// The server's own error, with its SQLSTATE and message in detail and cause; or the socket failed.
-    pub async fn run(&mut self, text: &str) -> Result<Vec<Vec<Option<String>>>, Error> {
-        debug_assert!(self.expects.is_empty());
-        writer::query(&mut self.outbuf, text.as_bytes());
-        self.unnamed = None;
-        self.flush().await?;
-        let before = std::mem::replace(&mut self.broken, true);
-        let rows = self.collect().await?;
-        self.broken = before;
-        rows
-    }
-
-    /// The outer error is the socket's or the protocol's, the inner one the statement's.
-    async fn collect(&mut self) -> Result<Result<Vec<Vec<Option<String>>>, Error>, Error> {
-        let (mut rows, mut failure) = (Vec::new(), None);
-        loop {
-            let frame = self.read_frame().await?;
-            self.note(&frame);
-            match frame.tag() {
-                b'D' => rows.push(text_row(frame.body()).ok_or_else(|| misbehaved("a DataRow is cut short"))?),
-                b'E' => failure = Some(server_error(frame.body())),
-                b'G' | b'W' => return Err(misbehaved("COPY where none was asked for")),
-                b'Z' => return Ok(failure.map_or(Ok(rows), Err)),
-                _ => {}
-            }
-        }
-    }
-
-    /// Prepares a statement and waits for the answer, closing another first if `evicted` names one.
-    ///
-    /// # Errors
-    /// The server refused it or failed.
-    pub async fn prepare(&mut self, statement: &Identity, evicted: Option<&Identity>) -> Result<(), Error> {
-        if let Some(evicted) = evicted {
-            writer::close(&mut self.outbuf, b'S', evicted.server_name.as_bytes());
-        }
-        statement.write_parse(&mut self.outbuf);
-        writer::sync(&mut self.outbuf);
-        self.flush().await?;
-        let before = std::mem::replace(&mut self.broken, true);
-        let outcome = self.collect().await?;
-        self.broken = before;
-        outcome.map(|_| ())
-    }
-
     /// Reads some more bytes, for [`ServerConn::scan`].
     ///
     /// # Errors
@@ -557,18 +509,6 @@ impl ServerConn {
     }
 }
 
-/// Reads a DataRow's values as text.
-fn text_row(body: &[u8]) -> Option<Vec<Option<String>>> {
-    let mut body = frame::Body::new(body);
-    let columns = usize::try_from(body.i16()?).ok()?;
-    (0..columns)
-        .map(|_| match usize::try_from(body.i32()?) {
-            Ok(len) => Some(Some(String::from_utf8_lossy(body.bytes(len)?).into_owned())),
-            Err(_) => Some(None),
-        })
-        .collect()
-}
-
 /// The error of pgherd's that stands for an ErrorResponse of a server: its SQLSTATE is not ours to name, so it is detail.
 pub fn server_error(body: &[u8]) -> Error {
     match ErrorFields::parse(body) {
@@ -588,13 +528,13 @@ fn is_stale_plan(body: &[u8]) -> bool {
     })
 }
 
-fn lost(error: std::io::Error) -> Error {
+pub(super) fn lost(error: std::io::Error) -> Error {
     Error::new(ErrorKind::Backend, SqlState::CONNECTION_FAILURE, "server closed the connection unexpectedly")
         .hint("The statement may or may not have run: check before repeating it.")
         .cause(error)
 }
 
-fn misbehaved(what: impl Into<String>) -> Error {
+pub(super) fn misbehaved(what: impl Into<String>) -> Error {
     Error::new(ErrorKind::Backend, SqlState::PROTOCOL_VIOLATION, "server broke the protocol").detail(what)
 }
 

@@ -116,15 +116,11 @@ impl Ground {
 
     /// Runs `initdb`, with the locale in which bytes are the text's order.
     pub(super) fn initdb(&self, folder: &Path) -> Result<(), ServerError> {
-        let with_locale = |locale: &str| {
-            let mut initdb = self.command(self.binaries.postgres_program("initdb"));
-            initdb
-                .args(["--no-sync", "-A", "trust", "-U", "postgres", "-E", "UTF8", "--locale", locale, "-D"])
-                .arg(folder);
-            Self::run(&mut initdb)
-        };
-        // macOS before 15 and musl systems do not all know C.UTF-8; plain C has the same order.
-        with_locale("C.UTF-8").or_else(|_| with_locale("C"))
+        let mut initdb = self.command(self.binaries.postgres_program("initdb"));
+        initdb
+            .args(["--no-sync", "-A", "trust", "-U", "postgres", "-E", "UTF8", "--locale", "C", "-D"])
+            .arg(folder);
+        Self::run(&mut initdb)
     }
 }
 
