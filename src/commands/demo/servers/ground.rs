@@ -117,9 +117,7 @@ impl Ground {
     /// Runs `initdb`, with the locale in which bytes are the text's order.
     pub(super) fn initdb(&self, folder: &Path) -> Result<(), ServerError> {
         let mut initdb = self.command(self.binaries.postgres_program("initdb"));
-        initdb
-            .args(["--no-sync", "-A", "trust", "-U", "postgres", "-E", "UTF8", "--locale", "C", "-D"])
-            .arg(folder);
+        initdb.args(["--no-sync", "-A", "trust", "-U", "postgres", "-E", "UTF8", "--locale", "C", "-D"]).arg(folder);
         Self::run(&mut initdb)
     }
 }
