@@ -26,6 +26,8 @@ pub const READ_CHUNK_BYTES: usize = 32 * 1024;
 pub const CLIENT_QUEUE_BYTES: usize = 256 * 1024;
 /// Bytes queued for a server before its client's socket is no longer read.
 pub const SERVER_QUEUE_BYTES: usize = 256 * 1024;
+/// Answers that a server may owe before its client's next message must wait.
+pub const SERVER_QUEUE_MESSAGES: usize = 64 * 1024;
 /// Settings of one session that are tracked and replayed.
 pub const SETTINGS: usize = 1_000;
 /// Prepared statements kept on one server connection before the least recently used is closed.

@@ -26,8 +26,8 @@ pub enum Expect {
         hidden: bool,
         /// The statement, if it is one that the server keeps by name.
         statement: Option<Arc<Identity>>,
-        /// The name that the client gave it.
-        client_name: Option<Bytes>,
+        /// The name that the client gave it, and which of its Parses this was.
+        client_name: Option<(Bytes, u64)>,
     },
     /// BindComplete.
     Bind,
@@ -51,8 +51,6 @@ pub enum Expect {
     Poison(Bytes),
     /// Nothing from the server: these bytes go to the client when everything before them is answered.
     Inject(Bytes),
-    /// Nothing from the server: CopyDone or CopyFail was sent before the server had asked for COPY data (asyncpg does not wait).
-    CopyEnd,
 }
 
 /// What becomes of a server's message.
@@ -74,9 +72,13 @@ pub struct Unexpected(pub u8);
 #[derive(Debug, Default)]
 pub struct Consequences {
     /// Parses that failed or were skipped: the client's names that mean nothing now.
-    pub lost_names: Vec<Bytes>,
+    pub lost_names: Vec<(Bytes, u64)>,
     /// Statements that the server does not hold after all.
     pub lost_statements: Vec<Arc<Identity>>,
+    /// A Parse of the unnamed statement failed or was skipped: what the server holds there is not known.
+    pub lost_unnamed: bool,
+    /// A Close of pgherd's own was skipped: the server still holds what it was to forget.
+    pub lost_close: bool,
 }
 
 /// The queue of answers owed.
@@ -102,7 +104,22 @@ impl Expects {
 
     /// Whether extended messages were sent that no Sync has closed: the server may hold an implicit transaction.
     pub fn is_unsynced(&self) -> bool {
-        self.unsynced
+        self.unsynced || self.skipping
+    }
+
+    /// How many answers are owed.
+    pub fn len(&self) -> usize {
+        self.queue.len()
+    }
+
+    /// Whether something runs that may ask for COPY data.
+    pub fn may_start_copy(&self) -> bool {
+        self.queue.iter().any(|expect| matches!(expect, Expect::Query | Expect::Execute))
+    }
+
+    /// Whether the next error is to be told in pgherd's words.
+    pub fn is_poisoned(&self) -> bool {
+        matches!(self.queue.front(), Some(Expect::Poison(_)))
     }
 
     /// Whether what the server sends now is for pgherd alone.
@@ -130,7 +147,9 @@ impl Expects {
     pub fn push(&mut self, expect: Expect) {
         match expect {
             Expect::Sync { .. } => (self.skipping, self.unsynced) = (false, false),
-            Expect::Query | Expect::FunctionCall | Expect::HiddenQuery | Expect::Inject(_) | Expect::CopyEnd => {}
+            // They end an implicit transaction as a Sync does, unless the server is skipping.
+            Expect::Query | Expect::FunctionCall | Expect::HiddenQuery => self.unsynced = false,
+            Expect::Inject(_) => {}
             _ => self.unsynced = true,
         }
         self.queue.push_back(expect);
@@ -141,45 +160,18 @@ impl Expects {
         if !matches!(self.queue.front(), Some(Expect::Inject(_))) {
             return None;
         }
-        let injected = self.queue.pop_front();
-        self.drop_stray_ends();
-        match injected {
+        match self.queue.pop_front() {
             Some(Expect::Inject(bytes)) => Some(bytes),
             _ => None,
         }
     }
 
-    /// The server waits for COPY data: until their end it ignores every Sync (PostgreSQL manual, 55.2.6). Returns whether
-    /// the client has sent their end already.
-    pub fn copy_in_started(&mut self) -> bool {
-        let asked_in = |expect: &Expect| matches!(expect, Expect::Query | Expect::FunctionCall | Expect::HiddenQuery);
-        let of_this_copy = self.queue.iter().skip(1).take_while(|expect| !asked_in(expect));
-        let end = of_this_copy.take_while(|expect| !matches!(expect, Expect::CopyEnd)).count() + 1;
-        let has_ended = matches!(self.queue.get(end), Some(Expect::CopyEnd));
-        if has_ended {
-            self.queue.remove(end);
-        }
+    /// The server waits for COPY data: it ignores every Sync sent so far (PostgreSQL manual, 55.2.6), since the client's COPY
+    /// data is held back until this is known.
+    pub fn copy_in_started(&mut self) {
+        self.queue.retain(|expect| !matches!(expect, Expect::Sync { .. }));
         if matches!(self.queue.front(), Some(Expect::Execute)) {
-            let mut at = 0;
-            self.queue.retain(|expect| {
-                at += 1;
-                at > end || !matches!(expect, Expect::Sync { .. })
-            });
-        }
-        has_ended
-    }
-
-    /// The client has sent the end of COPY data that the server has not asked for yet. Where it never asks it ignores them.
-    pub fn copy_ended_early(&mut self) {
-        if !self.queue.is_empty() {
-            self.queue.push_back(Expect::CopyEnd);
-        }
-    }
-
-    /// Ends of COPY data that nobody asked for are answered by nothing.
-    fn drop_stray_ends(&mut self) {
-        while matches!(self.queue.front(), Some(Expect::CopyEnd)) {
-            self.queue.pop_front();
+            self.unsynced = true;
         }
     }
 
@@ -195,7 +187,10 @@ impl Expects {
         match (front, tag) {
             (Expect::Poison(error), b'E') => {
                 let verdict = Verdict::Replace(error.clone());
-                self.skip_to_sync(consequences);
+                self.queue.pop_front();
+                if !matches!(self.queue.front(), Some(Expect::Query)) {
+                    self.skip_to_sync(consequences);
+                }
                 Ok(verdict)
             }
             (Expect::HiddenQuery, b'Z') => self.done(Verdict::Swallow),
@@ -216,7 +211,7 @@ impl Expects {
             (Expect::Describe(_), b't') => Ok(Verdict::Forward),
             (Expect::Describe(_), b'T' | b'n') | (Expect::Execute, b'C' | b'I' | b's') => self.done(Verdict::Forward),
             (Expect::Execute, b'D' | b'G' | b'H' | b'W' | b'd' | b'c') => Ok(Verdict::Forward),
-            (Expect::Inject(_) | Expect::CopyEnd, _) => Err(Unexpected(tag)),
+            (Expect::Inject(_), _) => Err(Unexpected(tag)),
             (_, b'E') => {
                 self.skip_to_sync(consequences);
                 Ok(Verdict::Forward)
@@ -227,22 +222,27 @@ impl Expects {
 
     fn done(&mut self, verdict: Verdict) -> Result<Verdict, Unexpected> {
         self.queue.pop_front();
-        self.drop_stray_ends();
         Ok(verdict)
     }
 
-    /// An error in the extended protocol: everything up to the next Sync is not answered any more.
+    /// An error in the extended protocol: everything up to the next Sync is not answered any more, a Query included.
     fn skip_to_sync(&mut self, consequences: &mut Consequences) {
         while let Some(front) = self.queue.front() {
-            if matches!(front, Expect::Sync { .. } | Expect::Query | Expect::FunctionCall | Expect::HiddenQuery) {
+            if matches!(front, Expect::Sync { .. }) {
                 return;
             }
-            if let Some(Expect::Parse { statement, client_name, .. }) = self.queue.pop_front() {
-                if let Some(statement) = &statement {
-                    statement.note_parsed(false);
+            match self.queue.pop_front() {
+                Some(Expect::Parse { statement, client_name, .. }) => {
+                    consequences.lost_unnamed |= statement.is_none();
+                    if let Some(statement) = &statement {
+                        statement.note_parsed(false);
+                    }
+                    consequences.lost_names.extend(client_name);
+                    consequences.lost_statements.extend(statement);
                 }
-                consequences.lost_names.extend(client_name);
-                consequences.lost_statements.extend(statement);
+                Some(Expect::Close { hidden: true }) => consequences.lost_close = true,
+                Some(Expect::Query | Expect::HiddenQuery | Expect::Poison(_)) => consequences.lost_unnamed = true,
+                _ => {}
             }
         }
         self.skipping = true;
@@ -262,11 +262,12 @@ mod tests {
     #[test]
     fn an_error_skips_everything_up_to_the_sync() {
         let name = Bytes::from_static(b"s1");
-        let parse = Expect::Parse { hidden: false, statement: None, client_name: Some(name.clone()) };
+        let parse = Expect::Parse { hidden: false, statement: None, client_name: Some((name.clone(), 1)) };
         let mut owed = expects([Expect::Bind, parse, Expect::Execute, Expect::Sync { hidden: false }]);
         let mut consequences = Consequences::default();
         assert_eq!(owed.answer(b'E', &mut consequences), Ok(Verdict::Forward));
-        assert_eq!(consequences.lost_names, [name]);
+        assert_eq!(consequences.lost_names, [(name, 1)]);
+        assert!(consequences.lost_unnamed);
         assert!(!owed.is_skipping());
         assert_eq!(owed.answer(b'Z', &mut consequences), Ok(Verdict::Forward));
         assert!(owed.is_empty());
@@ -303,40 +304,45 @@ mod tests {
     }
 
     #[test]
-    fn copy_data_that_ended_before_they_were_asked_for_are_known_to_have_ended() {
-        let sync = || Expect::Sync { hidden: false };
-        let mut owed = expects([Expect::Execute, sync(), Expect::CopyEnd, sync()]);
-        assert!(owed.copy_in_started());
-        let mut consequences = Consequences::default();
-        assert_eq!(owed.answer(b'C', &mut consequences), Ok(Verdict::Forward));
-        assert_eq!(owed.answer(b'Z', &mut consequences), Ok(Verdict::Forward));
-        assert!(owed.is_empty(), "the Sync before CopyDone is ignored, the one behind it answered");
-
-        let mut owed = expects([Expect::Query, Expect::CopyEnd, Expect::Query, Expect::CopyEnd]);
-        for _ in 0..2 {
-            assert!(owed.copy_in_started());
-            assert_eq!(owed.answer(b'Z', &mut consequences), Ok(Verdict::Forward));
-        }
-        assert!(owed.is_empty());
-
-        let mut owed = expects([Expect::Query, Expect::Query, Expect::CopyEnd]);
-        assert!(!owed.copy_in_started(), "the end belongs to the second");
-    }
-
-    #[test]
-    fn an_end_of_copy_data_that_nobody_asks_for_owes_nothing() {
-        let mut owed = expects([Expect::Query]);
-        owed.copy_ended_early();
-        assert_eq!(owed.answer(b'Z', &mut Consequences::default()), Ok(Verdict::Forward));
-        owed.copy_ended_early();
-        assert!(owed.is_empty());
-    }
-
-    #[test]
     fn a_sync_sent_into_copy_in_is_never_answered() {
         let mut owed = expects([Expect::Execute, Expect::Sync { hidden: false }]);
-        assert!(!owed.copy_in_started());
+        owed.copy_in_started();
         assert_eq!(owed.answer(b'C', &mut Consequences::default()), Ok(Verdict::Forward));
         assert!(owed.is_empty());
+        assert!(owed.is_unsynced(), "its implicit transaction is still open");
+    }
+
+    #[test]
+    fn a_query_behind_a_failed_pipeline_is_skipped_too() {
+        let mut owed = expects([Expect::Bind, Expect::Query]);
+        assert_eq!(owed.answer(b'E', &mut Consequences::default()), Ok(Verdict::Forward));
+        assert!(owed.is_empty() && owed.is_skipping() && owed.is_unsynced());
+    }
+
+    #[test]
+    fn a_query_behind_a_pipeline_ends_its_implicit_transaction() {
+        let mut owed = expects([Expect::Bind, Expect::Query]);
+        for tag in [b'2', b'C', b'Z'] {
+            assert_eq!(owed.answer(tag, &mut Consequences::default()), Ok(Verdict::Forward));
+        }
+        assert!(owed.is_empty() && !owed.is_unsynced());
+    }
+
+    #[test]
+    fn a_poisoned_query_is_answered_by_its_own_ready() {
+        let error = Bytes::from_static(b"E");
+        let mut owed = expects([Expect::Poison(error.clone()), Expect::Query]);
+        assert!(owed.is_poisoned() && !owed.is_unsynced());
+        assert_eq!(owed.answer(b'E', &mut Consequences::default()), Ok(Verdict::Replace(error)));
+        assert_eq!(owed.answer(b'Z', &mut Consequences::default()), Ok(Verdict::Forward));
+        assert!(owed.is_empty() && !owed.is_unsynced());
+    }
+
+    #[test]
+    fn a_close_that_was_skipped_is_known_to_be_open() {
+        let mut owed = expects([Expect::Bind, Expect::Close { hidden: true }, Expect::Sync { hidden: false }]);
+        let mut consequences = Consequences::default();
+        assert_eq!(owed.answer(b'E', &mut consequences), Ok(Verdict::Forward));
+        assert!(consequences.lost_close);
     }
 }

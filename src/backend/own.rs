@@ -54,6 +54,26 @@ impl ServerConn {
         self.broken = before;
         outcome.map(|_| ())
     }
+
+    /// Closes every statement that it holds by name, and waits until it has.
+    ///
+    /// # Errors
+    /// The server failed.
+    pub async fn close_statements(&mut self) -> Result<(), Error> {
+        if self.held.is_empty() {
+            return Ok(());
+        }
+        for name in self.held.names() {
+            writer::close(&mut self.outbuf, b'S', name.as_bytes());
+        }
+        self.held.clear();
+        writer::sync(&mut self.outbuf);
+        self.flush().await?;
+        let before = std::mem::replace(&mut self.broken, true);
+        let outcome = self.collect().await?;
+        self.broken = before;
+        outcome.map(|_| ())
+    }
 }
 
 /// Reads a DataRow's values as text.

@@ -99,6 +99,8 @@ pub struct Pool {
 /// A server connection on loan. Giving it back is done on purpose by [`Lease::release`]; dropping it is the safe loss.
 pub struct Lease {
     server: PooledConnection<'static, Manager>,
+    /// It is given back on purpose, by one who knows the state of its session.
+    released: bool,
     _permit: OwnedSemaphorePermit,
 }
 
@@ -116,6 +118,7 @@ impl Lease {
     /// Gives the connection back; bb8 closes it if it is not reusable.
     pub fn release(mut self) {
         self.server.idle_since = Instant::now();
+        self.released = true;
     }
 
     /// Closes the connection instead of giving it back.
@@ -126,7 +129,8 @@ impl Lease {
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        if !self.server.is_reusable() {
+        // A task that panicked or was dropped half way knows nothing of the session that it leaves behind.
+        if !self.released || !self.server.is_reusable() {
             self.server.mark_broken();
         }
     }
@@ -232,7 +236,7 @@ impl Pool {
             let mut server = self.pool.get_owned().await.map_err(|error| self.cannot_connect(error))?;
             server.check_idle();
             if server.is_reusable() {
-                return Ok(Lease { server, _permit: permit });
+                return Ok(Lease { server, released: false, _permit: permit });
             }
         }
     }

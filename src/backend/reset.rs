@@ -93,6 +93,29 @@ pub async fn apply(server: &mut ServerConn, wanted: &SharedSettings) -> Result<(
     }
 }
 
+/// Sets the named settings to what `values` says, in the transaction at hand if there is one.
+///
+/// # Errors
+/// The server refused a value or failed; it is broken and must not be used again.
+pub async fn set(server: &mut ServerConn, values: &Settings, names: &BTreeSet<Box<str>>) -> Result<(), Error> {
+    let calls: Vec<String> = names
+        .iter()
+        .filter_map(|name| {
+            Some(format!("pg_catalog.set_config({},{},false)", literal(name), literal(values.get(name)?)))
+        })
+        .collect();
+    if calls.is_empty() {
+        return Ok(());
+    }
+    match server.run(&format!("SELECT {}", calls.join(","))).await {
+        Ok(_) => Ok(()),
+        Err(error) => {
+            server.mark_broken();
+            Err(error)
+        }
+    }
+}
+
 /// Reads back what the named settings are now, and returns the session's whole map: `before` with those values.
 /// A value that a fresh login has too is left out.
 ///
@@ -105,8 +128,11 @@ pub async fn read_back(
     baseline: Option<&Baseline>,
 ) -> Result<Settings, Error> {
     let mut after = before.clone();
-    let unreported: Vec<&Box<str>> = names.iter().filter(|name| !is_reported(name)).collect();
-    for name in names.iter().filter(|name| is_reported(name)) {
+    // Bytes of another encoding cannot be kept as they come: then everything is asked for in UTF-8, spelled in hexadecimal.
+    let is_utf8 = server.parameter("client_encoding").is_none_or(|name| matches!(name, "UTF8" | "SQL_ASCII"));
+    let takes_report = |name: &str| is_utf8 && is_reported(name);
+    let unreported: Vec<&str> = names.iter().map(|name| &**name).filter(|name| !takes_report(name)).collect();
+    for name in names.iter().filter(|name| takes_report(name)) {
         let value = server.parameter(name).map(str::to_owned);
         let at_login = baseline.and_then(|baseline| reported_at_login(baseline, name));
         note(&mut after, name, value.as_deref(), at_login);
@@ -114,14 +140,33 @@ pub async fn read_back(
     if unreported.is_empty() {
         return Ok(after);
     }
-    let calls: Vec<String> =
-        unreported.iter().map(|name| format!("pg_catalog.current_setting({},true)", literal(name))).collect();
+    let call = |name: &&str| {
+        let call = format!("pg_catalog.current_setting({},true)", literal(name));
+        if is_utf8 { call } else { format!("pg_catalog.encode(pg_catalog.convert_to({call},'UTF8'),'hex')") }
+    };
+    let calls: Vec<String> = unreported.iter().map(call).collect();
     let rows = server.run(&format!("SELECT {}", calls.join(","))).await?;
     for (name, value) in unreported.iter().zip(rows.into_iter().next().unwrap_or_default()) {
-        let at_login = if ***name == *"role" { Some("none") } else { baseline.and_then(|known| known.setting(name)) };
+        let value = if is_utf8 { value } else { value.map(|hex| from_hex(&hex)).transpose()? };
+        let at_login = match baseline {
+            _ if *name == "role" => Some("none"),
+            Some(known) => known.setting(name).or_else(|| reported_at_login(known, name)),
+            None => None,
+        };
         note(&mut after, name, value.as_deref(), at_login);
     }
     Ok(after)
+}
+
+fn from_hex(hex: &str) -> Result<String, Error> {
+    let digits = hex
+        .as_bytes()
+        .chunks(2)
+        .map(|pair| std::str::from_utf8(pair).ok().and_then(|it| u8::from_str_radix(it, 16).ok()));
+    let bytes: Option<Vec<u8>> = digits.collect();
+    bytes
+        .and_then(|bytes| String::from_utf8(bytes).ok())
+        .ok_or_else(|| Error::internal("a setting's value came in a form that was not asked for"))
 }
 
 fn reported_at_login<'a>(baseline: &'a Baseline, name: &str) -> Option<&'a str> {

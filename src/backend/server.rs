@@ -24,6 +24,10 @@ use crate::wire::frame::{self, Frame, HEADER_LEN};
 use crate::wire::sqlstate::SqlState;
 use crate::wire::writer::{self, TransactionStatus};
 
+/// Bytes of a message that is held until it is whole; larger ones pass as they come where nobody must read them.
+const HELD_UP_TO: usize = 64 * 1024;
+/// Stands where the serial of an unnamed statement would: some statement that no session can mean.
+pub const UNKNOWN_STATEMENT: u64 = 0;
 /// Bytes of answers up to which copying them is cheaper than keeping the server waiting for the client's socket.
 const COPY_UP_TO: usize = 8 * 1024;
 
@@ -51,20 +55,22 @@ pub struct ServerConn {
     pub settings: SharedSettings,
     /// Named statements that it holds.
     pub held: Held,
+    /// Which generation of statements those are.
+    pub generation: u64,
     /// Which Parse its unnamed statement came from.
     pub unnamed: Option<u64>,
     /// The transaction status it reported last.
     pub status: TransactionStatus,
     /// It takes COPY data now.
     pub copying_in: bool,
-    /// Bytes that are missing of a message whose beginning is sent or in `outbuf`: nothing else may be sent before them.
-    pub unfinished: usize,
     /// Code ran on it that may have changed its session in ways nobody saw.
     pub dirty: bool,
     /// When it was connected.
     pub connected_at: Instant,
     /// When it was last given back.
     pub idle_since: Instant,
+    /// Bytes of a client's message, begun in `outbuf`, that are still to come: until then nothing else may be sent to it.
+    pub unfinished: usize,
     /// Bytes of the message at hand that are still to be passed on unread.
     passing: usize,
     /// Something went wrong on it: it is never used again.
@@ -89,6 +95,10 @@ pub struct Seen {
     pub ready: Option<TransactionStatus>,
     /// A ReadyForQuery came that only pgherd had asked for.
     pub hidden_ready: bool,
+    /// It asked for COPY data.
+    pub copy_in: bool,
+    /// It said why it goes away.
+    pub farewell: bool,
     /// Rows passed on.
     pub rows: u64,
     /// Errors passed on.
@@ -127,13 +137,14 @@ impl ServerConn {
             parameters: connected.parameters,
             settings: SharedSettings::default(),
             held: Held::new(statements),
+            generation: 0,
             unnamed: None,
             status: TransactionStatus::Idle,
             copying_in: false,
-            unfinished: 0,
             dirty: false,
             connected_at: now,
             idle_since: now,
+            unfinished: 0,
             passing: 0,
             broken: false,
             taken_over: false,
@@ -155,8 +166,8 @@ impl ServerConn {
             && !self.expects.is_unsynced()
             && self.status == TransactionStatus::Idle
             && !self.copying_in
-            && self.unfinished == 0
             && self.passing == 0
+            && self.unfinished == 0
             && self.inbuf.is_empty()
             && self.outbuf.is_empty()
     }
@@ -164,10 +175,15 @@ impl ServerConn {
     /// Whether nothing is owed and it is outside a transaction; its buffers may still hold bytes for the client.
     pub fn is_at_rest(&self) -> bool {
         !self.broken
+            && self.unfinished == 0
             && self.expects.is_empty()
             && !self.expects.is_unsynced()
             && self.status == TransactionStatus::Idle
-            && self.unfinished == 0
+    }
+
+    /// Whether a message has gone to the client in part: nothing else may be put behind it.
+    pub fn is_mid_message(&self) -> bool {
+        self.passing > 0
     }
 
     /// Someone sends messages that `expects` does not know of. Until [`ServerConn::hand_back`] it cannot be given to another
@@ -368,8 +384,8 @@ impl ServerConn {
                     return Ok(());
                 }
             }
-            let rest = &self.inbuf[self.cleared..];
-            let header = match frame::peek(rest, limits::MESSAGE_BYTES) {
+            let rest = self.inbuf.len() - self.cleared;
+            let header = match frame::peek(&self.inbuf[self.cleared..], limits::MESSAGE_BYTES) {
                 Ok(Some(header)) => header,
                 Ok(None) => return Ok(()),
                 Err(error) => return Err(misbehaved(error.to_string())),
@@ -380,8 +396,11 @@ impl ServerConn {
                 self.passing = header.total;
                 continue;
             }
-            if rest.len() < header.total {
-                let missing = header.total - rest.len();
+            if header.total > HELD_UP_TO && self.pass_unread(header, seen)? {
+                continue;
+            }
+            if rest < header.total {
+                let missing = header.total - rest;
                 self.inbuf.reserve(missing);
                 return Ok(());
             }
@@ -399,6 +418,27 @@ impl ServerConn {
             }
             self.inject(out);
         }
+    }
+
+    /// Lets a large message pass as it comes instead of holding it: a client can make a notice, an error or a function's
+    /// result as large as it likes. Returns false for one that must be held.
+    fn pass_unread(&mut self, header: frame::Header, seen: &mut Seen) -> Result<bool, Error> {
+        if self.expects.is_hidden() || self.expects.is_poisoned() || self.expects.is_empty() {
+            return Ok(false);
+        }
+        match header.tag {
+            b'N' => seen.notices += 1,
+            b'V' => drop(self.answer(b'V', seen)?),
+            b'E' => {
+                self.copying_in = false;
+                seen.errors += 1;
+                self.answer(b'E', seen)?;
+                self.act_on_losses(seen);
+            }
+            _ => return Ok(false),
+        }
+        self.passing = header.total;
+        Ok(true)
     }
 
     /// Puts in what is due before the server's next message.
@@ -433,6 +473,7 @@ impl ServerConn {
                 // Unasked: the server is going away (admin shutdown, idle timeout). The client is told as PostgreSQL would.
                 self.broken = true;
                 seen.errors += 1;
+                seen.farewell = true;
                 return Ok(Verdict::Forward);
             }
             b'E' => self.judge_error(header, hidden, seen),
@@ -441,7 +482,9 @@ impl ServerConn {
                 self.expects.learn_types(&body);
             }
             b'G' | b'W' => {
-                self.copying_in = !self.expects.copy_in_started();
+                self.copying_in = true;
+                seen.copy_in = true;
+                self.expects.copy_in_started();
             }
             b'C' => self.copying_in = false,
             b'Z' => {
@@ -458,10 +501,20 @@ impl ServerConn {
             _ => {}
         }
         let verdict = self.answer(header.tag, seen)?;
+        self.act_on_losses(seen);
+        Ok(verdict)
+    }
+
+    /// Parses and Closes that did not happen: what is believed of the server follows.
+    fn act_on_losses(&mut self, seen: &mut Seen) {
         for statement in seen.consequences.lost_statements.drain(..) {
             self.held.remove(statement.id);
         }
-        Ok(verdict)
+        let lost_close = std::mem::take(&mut seen.consequences.lost_close);
+        if lost_close || std::mem::take(&mut seen.consequences.lost_unnamed) {
+            self.unnamed = Some(UNKNOWN_STATEMENT);
+        }
+        self.dirty |= lost_close;
     }
 
     fn judge_error(&mut self, header: frame::Header, hidden: bool, seen: &mut Seen) {
@@ -471,7 +524,9 @@ impl ServerConn {
             seen.hidden_error = Some(body);
         } else {
             seen.errors += 1;
-            seen.stale_plan |= is_stale_plan(&body);
+            let fields = ErrorFields::parse(&body).ok();
+            seen.farewell |= fields.as_ref().is_some_and(ErrorFields::is_fatal);
+            seen.stale_plan |= fields.as_ref().is_some_and(is_stale_plan);
         }
     }
 
@@ -522,10 +577,11 @@ pub fn server_error(body: &[u8]) -> Error {
     }
 }
 
-fn is_stale_plan(body: &[u8]) -> bool {
-    ErrorFields::parse(body).is_ok_and(|fields| {
-        fields.code() == "0A000" && fields.message().contains("cached plan must not change result type")
-    })
+/// By the routine, since the message may be in any language.
+fn is_stale_plan(fields: &ErrorFields<'_>) -> bool {
+    fields.code() == "0A000"
+        && (fields.get(b'R') == Some("RevalidateCachedQuery")
+            || fields.message().contains("cached plan must not change result type"))
 }
 
 pub(super) fn lost(error: std::io::Error) -> Error {

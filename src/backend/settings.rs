@@ -25,7 +25,8 @@ const REPORTED: [&str; 7] = [
 ];
 
 /// Settings that parse analysis reads: a statement prepared under one value keeps its meaning under another.
-const PARSE_RELEVANT: [&str; 13] = [
+const PARSE_RELEVANT: [&str; 15] = [
+    "array_nulls",
     "backslash_quote",
     "client_encoding",
     "datestyle",
@@ -39,6 +40,7 @@ const PARSE_RELEVANT: [&str; 13] = [
     "session_authorization",
     "standard_conforming_strings",
     "timezone",
+    "transform_null_equals",
 ];
 const XMLOPTION: &str = "xmloption";
 
@@ -78,18 +80,33 @@ impl Settings {
         self.0.is_empty()
     }
 
+    /// Whether parse analysis reads that setting.
+    pub fn is_parse_relevant(name: &str) -> bool {
+        PARSE_RELEVANT.contains(&name) || name == XMLOPTION
+    }
+
+    /// Every setting that parse analysis reads.
+    pub fn parse_relevant_names() -> impl Iterator<Item = &'static str> {
+        PARSE_RELEVANT.into_iter().chain([XMLOPTION])
+    }
+
     /// The part that parse analysis reads.
     #[must_use]
     pub fn parse_relevant(&self) -> Self {
-        let keep = |name: &str| PARSE_RELEVANT.contains(&name) || name == XMLOPTION;
-        Self(self.0.iter().filter(|(name, _)| keep(name)).map(|(n, v)| (n.clone(), v.clone())).collect())
+        Self(
+            self.0
+                .iter()
+                .filter(|(name, _)| Self::is_parse_relevant(name))
+                .map(|(n, v)| (n.clone(), v.clone()))
+                .collect(),
+        )
     }
 
     /// These settings with the parse-relevant ones replaced by those of `other`.
     #[must_use]
     pub fn with_parse_relevant_of(&self, other: &Self) -> Self {
         let mut merged = self.clone();
-        merged.0.retain(|name, _| !PARSE_RELEVANT.contains(&&**name) && &**name != XMLOPTION);
+        merged.0.retain(|name, _| !Self::is_parse_relevant(name));
         merged.0.extend(other.0.iter().map(|(name, value)| (name.clone(), value.clone())));
         merged
     }
@@ -120,10 +137,10 @@ impl Settings {
         }
         if identity_moves {
             if let Some(user) = wanted.get("session_authorization") {
-                let _ = write!(sql, "SET SESSION AUTHORIZATION {};", identifier(user));
+                let _ = write!(sql, "SET SESSION AUTHORIZATION {};", literal(user));
             }
             if let Some(role) = wanted.get("role") {
-                let _ = write!(sql, "SET ROLE {};", identifier(role));
+                let _ = write!(sql, "SET ROLE {};", literal(role));
             }
         }
         Some(sql)
@@ -134,10 +151,22 @@ fn is_identity(name: &str) -> bool {
     matches!(name, "role" | "session_authorization")
 }
 
-/// A string literal that means the same whatever `standard_conforming_strings` says.
+/// A string literal that means the same whatever `standard_conforming_strings` and `client_encoding` say.
 pub fn literal(text: &str) -> String {
-    let doubled = text.replace('\'', "''");
-    if doubled.contains('\\') { format!(" E'{}'", doubled.replace('\\', "\\\\")) } else { format!("'{doubled}'") }
+    if text.is_ascii() && !text.contains('\\') {
+        return format!("'{}'", text.replace('\'', "''"));
+    }
+    let mut literal = String::from(" E'");
+    for character in text.chars() {
+        let _ = match character {
+            '\'' => write!(literal, "''"),
+            '\\' => write!(literal, "\\\\"),
+            character if character.is_ascii() => write!(literal, "{character}"),
+            character => write!(literal, "\\U{:08X}", u32::from(character)),
+        };
+    }
+    literal.push('\'');
+    literal
 }
 
 /// A quoted identifier.
@@ -184,7 +213,7 @@ mod tests {
             server.difference_sql(&session).as_deref(),
             Some(
                 "RESET ROLE;RESET SESSION AUTHORIZATION;SELECT \
-                 pg_catalog.set_config('statement_timeout','5s',false);SET ROLE \"bob\";"
+                 pg_catalog.set_config('statement_timeout','5s',false);SET ROLE 'bob';"
             )
         );
     }
@@ -192,6 +221,7 @@ mod tests {
     #[test]
     fn a_value_cannot_leave_its_literal() {
         assert_eq!(literal(r"a'b\'c"), r" E'a''b\\''c'");
+        assert_eq!(literal("é'"), r" E'\U000000E9'''");
         assert_eq!(identifier(r#"a"b"#), r#""a""b""#);
     }
 }

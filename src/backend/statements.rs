@@ -21,7 +21,7 @@ pub const NAME_PREFIX: &str = "pgherd_";
 struct Key {
     text: Bytes,
     types: Box<[u32]>,
-    parsed_under: SharedSettings,
+    parsed_under: Option<SharedSettings>,
 }
 
 /// One statement, the same for every client that prepares the same thing.
@@ -47,9 +47,10 @@ impl Identity {
         &self.key.types
     }
 
-    /// The parse-relevant settings it was prepared under.
-    pub fn parsed_under(&self) -> &SharedSettings {
-        &self.key.parsed_under
+    /// The parse-relevant settings it was prepared under; `None` where nobody could know them: then it has its meaning on the
+    /// server where it was prepared, and nowhere else.
+    pub fn parsed_under(&self) -> Option<&SharedSettings> {
+        self.key.parsed_under.as_ref()
     }
 
     /// Whether a server has accepted it, and none has refused it since: a Parse of it needs no server then. What a later
@@ -74,12 +75,24 @@ impl Identity {
 pub struct Registry {
     known: Mutex<HashMap<Arc<Key>, Weak<Identity>>>,
     next: AtomicU64,
+    serials: AtomicU64,
+    generation: AtomicU64,
 }
 
 impl Registry {
+    /// Moves when a server has said that a statement's result type changed: what servers hold from before is prepared again.
+    pub fn generation(&self) -> u64 {
+        self.generation.load(Ordering::Relaxed)
+    }
+
+    /// A statement's result type has changed.
+    pub fn note_stale(&self) {
+        self.generation.fetch_add(1, Ordering::Relaxed);
+    }
+
     /// The identity of that statement, made if nobody holds it yet.
     pub fn intern(&self, text: Bytes, types: &[u32], parsed_under: &SharedSettings) -> Arc<Identity> {
-        let key = Key { text, types: types.into(), parsed_under: Arc::clone(parsed_under) };
+        let key = Key { text, types: types.into(), parsed_under: Some(Arc::clone(parsed_under)) };
         let mut known = self.known.lock();
         if let Some(identity) = known.get(&key).and_then(Weak::upgrade) {
             return identity;
@@ -94,9 +107,14 @@ impl Registry {
         identity
     }
 
+    /// A number for an unnamed statement, so that no two of all clients' are taken for each other on a server. Never 0.
+    pub fn next_serial(&self) -> u64 {
+        self.serials.fetch_add(1, Ordering::Relaxed) + 1
+    }
+
     /// An identity that nobody shares: for a statement whose settings are not known exactly.
-    pub fn private(&self, text: Bytes, types: &[u32], parsed_under: &SharedSettings) -> Arc<Identity> {
-        self.identity(Arc::new(Key { text, types: types.into(), parsed_under: Arc::clone(parsed_under) }))
+    pub fn private(&self, text: Bytes, types: &[u32]) -> Arc<Identity> {
+        self.identity(Arc::new(Key { text, types: types.into(), parsed_under: None }))
     }
 
     fn identity(&self, key: Arc<Key>) -> Arc<Identity> {
@@ -149,6 +167,11 @@ impl Held {
     /// Notes `DEALLOCATE ALL` or `DISCARD ALL`.
     pub fn clear(&mut self) {
         self.statements.clear();
+    }
+
+    /// Whether it holds none.
+    pub fn is_empty(&self) -> bool {
+        self.statements.is_empty()
     }
 
     /// The names that the server must hold, for checking what it does hold.

@@ -50,6 +50,7 @@ pub fn poll(
     seen: &mut Seen,
     read_client: bool,
 ) -> Poll<Result<Event, Error>> {
+    let was_stuck = is_stuck(client, server.as_deref());
     if let Some(server) = server.as_deref_mut()
         && !server.outbuf.is_empty()
         && let Poll::Ready(Err(_)) = poll_write_all(cx, &mut server.stream, &mut server.outbuf)
@@ -65,19 +66,32 @@ pub fn poll(
         let Some(server) = server.as_deref_mut() else { break };
         match poll_server(cx, client, server, seen) {
             // Only rows so far: write them and read on, nobody has to decide anything.
-            Poll::Ready(Ok(Event::FromServer)) if seen.ready.is_none() && !server.expects.is_empty() => {}
+            Poll::Ready(Ok(Event::FromServer))
+                if seen.ready.is_none() && !seen.copy_in && !server.expects.is_empty() => {}
             Poll::Ready(event) => return Poll::Ready(event),
             Poll::Pending => break,
         }
     }
-    let server_full = server.is_some_and(|server| server.outbuf.len() >= limits::SERVER_QUEUE_BYTES);
-    if read_client && !server_full {
+    let stuck = is_stuck(client, server.as_deref());
+    if was_stuck && !stuck {
+        // Messages that were read already may be handled now, and nothing else would wake the session to do it.
+        return Poll::Ready(Ok(Event::FromClient));
+    }
+    if read_client && !stuck {
         return match ready!(poll_read(cx, &mut client.stream, &mut client.inbuf)) {
             Ok(0) | Err(_) => Poll::Ready(Ok(Event::ClientGone)),
             Ok(_) => Poll::Ready(Ok(Event::FromClient)),
         };
     }
     Poll::Pending
+}
+
+/// Whether a queue is so full that the client's next message must wait.
+pub fn is_stuck(client: &ClientSide, server: Option<&ServerConn>) -> bool {
+    client.outbuf.len() >= limits::CLIENT_QUEUE_BYTES
+        || server.is_some_and(|server| {
+            server.outbuf.len() >= limits::SERVER_QUEUE_BYTES || server.expects.len() >= limits::SERVER_QUEUE_MESSAGES
+        })
 }
 
 /// Reads from the server as long as the client keeps up, and scans what came.

@@ -8,6 +8,7 @@ use bytes::Bytes;
 use super::context::Target;
 use super::planned::{Execution, Way};
 use super::{Attached, Session};
+use crate::backend::server::UNKNOWN_STATEMENT;
 use crate::cache::{Entry, FillTicket};
 use crate::error::Error;
 use crate::exec::readonly::{self, Captured, Outcome, Protocol, Read};
@@ -199,8 +200,7 @@ impl Session {
 
     /// A server connection of that target for one read, beside whatever the session holds.
     pub(super) async fn borrow_server(&mut self, target: Target) -> Result<Attached, Error> {
-        let mut lease = self.pool(target).acquire().await?;
-        crate::backend::reset::apply(lease.server(), &self.settings.current).await?;
+        let mut lease = self.lease_with_settings(target).await?;
         self.cancel.slot.aim_at(Arc::clone(&lease.server().cancel_target));
         Ok(Attached { lease, target })
     }
@@ -227,7 +227,7 @@ impl Session {
         self.note_execution(execution.facts).await?;
         self.before_commit().await?;
         let server = self.attach(target).await?;
-        server.unnamed = None;
+        server.unnamed = Some(UNKNOWN_STATEMENT);
         let mut rest = crate::wire::frame::Body::new(bind.body());
         let _ = (rest.cstr(), rest.cstr());
         writer::parse(&mut server.outbuf, b"", execution.text, execution.types);

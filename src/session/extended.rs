@@ -7,19 +7,42 @@ use bytes::{BufMut, Bytes, BytesMut};
 use super::context::Target;
 use super::{Prepared, Session};
 use crate::backend::expect::{Expect, LearnedTypes};
+use crate::backend::reset;
 use crate::backend::server::ServerConn;
+use crate::backend::settings::Settings;
 use crate::backend::statements::{Identity, NAME_PREFIX};
 use crate::error::{Error, ErrorKind};
 use crate::limits;
 use crate::wire::frame::{Frame, HEADER_LEN, Header};
 use crate::wire::frontend::{self, Malformed};
 use crate::wire::sqlstate::SqlState;
-use crate::wire::writer;
+use crate::wire::writer::{self, TransactionStatus};
 
 impl Session {
     pub(super) async fn on_parse(&mut self, frame: Frame) -> Result<(), Error> {
+        self.wait_for_doubtful_name(&frame).await?;
+        self.learn_exact_settings().await?;
         let prepared = self.read_parse(&frame)?;
         self.forward_parse(prepared).await
+    }
+
+    /// A name that is taken may come free: its Parse may have failed without anybody having heard of it yet.
+    async fn wait_for_doubtful_name(&mut self, frame: &Frame) -> Result<(), Error> {
+        let parse = frontend::parse(frame.body()).map_err(|error| malformed("Parse", error))?;
+        if !parse.name.is_empty() && self.named.contains_key(parse.name) {
+            self.wait_for_answers().await?;
+        }
+        Ok(())
+    }
+
+    /// A statement whose Parse is not answered yet may turn out not to be there, if a Sync stands between: an error there must
+    /// speak of the client's name for it.
+    async fn wait_for_doubtful_parse(&mut self, name: &[u8]) -> Result<(), Error> {
+        let accepted = self.statement(name).is_none_or(|it| it.identity.as_ref().is_none_or(|it| it.is_accepted()));
+        if accepted || self.held_server().is_none_or(|it| it.expects.is_unsynced() || it.expects.is_empty()) {
+            return Ok(());
+        }
+        self.wait_for_answers().await
     }
 
     /// Reads a Parse and notes what it prepares.
@@ -27,7 +50,6 @@ impl Session {
         let parse = frontend::parse(frame.body()).map_err(|error| malformed("Parse", error))?;
         let facts = self.db.shared.analyzer.facts(parse.text, self.conforming_strings());
         let name = frame.bytes.slice_ref(parse.name);
-        self.next_serial += 1;
         let identity = if name.is_empty() {
             None
         } else {
@@ -42,12 +64,10 @@ impl Session {
                 ));
             }
             let text = frame.bytes.slice_ref(parse.text);
-            let under = self.settings.parse_relevant();
             let statements = &self.db.statements;
-            Some(if self.settings.is_uncertain() {
-                statements.private(text, &parse.types, under)
-            } else {
-                statements.intern(text, &parse.types, under)
+            Some(match self.settings.exact() {
+                Some(under) => statements.intern(text, &parse.types, &under),
+                None => statements.private(text, &parse.types),
             })
         };
         let text = match &identity {
@@ -57,7 +77,18 @@ impl Session {
         let types = parse.types;
         let parse = if identity.is_some() { Bytes::new() } else { frame.bytes.clone() };
         let described = LearnedTypes::default();
-        Ok((name, Arc::new(Prepared { identity, serial: self.next_serial, parse, text, types, described, facts })))
+        Ok((
+            name,
+            Arc::new(Prepared {
+                identity,
+                serial: self.db.statements.next_serial(),
+                parse,
+                text,
+                types,
+                described,
+                facts,
+            }),
+        ))
     }
 
     /// Keeps a statement under the client's name for it.
@@ -70,7 +101,7 @@ impl Session {
     }
 
     pub(super) async fn forward_parse(&mut self, (name, prepared): (Bytes, Arc<Prepared>)) -> Result<(), Error> {
-        self.refuse_sequence_state(&prepared.facts)?;
+        self.refuse_sequence_state(&prepared.facts).await?;
         self.keep_statement(&name, Arc::clone(&prepared));
         if self.server.is_none() && prepared.identity.as_ref().is_some_and(|identity| identity.is_accepted()) {
             self.answer_in_turn(b"1\0\0\0\x04");
@@ -86,7 +117,8 @@ impl Session {
             None => {
                 server.unnamed = Some(prepared.serial);
                 server.outbuf.extend_from_slice(&prepared.parse);
-                server.expects.push(Expect::Parse { hidden: false, statement: None, client_name: Some(name) });
+                let client_name = Some((name, prepared.serial));
+                server.expects.push(Expect::Parse { hidden: false, statement: None, client_name });
             }
             Some(identity) if server.held.touch(identity.id) => {
                 server.expects.push(Expect::Inject(Bytes::from_static(b"1\0\0\0\x04")));
@@ -94,14 +126,15 @@ impl Session {
             }
             Some(identity) => {
                 let identity = Arc::clone(identity);
-                send_parse(server, &identity, Some(name));
+                send_parse(server, &identity, Some((name, prepared.serial)));
             }
         }
         Ok(())
     }
 
     pub(super) async fn on_bind(&mut self, frame: Frame) -> Result<(), Error> {
-        frontend::bind(frame.body()).map_err(|error| malformed("Bind", error))?;
+        let bind = frontend::bind(frame.body()).map_err(|error| malformed("Bind", error))?;
+        self.wait_for_doubtful_parse(bind.statement).await?;
         self.forward_bind(&frame.bytes, 0).await
     }
 
@@ -146,18 +179,18 @@ impl Session {
         let missing = header.total - begin.len();
         let result = if self.skipping { Ok(()) } else { self.start_stream_bind(&begin, missing).await };
         self.passing = missing;
-        match result {
-            Ok(()) => {
-                if !self.skipping
-                    && let Some(server) = self.held_server()
-                    && !server.expects.is_skipping()
-                {
-                    server.unfinished = missing;
-                }
-                Ok(())
-            }
-            Err(error) => self.fail(error).await,
+        if let Err(error) = result {
+            return self.fail(error).await;
         }
+        self.passing_to_server = false;
+        if !self.skipping
+            && let Some(server) = self.held_server()
+            && !server.expects.is_skipping()
+        {
+            server.unfinished = missing;
+            self.passing_to_server = true;
+        }
+        Ok(())
     }
 
     async fn start_stream_bind(&mut self, begin: &[u8], missing: usize) -> Result<(), Error> {
@@ -179,6 +212,7 @@ impl Session {
             }
             return Ok(());
         }
+        self.wait_for_doubtful_parse(describe.name).await?;
         let prepared = self.statement(describe.name);
         let target =
             prepared.as_ref().map_or(Ok(self.default_target()), |prepared| self.target_for(&prepared.facts))?;
@@ -288,6 +322,9 @@ impl Session {
     /// Notes which statement a portal runs.
     pub(super) fn keep_portal(&mut self, portal: &[u8], prepared: Arc<Prepared>) -> Result<(), Error> {
         if let Some(known) = self.portals.get_mut(portal) {
+            // PostgreSQL refuses a second portal of a name unless the first has silently gone: which of the two statements an
+            // Execute runs is not known then, so whatever either leaves behind is thrown away.
+            self.must_discard |= !portal.is_empty();
             *known = prepared;
             return Ok(());
         }
@@ -312,12 +349,17 @@ impl Session {
             return Ok(Bytes::new());
         };
         let name = Bytes::copy_from_slice(identity.server_name.as_bytes());
-        let same_settings = self.settings.is_uncertain() || identity.parsed_under() == self.settings.parse_relevant();
         let Some(server) = self.held_server() else { return Ok(name) };
         if server.held.touch(identity.id) || server.expects.is_skipping() {
             return Ok(name);
         }
-        if same_settings {
+        self.learn_exact_settings().await?;
+        let now = self.settings.exact();
+        // A failed transaction takes nothing but its own end, which no setting changes the meaning of.
+        let failed = self.status == TransactionStatus::Failed;
+        let same = now.is_some_and(|now| identity.parsed_under().is_some_and(|then| *then == now));
+        let Some(server) = self.held_server() else { return Ok(name) };
+        if same || failed {
             send_parse(server, identity, None);
         } else {
             self.prepare_under_its_own_settings(identity).await?;
@@ -325,26 +367,61 @@ impl Session {
         Ok(name)
     }
 
+    /// Asks the server what parse analysis reads now, where a SET in the transaction at hand has made that uncertain. In the
+    /// middle of a pipeline it cannot be asked.
+    async fn learn_exact_settings(&mut self) -> Result<(), Error> {
+        if self.settings.exact().is_some() || self.skipping {
+            return Ok(());
+        }
+        if self.held_server().is_none_or(|server| server.expects.is_unsynced() || server.unfinished > 0) {
+            return Ok(());
+        }
+        self.wait_for_answers().await?;
+        let Some(attached) = &mut self.server else { return Ok(()) };
+        let baseline = self.db.pool(&self.user, attached.target).baseline();
+        let server = attached.lease.server();
+        if server.status != TransactionStatus::InTransaction {
+            return Ok(());
+        }
+        server.spill(&mut self.client.outbuf);
+        let names = Settings::parse_relevant_names().map(Box::from).collect();
+        let exact = reset::read_back(server, &Settings::default(), &names, baseline.as_deref()).await?;
+        self.settings.note_exact(Arc::new(exact));
+        Ok(())
+    }
+
     /// Prepares a statement under the settings it had when the client prepared it: `'01/02/2003'::date` stays 2 January
     /// after `SET DateStyle = DMY`.
     async fn prepare_under_its_own_settings(&mut self, identity: &Arc<Identity>) -> Result<(), Error> {
-        if self.held_server().is_some_and(|server| server.expects.is_unsynced()) {
-            return Err(Error::refused(
-                "a statement prepared under other settings cannot be used in the middle of a pipeline",
-            )
-            .hint("Send Sync before it, or prepare it again."));
-        }
+        let in_pipeline = self.held_server().is_some_and(|server| server.expects.is_unsynced());
+        let uncertain = self.settings.is_uncertain();
+        let then = match identity.parsed_under() {
+            Some(then) if !in_pipeline && !uncertain => then,
+            _ => {
+                let when =
+                    if in_pipeline { "in the middle of a pipeline" } else { "behind a SET in the same transaction" };
+                return Err(Error::refused(format!("a statement prepared under other settings cannot be used {when}"))
+                    .hint("Send Sync before it, or prepare it again."));
+            }
+        };
         self.wait_for_answers().await?;
         let now = Arc::clone(&self.settings.current);
-        let then = Arc::new(now.with_parse_relevant_of(identity.parsed_under()));
+        let then = Arc::new(now.with_parse_relevant_of(then));
         let Some(server) = self.held_server() else { return Ok(()) };
-        crate::backend::reset::apply(server, &then).await?;
+        reset::apply(server, &then).await?;
         let evicted = server.held.insert(Arc::clone(identity));
-        if let Err(error) = server.prepare(identity, evicted.as_deref()).await {
+        let prepared = server.prepare(identity, evicted.as_deref()).await;
+        if prepared.is_err() {
             server.held.remove(identity.id);
-            return Err(error);
         }
-        crate::backend::reset::apply(server, &now).await
+        if server.status == TransactionStatus::Failed {
+            // The transaction's end undoes what was set in it; whether all of it is not worth finding out.
+            server.settings = now;
+            server.dirty = true;
+        } else {
+            reset::apply(server, &now).await?;
+        }
+        prepared
     }
 
     /// The name under which an unknown statement is passed on, so that the server's own error speaks of it; never one that
@@ -353,6 +430,7 @@ impl Session {
         if name.is_empty() {
             // Another client's unnamed statement may still lie there.
             if let Some(server) = self.held_server()
+                && !server.expects.is_skipping()
                 && server.unnamed.take().is_some()
             {
                 writer::close(&mut server.outbuf, b'S', b"");
@@ -379,7 +457,7 @@ impl Session {
 }
 
 /// Prepares a statement on a server, making room if need be. `client_name` is set where the client waits for the answer.
-fn send_parse(server: &mut ServerConn, identity: &Arc<Identity>, client_name: Option<Bytes>) {
+fn send_parse(server: &mut ServerConn, identity: &Arc<Identity>, client_name: Option<(Bytes, u64)>) {
     if let Some(evicted) = server.held.insert(Arc::clone(identity)) {
         writer::close(&mut server.outbuf, b'S', evicted.server_name.as_bytes());
         server.expects.push(Expect::Close { hidden: true });

@@ -10,7 +10,7 @@ use crate::wire::sqlstate::SqlState;
 use crate::wire::writer::{self, TransactionStatus};
 
 /// A statement that no PostgreSQL accepts: it makes a transaction fail as pgherd's refusal says it did.
-const POISON: &[u8] = b"pgherd refused the statement";
+pub(super) const POISON: &[u8] = b"pgherd refused the statement";
 
 impl Session {
     /// Tells the client of an error that ends its statement. A fatal one ends the session.
@@ -18,11 +18,23 @@ impl Session {
         if error.is_fatal() {
             return Err(error);
         }
+        let in_doubt = self.held_server().is_some_and(|server| {
+            server.is_broken() && (server.status != TransactionStatus::Idle || !server.expects.is_empty())
+        });
+        let was_its_own = self.keeps_server() && self.held_server().is_some_and(|server| server.is_broken());
+        if in_doubt || was_its_own {
+            // A transaction or a session's state was lost with the server: what follows must not run without it.
+            return Err(error.fatal());
+        }
         tracing::debug!(%error, kind = error.kind().label(), "statement refused");
         self.db.shared.metrics.error(error.kind());
         let mut message = BytesMut::new();
         writer::error_response(&mut message, &error);
         self.fail_with(message.freeze());
+        if !self.in_extended {
+            // If nothing was sent to a server, no ReadyForQuery will see to this.
+            self.release_if_at_rest().await?;
+        }
         Ok(())
     }
 
@@ -63,7 +75,7 @@ impl Session {
         } else {
             writer::parse(&mut server.outbuf, b"", POISON, &[]);
         }
-        server.unnamed = None;
+        server.unnamed = Some(crate::backend::server::UNKNOWN_STATEMENT);
     }
 
     /// Tells the client why its session ends, if it still listens.
@@ -72,10 +84,16 @@ impl Session {
         if error.kind() == ErrorKind::Io {
             return;
         }
+        let mut mid_message = false;
         if let Some(attached) = &mut self.server {
-            attached.lease.server().spill(&mut self.client.outbuf);
+            let server = attached.lease.server();
+            server.spill(&mut self.client.outbuf);
+            mid_message = server.is_mid_message();
         }
-        writer::error_response(&mut self.client.outbuf, error);
+        if !mid_message && !self.seen.farewell {
+            // Behind half a row it would be taken for the row's other half.
+            writer::error_response(&mut self.client.outbuf, error);
+        }
         let _ = tokio::time::timeout(PATIENCE, self.client.flush()).await;
     }
 }
@@ -97,6 +115,11 @@ pub(super) fn server_gone() -> Error {
         .detail("Whether the last statement ran is not known.")
         .hint("Connect again; check what was committed before repeating a write.")
         .fatal()
+}
+
+/// The server went away and has said why.
+pub(super) fn server_said_why() -> Error {
+    Error::new(ErrorKind::Backend, SqlState::CONNECTION_FAILURE, "server ended the connection").fatal()
 }
 
 /// A statement ran into its timeout and its server did not act on the cancel.

@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use super::Session;
 use super::context::Target;
+use crate::backend::expect::Expect;
+use crate::backend::pool::Lease;
 use crate::backend::reset;
 use crate::backend::server::{Seen, ServerConn};
 use crate::config::model::PoolMode;
@@ -31,6 +33,32 @@ impl Session {
         }
     }
 
+    /// A server connection from the pool with this session's settings on it.
+    pub(super) async fn lease_with_settings(&mut self, target: Target) -> Result<Lease, Error> {
+        let pool = self.pool(target);
+        loop {
+            let mut lease = pool.acquire().await?;
+            let server = lease.server();
+            let was_set = !server.settings.is_empty();
+            let generation = self.db.statements.generation();
+            if server.generation != generation {
+                server.close_statements().await?;
+                server.generation = generation;
+            }
+            match reset::apply(server, &self.settings.current).await {
+                Ok(()) => return Ok(lease),
+                // What another client had set may be why (a statement_timeout of a millisecond): that connection is closed now.
+                Err(error) if was_set => tracing::debug!(%error, "a server connection could not be given its settings"),
+                Err(error) => return Err(error.fatal()),
+            }
+        }
+    }
+
+    /// Whether the client needs this very server connection beyond its transaction.
+    pub(super) fn keeps_server(&self) -> bool {
+        self.mode == PoolMode::Session || self.pins.any()
+    }
+
     /// The server connection that is held, if there is one.
     pub(super) fn held_server(&mut self) -> Option<&mut ServerConn> {
         self.server.as_mut().map(|attached| attached.lease.server())
@@ -38,16 +66,17 @@ impl Session {
 
     /// Gives the server back at the end of a transaction, unless the client needs this very one.
     pub(super) async fn release_if_at_rest(&mut self) -> Result<(), Error> {
-        if self.mode == PoolMode::Session || self.pins.any() {
-            return Ok(());
-        }
         let Some(attached) = &mut self.server else { return Ok(()) };
         if !attached.lease.server().is_at_rest() {
             return Ok(());
         }
+        if self.keeps_server() {
+            return self.refresh_own_server().await;
+        }
+        // First, since a cancel that comes late must not hit what pgherd runs.
+        self.untie_cancel().await;
         self.read_back().await?;
         let Some(mut attached) = self.server.take() else { return Ok(()) };
-        self.untie_cancel().await;
         let server = attached.lease.server();
         server.spill(&mut self.client.outbuf);
         if server.dirty || std::mem::take(&mut self.must_discard) {
@@ -55,6 +84,50 @@ impl Session {
             let _ = tokio::time::timeout(CLEAN_UP_DEADLINE, reset::discard_all(server)).await;
         }
         attached.lease.release();
+        Ok(())
+    }
+
+    /// Brings what is believed of a server that stays with its client up to date.
+    async fn refresh_own_server(&mut self) -> Result<(), Error> {
+        let generation = self.db.statements.generation();
+        let is_stale = self.held_server().is_some_and(|server| server.generation != generation);
+        if !self.settings.must_read_back() && !self.must_discard && !is_stale {
+            return Ok(());
+        }
+        self.untie_cancel().await;
+        self.read_back().await?;
+        let Some(attached) = &mut self.server else { return Ok(()) };
+        let server = attached.lease.server();
+        if std::mem::take(&mut self.must_discard) || is_stale {
+            // Some prepared statement is not what it was: all are prepared again when they are needed.
+            server.spill(&mut self.client.outbuf);
+            server.close_statements().await?;
+            server.generation = generation;
+        }
+        if let Some(mut attached) = self.server.take() {
+            self.cancel.slot.aim_at(Arc::clone(&attached.lease.server().cancel_target));
+            self.server = Some(attached);
+        }
+        Ok(())
+    }
+
+    /// RESET gives a setting the value of pgherd's own login; what the client asked for at startup is put back in its place,
+    /// as one PostgreSQL would, and the client is told.
+    pub(super) async fn restore_startup_settings(&mut self, succeeded: bool) -> Result<(), Error> {
+        let names = self.settings.take_restorable();
+        let Some(attached) = self.server.as_mut().filter(|_| succeeded && !names.is_empty()) else { return Ok(()) };
+        let server = attached.lease.server();
+        if !server.expects.is_empty() || server.expects.is_unsynced() || server.unfinished > 0 || server.is_broken() {
+            // More is under way already: it is put back when the server is given back.
+            return Ok(());
+        }
+        server.spill(&mut self.client.outbuf);
+        reset::set(server, &self.settings.startup, &names).await.map_err(Error::fatal)?;
+        for name in &names {
+            if let Some((name, value)) = server.parameters.iter().find(|(known, _)| known.eq_ignore_ascii_case(name)) {
+                writer::parameter_status(&mut self.client.outbuf, name, value);
+            }
+        }
         Ok(())
     }
 
@@ -87,13 +160,22 @@ impl Session {
         let Some(mut attached) = self.server.take() else { return };
         let server = attached.lease.server();
         let is_clean = server.is_reusable()
+            && self.mode != PoolMode::Session
             && !self.pins.any()
             && !server.dirty
             && !self.must_discard
             && !self.settings.must_read_back();
-        if !is_clean {
+        if server.unfinished > 0 {
+            // It would take whatever comes next for the rest of a message.
+            server.mark_broken();
+        }
+        if !is_clean && !server.is_broken() {
             let busy = !server.expects.is_empty();
-            if busy {
+            if busy && self.has_said_goodbye {
+                // What was asked for before Terminate runs to its end, as far as there is time.
+                let _ = tokio::time::timeout(CLEAN_UP_DEADLINE, finish_answers(server)).await;
+            }
+            if !server.expects.is_empty() && !server.is_broken() {
                 self.cancel.slot.fire().await;
             }
             let cleaned = tokio::time::timeout(CLEAN_UP_DEADLINE, bring_to_rest(server)).await;
@@ -120,9 +202,25 @@ async fn bring_to_rest(server: &mut ServerConn) -> Result<(), Error> {
         server.copying_in = false;
     }
     if server.expects.is_unsynced() {
+        // A Sync alone would commit what the client never asked to be committed: an error undoes it.
+        writer::parse(&mut server.outbuf, b"", super::failure::POISON, &[]);
+        server.expects.push(Expect::Poison(bytes::Bytes::new()));
         writer::sync(&mut server.outbuf);
-        server.expects.push(crate::backend::expect::Expect::Sync { hidden: true });
+        server.expects.push(Expect::Sync { hidden: true });
     }
+    finish_answers(server).await?;
+    if server.copying_in {
+        // It asked for COPY data just now: the Sync that was sent is not answered.
+        return Err(Error::internal("a COPY began while its client left"));
+    }
+    if server.status != TransactionStatus::Idle {
+        server.run("ROLLBACK").await?;
+    }
+    reset::discard_all(server).await
+}
+
+/// Reads everything that a server still owes, for nobody; stops where it asks for COPY data.
+async fn finish_answers(server: &mut ServerConn) -> Result<(), Error> {
     let mut nowhere = bytes::BytesMut::new();
     let mut seen = Seen::default();
     server.flush().await?;
@@ -130,13 +228,9 @@ async fn bring_to_rest(server: &mut ServerConn) -> Result<(), Error> {
         server.scan(&mut nowhere, &mut seen)?;
         server.spill(&mut nowhere);
         nowhere.clear();
-        if server.expects.is_empty() {
-            break;
+        if server.expects.is_empty() || server.copying_in {
+            return Ok(());
         }
         server.read_more().await?;
     }
-    if server.status != TransactionStatus::Idle {
-        server.run("ROLLBACK").await?;
-    }
-    reset::discard_all(server).await
 }

@@ -54,7 +54,7 @@ const SECRET_BYTES_3_2: usize = 32;
 struct Prepared {
     /// Who it is on servers; `None` for the unnamed statement.
     identity: Option<Arc<Identity>>,
-    /// Tells one unnamed statement from another.
+    /// Tells one Parse from every other of any client.
     serial: u64,
     /// The Parse message as the client sent it.
     parse: Bytes,
@@ -90,7 +90,6 @@ pub struct Session {
     named: HashMap<Bytes, Arc<Prepared>>,
     unnamed: Option<Arc<Prepared>>,
     portals: HashMap<Bytes, Arc<Prepared>>,
-    next_serial: u64,
     pins: Pins,
     mode: PoolMode,
     /// An error was given to the client in the extended protocol: everything up to its Sync is dropped.
@@ -126,6 +125,10 @@ pub struct Session {
     last_write: Option<Option<String>>,
     /// The client speaks the extended protocol at the moment.
     in_extended: bool,
+    /// The bytes being passed on unread go to the server: it has the message's beginning.
+    passing_to_server: bool,
+    /// The client has sent Terminate: what it asked for before runs to its end.
+    has_said_goodbye: bool,
     /// When the present state (running, idle in transaction, idle) began.
     since: Instant,
     /// The running statement has been cancelled for taking too long.
@@ -158,7 +161,6 @@ impl Session {
             named: HashMap::new(),
             unnamed: None,
             portals: HashMap::new(),
-            next_serial: 0,
             pins: Pins::default(),
             skipping: false,
             must_discard: false,
@@ -177,6 +179,8 @@ impl Session {
             writes: Writes::default(),
             last_write: None,
             in_extended: false,
+            passing_to_server: false,
+            has_said_goodbye: false,
             since: Instant::now(),
             timed_out: false,
             cancel,

@@ -1,15 +1,20 @@
 //! The simple protocol, and what every execution of a statement does to the session.
 
+use std::sync::Arc;
+
 use super::Session;
 use super::context::Target;
 use super::extended::malformed;
 use super::pin::Pin;
 use crate::backend::expect::Expect;
+use crate::backend::settings::Settings;
+use crate::backend::statements::NAME_PREFIX;
 use crate::config::model::PoolMode;
-use crate::error::Error;
+use crate::error::{Error, ErrorKind};
 use crate::sql::facts::{Class, Effect, Facts, SharedFacts, TransactionControl};
 use crate::wire::frame::Frame;
 use crate::wire::frontend;
+use crate::wire::sqlstate::SqlState;
 use crate::wire::writer::{self, TransactionStatus};
 
 impl Session {
@@ -30,7 +35,7 @@ impl Session {
 
     /// Sends a Query on to the server where it runs.
     pub(super) async fn relay_query(&mut self, frame: &Frame, facts: &SharedFacts) -> Result<(), Error> {
-        self.refuse_sequence_state(facts)?;
+        self.refuse_sequence_state(facts).await?;
         let target = self.target_for(facts)?;
         self.attach(target).await?;
         self.note_execution(facts).await?;
@@ -45,11 +50,19 @@ impl Session {
     /// Statements about prepared statements that live in pgherd, not on a server.
     async fn answers_itself(&mut self, facts: &Facts) -> Result<bool, Error> {
         let Some(statement) = facts.single() else { return Ok(false) };
-        if self.pins.any() || self.mode == PoolMode::Session || self.status == TransactionStatus::Failed {
+        if !matches!(statement.effects.as_slice(), [Effect::DeallocateAll | Effect::Deallocate(_) | Effect::DiscardAll])
+        {
             return Ok(false);
         }
+        // What was asked before decides about the transaction, the pins and the settings that this is about.
+        self.wait_for_answers().await?;
+        if self.status == TransactionStatus::Failed {
+            return Ok(false);
+        }
+        let told = Arc::clone(&self.settings.current);
+        let has_own_server = self.keeps_server();
         let tag = match statement.effects.as_slice() {
-            [Effect::DeallocateAll] => {
+            [Effect::DeallocateAll] if !has_own_server => {
                 self.named.clear();
                 "DEALLOCATE ALL"
             }
@@ -57,28 +70,42 @@ impl Session {
                 self.named.remove(name.as_bytes());
                 "DEALLOCATE"
             }
-            [Effect::DiscardAll] if self.status == TransactionStatus::Idle => {
+            [Effect::DiscardAll] if !has_own_server && self.status == TransactionStatus::Idle => {
                 self.named.clear();
                 self.settings.start_over();
                 "DISCARD ALL"
             }
             _ => return Ok(false),
         };
-        self.wait_for_answers().await?;
         let status = self.status;
         let out = self.out();
         writer::command_complete(out, tag);
-        writer::ready_for_query(out, status);
+        self.report_changes_since(&told);
+        writer::ready_for_query(self.out(), status);
         Ok(true)
+    }
+
+    /// Tells the client which of the settings that servers report are no longer what they were.
+    fn report_changes_since(&mut self, told: &Settings) {
+        let Some(baseline) = self.db.pool(&self.user, Target::Primary).baseline() else { return };
+        let now = Arc::clone(&self.settings.current);
+        for (name, at_login) in &baseline.parameters {
+            let lower = name.to_ascii_lowercase();
+            let value = now.get(&lower).unwrap_or(at_login);
+            if told.get(&lower).unwrap_or(at_login) != value {
+                writer::parameter_status(self.out(), name, value);
+            }
+        }
     }
 
     /// `currval` and `lastval` speak of what this session's own server connection did, which outside a transaction is
     /// nobody's in particular.
-    pub(super) fn refuse_sequence_state(&self, facts: &Facts) -> Result<(), Error> {
-        let reads_it = facts.effects().any(|effect| *effect == Effect::SequenceState);
-        let has_own_server =
-            self.mode == PoolMode::Session || self.pins.any() || self.status != TransactionStatus::Idle;
-        if !reads_it || has_own_server || facts.statements.len() > 1 {
+    pub(super) async fn refuse_sequence_state(&mut self, facts: &Facts) -> Result<(), Error> {
+        if facts.statements.len() > 1 || !facts.effects().any(|effect| *effect == Effect::SequenceState) {
+            return Ok(());
+        }
+        self.wait_for_answers().await?;
+        if self.keeps_server() || self.status != TransactionStatus::Idle {
             return Ok(());
         }
         Err(Error::refused("currval() and lastval() outside a transaction cannot be answered in transaction pooling")
@@ -96,7 +123,13 @@ impl Session {
                 _ => {}
             }
         }
+        if facts.effects().next().is_some()
+            || facts.statements.iter().any(|it| matches!(it.class, Class::Transaction(_)))
+        {
+            self.settings.forget_exact();
+        }
         for effect in facts.effects() {
+            refuse_pgherds_names(effect)?;
             self.settings.note_effect(effect);
             if let Some(pin) = Pin::of(effect) {
                 self.pin(pin);
@@ -130,5 +163,17 @@ impl Session {
     /// Where a statement runs that says nothing about it.
     pub(super) fn default_target(&self) -> Target {
         self.server.as_ref().map_or(Target::Primary, |attached| attached.target)
+    }
+}
+
+/// Statements that pgherd prepared, perhaps for others, are out of reach for SQL: as if they did not exist.
+fn refuse_pgherds_names(effect: &Effect) -> Result<(), Error> {
+    match effect {
+        Effect::Execute(name) | Effect::Deallocate(name) | Effect::Prepare(name) if name.starts_with(NAME_PREFIX) => {
+            let message = format!("prepared statement \"{name}\" does not exist");
+            Err(Error::new(ErrorKind::Refused, SqlState::INVALID_STATEMENT_NAME, message)
+                .hint("Names that begin with pgherd_ are pgherd's own."))
+        }
+        _ => Ok(()),
     }
 }

@@ -18,6 +18,12 @@ pub(super) struct SessionSettings {
     reset: BTreeSet<Box<str>>,
     everything_touched: bool,
     local: bool,
+    /// Something that parse analysis reads may have changed.
+    parse_is_uncertain: bool,
+    /// What parse analysis reads in the transaction at hand, once it was asked for.
+    exact: Option<SharedSettings>,
+    /// Startup values that a RESET under way takes away.
+    restorable: BTreeSet<Box<str>>,
 }
 
 impl SessionSettings {
@@ -38,14 +44,24 @@ impl SessionSettings {
         self.current = current;
     }
 
-    /// The part that parse analysis reads.
-    pub(super) fn parse_relevant(&self) -> &SharedSettings {
-        &self.parse_relevant
-    }
-
     /// Whether a change is under way whose outcome is not read back yet.
     pub(super) fn is_uncertain(&self) -> bool {
         self.local || self.must_read_back()
+    }
+
+    /// What parse analysis reads in the transaction at hand, if it was asked for since the last change.
+    pub(super) fn exact(&self) -> Option<SharedSettings> {
+        if self.parse_is_uncertain { self.exact.clone() } else { Some(Arc::clone(&self.parse_relevant)) }
+    }
+
+    /// Notes what parse analysis reads in the transaction at hand.
+    pub(super) fn note_exact(&mut self, exact: SharedSettings) {
+        self.exact = Some(exact);
+    }
+
+    /// Something is about to run that may change settings: ROLLBACK TO as well as SET.
+    pub(super) fn forget_exact(&mut self) {
+        self.exact = None;
     }
 
     /// Whether something must be read back before the server may go.
@@ -55,6 +71,11 @@ impl SessionSettings {
 
     /// Notes what a statement that is about to be sent may change.
     pub(super) fn note_effect(&mut self, effect: &Effect) {
+        self.parse_is_uncertain |= match effect {
+            Effect::Set(name) | Effect::SetLocal(name) | Effect::Reset(name) => Settings::is_parse_relevant(name),
+            Effect::ResetAll | Effect::DiscardAll | Effect::OpaqueSettings => true,
+            _ => false,
+        };
         match effect {
             Effect::Set(name) => {
                 self.touched.insert(name.clone());
@@ -62,17 +83,28 @@ impl SessionSettings {
             Effect::Reset(name) => {
                 self.touched.insert(name.clone());
                 self.reset.insert(name.clone());
+                self.restorable.extend(self.startup.get(name).map(|_| name.clone()));
             }
             Effect::SetLocal(_) => self.local = true,
-            Effect::ResetAll | Effect::DiscardAll => self.everything_touched = true,
+            Effect::ResetAll | Effect::DiscardAll => {
+                self.everything_touched = true;
+                self.restorable.extend(self.startup.iter().map(|(name, _)| Box::from(name)));
+            }
             _ => {}
         }
+    }
+
+    /// The startup values that a RESET has just taken away.
+    pub(super) fn take_restorable(&mut self) -> BTreeSet<Box<str>> {
+        std::mem::take(&mut self.restorable)
     }
 
     /// Notes that the server reported a change.
     pub(super) fn note_reported(&mut self, name: &str) {
         let name = name.to_ascii_lowercase();
         if is_reported(&name) {
+            self.parse_is_uncertain |= Settings::is_parse_relevant(&name);
+            self.exact = None;
             self.touched.insert(name.into());
         }
     }
@@ -99,24 +131,27 @@ impl SessionSettings {
             restored.iter().for_each(|(name, value)| settings.set(name, value));
             Arc::new(settings)
         };
+        self.settled(current);
+    }
+
+    fn settled(&mut self, current: SharedSettings) {
         self.replace(current);
-        self.transaction_ended();
         self.touched.clear();
         self.reset.clear();
         self.everything_touched = false;
+        self.transaction_ended();
     }
 
-    /// `SET LOCAL` is over.
+    /// `SET LOCAL` is over; what else has changed is not known before it is read back.
     pub(super) fn transaction_ended(&mut self) {
         self.local = false;
+        self.parse_is_uncertain = self.must_read_back();
+        self.exact = None;
     }
 
     /// `DISCARD ALL` that no server had to be asked for.
     pub(super) fn start_over(&mut self) {
-        self.replace(Arc::clone(&self.startup));
-        self.touched.clear();
-        self.reset.clear();
-        self.everything_touched = false;
+        self.settled(Arc::clone(&self.startup));
     }
 }
 
@@ -136,6 +171,7 @@ mod tests {
         session.note_effect(&Effect::Reset("timezone".into()));
         assert!(session.must_read_back());
         session.settle(&Arc::new(Settings::default()));
+        assert!(session.take_restorable().contains("timezone"));
         assert_eq!(session.current.get("timezone"), Some("Asia/Tokyo"));
         assert!(!session.is_uncertain());
     }

@@ -12,7 +12,7 @@ use crate::exec::relay::{self, Event};
 use crate::limits;
 use crate::telemetry::metrics::PlanClass;
 use crate::wire::frame::{self, Frame};
-use crate::wire::writer::TransactionStatus;
+use crate::wire::writer::{self, TransactionStatus};
 
 /// Bytes of a Bind beyond which it is passed on as it comes instead of being held.
 const STREAMED_BIND_BYTES: usize = 256 * 1024;
@@ -27,6 +27,7 @@ impl Session {
                 && let Some(frame) = self.next_frame().await?
             {
                 if frame.tag() == b'X' {
+                    self.has_said_goodbye = true;
                     return Ok(());
                 }
                 if let Err(error) = self.handle(frame).await {
@@ -41,7 +42,37 @@ impl Session {
 
     /// Whether the queue to the server is short enough for another message.
     fn may_take_more(&mut self) -> bool {
-        self.server.as_mut().is_none_or(|attached| attached.lease.server().outbuf.len() < limits::SERVER_QUEUE_BYTES)
+        let server = self.server.as_mut().map(|attached| attached.lease.server());
+        if let Some(server) = server
+            && server.expects.len() >= limits::SERVER_QUEUE_MESSAGES
+        {
+            // Its answers may lie in its own buffer until it is asked for them.
+            if server.expects.is_unsynced() && server.outbuf.is_empty() {
+                writer::flush(&mut server.outbuf);
+            }
+            return false;
+        }
+        let server = self.server.as_mut().map(|attached| &*attached.lease.server());
+        !relay::is_stuck(&self.client, server)
+    }
+
+    /// Waits until it is known whether the server takes COPY data: a client may send it without having been asked.
+    async fn settle_copy(&mut self) -> Result<(), Error> {
+        let mut flushed = false;
+        while let Some(server) = self.held_server()
+            && !server.copying_in
+            && !server.expects.is_skipping()
+            && server.expects.may_start_copy()
+        {
+            if !flushed && server.expects.is_unsynced() {
+                writer::flush(&mut server.outbuf);
+                flushed = true;
+            }
+            if !self.wait(false).await? {
+                return Err(super::failure::client_gone());
+            }
+        }
+        Ok(())
     }
 
     /// The client's next whole message, if it is there. Large COPY data and Binds are passed on as they come.
@@ -52,15 +83,27 @@ impl Session {
                 if self.passing > 0 {
                     return Ok(None);
                 }
-                self.release_if_late().await?;
+                if self.status == TransactionStatus::Idle
+                    && let Some(server) = self.held_server()
+                    && server.is_at_rest()
+                {
+                    // The COPY has failed while its last message was still on its way.
+                    server.flush().await?;
+                    self.release_if_at_rest().await?;
+                }
             }
             let header = match frame::peek(&self.client.inbuf, limits::MESSAGE_BYTES) {
                 Ok(Some(header)) => header,
                 Ok(None) => return Ok(None),
                 Err(error) => return Err(Error::protocol(error.to_string())),
             };
+            if matches!(header.tag, b'd' | b'c' | b'f') {
+                self.settle_copy().await?;
+            }
             if header.tag == b'd' {
-                self.begin_copy_data(header.total);
+                self.passing = header.total;
+                // COPY data outside COPY is ignored by PostgreSQL too: an error may have ended it before the client knew.
+                self.passing_to_server = self.held_server().is_some_and(|server| server.copying_in);
                 continue;
             }
             if self.client.inbuf.len() >= header.total {
@@ -75,7 +118,8 @@ impl Session {
             }
             let limit = match header.tag {
                 b'Q' | b'P' => limits::STATEMENT_BYTES,
-                b'B' | b'F' => limits::MESSAGE_BYTES,
+                b'B' => limits::MESSAGE_BYTES,
+                b'F' => limits::BIND_BYTES,
                 _ => limits::AUTH_MESSAGE_BYTES,
             };
             if header.total > limit {
@@ -85,40 +129,20 @@ impl Session {
         }
     }
 
-    /// COPY data go to a server that takes them, or that may be about to: not every driver waits until it is asked. Outside
-    /// COPY PostgreSQL ignores them (an error may have ended it before the client knew), and so do we.
-    fn begin_copy_data(&mut self, total: usize) {
-        self.passing = total;
-        if let Some(server) = self.held_server()
-            && (server.copying_in || !server.expects.is_empty())
-        {
-            server.unfinished = total;
-        }
-    }
-
-    /// Moves bytes of a message that nobody must look at: to the server that has its beginning, or nowhere.
+    /// Moves bytes of a message that nobody must look at: to the server, or nowhere.
     fn pass_on(&mut self) {
         let step = self.passing.min(self.client.inbuf.len());
-        if let Some(attached) = &mut self.server {
+        // What has begun to go to a server must go there to its end, or the server would take what follows for the rest of it.
+        if self.passing_to_server
+            && let Some(attached) = &mut self.server
+        {
             let server = attached.lease.server();
-            if server.unfinished > 0 {
-                server.outbuf.extend_from_slice(&self.client.inbuf[..step]);
-                server.unfinished -= step;
-            }
+            server.outbuf.extend_from_slice(&self.client.inbuf[..step]);
+            server.unfinished = self.passing - step;
         }
         self.client.inbuf.advance(step);
         self.passing -= step;
-    }
-
-    /// A server that was at rest but for the end of a message, which has come now.
-    async fn release_if_late(&mut self) -> Result<(), Error> {
-        if self.status != TransactionStatus::Idle || !self.held_server().is_some_and(|server| server.is_at_rest()) {
-            return Ok(());
-        }
-        if let Some(server) = self.held_server() {
-            server.flush().await?;
-        }
-        self.release_if_at_rest().await
+        self.passing_to_server &= self.passing > 0;
     }
 
     async fn handle(&mut self, frame: Frame) -> Result<(), Error> {
@@ -127,7 +151,10 @@ impl Session {
             self.since = Instant::now();
             self.timed_out = false;
         }
+        let skipping = self.skipping || self.held_server().is_some_and(|server| server.expects.is_skipping());
         match frame.tag() {
+            // After an error in the extended protocol PostgreSQL drops everything up to the Sync, a Query included.
+            b'Q' | b'F' if skipping => Ok(()),
             b'Q' => self.on_query(frame).await,
             b'P' | b'B' | b'D' | b'E' | b'C' | b'H' | b'F' if self.skipping => Ok(()),
             b'P' | b'B' | b'D' | b'E' | b'C' | b'H' | b'S' if self.db.is_planned() => self.hold(frame).await,
@@ -154,9 +181,6 @@ impl Session {
             if server.copying_in {
                 server.outbuf.extend_from_slice(&frame.bytes);
                 server.copying_in = false;
-            } else if !server.expects.is_empty() {
-                server.outbuf.extend_from_slice(&frame.bytes);
-                server.expects.copy_ended_early();
             }
         }
     }
@@ -165,7 +189,9 @@ impl Session {
     pub(super) async fn wait(&mut self, read_client: bool) -> Result<bool, Error> {
         let mut seen = std::mem::take(&mut self.seen);
         let deadline = self.deadline();
-        let may_be_sent_away = read_client && self.server.is_none() && self.status == TransactionStatus::Idle;
+        let may_be_sent_away = read_client
+            && self.status == TransactionStatus::Idle
+            && self.held_server().is_none_or(|server| server.is_at_rest());
         let moved = poll_fn(|cx| {
             if may_be_sent_away && self.drain.as_mut().poll(cx).is_ready() {
                 return Poll::Ready(Err(super::failure::shutting_down()));
@@ -184,6 +210,8 @@ impl Session {
         match event {
             Event::FromClient | Event::FromServer => Ok(true),
             Event::ClientGone => Ok(false),
+            // The client has been told by the server itself.
+            Event::ServerGone if self.seen.farewell => Err(super::failure::server_said_why()),
             Event::ServerGone => Err(super::failure::server_gone()),
         }
     }
@@ -218,10 +246,16 @@ impl Session {
 
     /// Acts on what the server said.
     async fn absorb(&mut self) -> Result<(), Error> {
+        self.seen.copy_in = false;
         if self.seen.errors > 0 {
             self.errors_in_turn += std::mem::take(&mut self.seen.errors);
-            self.must_discard |= std::mem::take(&mut self.seen.stale_plan);
-            for name in std::mem::take(&mut self.seen.consequences.lost_names) {
+            if std::mem::take(&mut self.seen.stale_plan) {
+                self.db.statements.note_stale();
+            }
+        }
+        for (name, serial) in std::mem::take(&mut self.seen.consequences.lost_names) {
+            // The client may have prepared another under that name since.
+            if self.statement(&name).is_some_and(|prepared| prepared.serial == serial) {
                 self.forget_statement(&name);
             }
         }
@@ -244,6 +278,7 @@ impl Session {
         self.note_statement(class);
         let succeeded = std::mem::take(&mut self.errors_in_turn) == 0;
         self.note_turn_outcome(succeeded);
+        self.restore_startup_settings(succeeded).await?;
         if status == TransactionStatus::Idle {
             self.db.metrics.transactions.inc();
             self.transaction_is_over();
@@ -287,6 +322,12 @@ impl Session {
 
     /// Waits until the server has answered everything, so that an answer of pgherd's own comes in its turn.
     pub(super) async fn wait_for_answers(&mut self) -> Result<(), Error> {
+        if let Some(server) = self.held_server()
+            && server.expects.is_unsynced()
+        {
+            // Without it they would lie in the server's own buffer until a Sync.
+            writer::flush(&mut server.outbuf);
+        }
         while let Some(attached) = &mut self.server
             && !attached.lease.server().expects.is_empty()
         {

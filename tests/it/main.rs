@@ -16,4 +16,5 @@ mod instruments;
 mod pgbench;
 mod psql;
 mod reading;
+mod relay;
 mod servers;
