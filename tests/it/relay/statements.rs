@@ -183,7 +183,7 @@ async fn a_constant_keeps_the_meaning_of_the_settings_it_was_prepared_under() {
 #[tokio::test]
 async fn a_statement_whose_result_type_changed_works_when_it_is_prepared_again() {
     for mode in ["transaction", "session"] {
-        let proxy = Proxy::start(&format!("max_connections = 2, mode = \"{mode}\"")).await;
+        let proxy = Proxy::start(&format!("max_connections = 1, mode = \"{mode}\"")).await;
         proxy.database.execute("create table t (a int); insert into t values (1)").await;
         let mut client = proxy.wire().await;
         parse(&mut client, "s", "select * from t").await;
