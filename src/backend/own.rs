@@ -3,6 +3,7 @@
 use super::server::{ServerConn, misbehaved, server_error};
 use super::statements::Identity;
 use crate::error::Error;
+use crate::wire::backend::ErrorFields;
 use crate::wire::frame;
 use crate::wire::writer;
 
@@ -86,4 +87,11 @@ fn text_row(body: &[u8]) -> Option<Vec<Option<String>>> {
             Err(_) => Some(None),
         })
         .collect()
+}
+
+/// Whether an error says that a kept plan's result type changed: by the routine, since the message may be in any language.
+pub(super) fn is_stale_plan(fields: &ErrorFields<'_>) -> bool {
+    fields.code() == "0A000"
+        && (fields.get(b'R') == Some("RevalidateCachedQuery")
+            || fields.message().contains("cached plan must not change result type"))
 }

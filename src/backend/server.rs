@@ -11,6 +11,7 @@ use tokio::io::{AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use super::cancel::CancelTarget;
 use super::connect::Connected;
 use super::expect::{Consequences, Expect, Expects, Verdict};
+use super::own::is_stale_plan;
 use super::pool::ProcessObserver;
 use super::settings::SharedSettings;
 use super::statements::Held;
@@ -575,13 +576,6 @@ pub fn server_error(body: &[u8]) -> Error {
         }
         Err(_) => misbehaved("an ErrorResponse cannot be read"),
     }
-}
-
-/// By the routine, since the message may be in any language.
-fn is_stale_plan(fields: &ErrorFields<'_>) -> bool {
-    fields.code() == "0A000"
-        && (fields.get(b'R') == Some("RevalidateCachedQuery")
-            || fields.message().contains("cached plan must not change result type"))
 }
 
 pub(super) fn lost(error: std::io::Error) -> Error {
