@@ -61,12 +61,12 @@ impl Shared {
 
     /// Connects and registers with all that is open.
     async fn establish(&self, scope: &str, local: &LocalEpochs) -> Result<Arc<Connection>, Failure> {
-        #[cfg(test)]
-        if self.cut_off.load(std::sync::atomic::Ordering::SeqCst) {
-            return Err(Failure::Broken("cut off".into()));
-        }
         let space = format!("{}:{scope}", self.space);
         let mut connection = Connection::open(&self.fred, &space, self.faults).await?;
+        #[cfg(test)]
+        if self.is_cut_off() {
+            return Err(Failure::Broken("cut off".into()));
+        }
         let registration = self.registry.lock().register();
         let args = self.register_args(&connection, &registration);
         let reply = connection.call(Script::Register, args, PATIENCE.max(self.settings.timeout)).await?;

@@ -322,6 +322,10 @@ impl Shared {
         self.disconnect(None);
     }
 
+    pub(crate) fn is_cut_off(&self) -> bool {
+        self.cut_off.load(Ordering::SeqCst)
+    }
+
     /// From here on this pgherd alone cannot reach Redis, or can again.
     pub(crate) fn cut_off(&self, cut: bool) {
         self.cut_off.store(cut, Ordering::SeqCst);

@@ -97,7 +97,10 @@ async fn a_change_of_the_catalog_reaches_the_fleet() {
     ddl.raise(&WriteSetView { catalog: true, ..writes(&[]) }).await.expect("raise");
     ddl.settle();
     changes.changed().await.expect("told");
-    other.refuses(&totals, &[CUSTOMERS], "a write is in doubt").await;
+    // The one that made the change knows nothing of that write but what Redis says.
+    one.refuses(&totals, &[CUSTOMERS], "a write is in doubt").await;
+    one.settled().await;
+    one.refuses(&totals, &[CUSTOMERS], "a write is in doubt").await;
     // What the transaction does next is computed from the new catalog.
     early.raise(&writes(&[CUSTOMERS])).await.expect("raise");
     early.settle();
@@ -166,7 +169,10 @@ async fn a_member_that_died_is_removed_when_its_server_processes_are_gone() {
     let write = one.write(&[ORDERS]).await;
     one.dies().await;
     other.refuses(&names, &[CUSTOMERS], "a pgherd's registration has lapsed").await;
+    // Asked twice, so that the first answer has been acted on.
+    until("the server is asked", || async { backends.1.load(std::sync::atomic::Ordering::SeqCst) >= 2 }).await;
     assert_eq!(other.cache.stats().members_removed, 0);
+    other.refuses(&names, &[CUSTOMERS], "a pgherd's registration has lapsed").await;
     // Its COMMIT may be running still. Now the server says that it is not.
     backends.0.lock().remove(&one.backend);
     other.fill(&count, &[ORDERS], "11").await;

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::net::TcpListener;
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use fred::clients::Client;
@@ -115,12 +116,14 @@ impl Drop for RedisServer {
 
 /// The server processes that PostgreSQL would say are alive.
 #[derive(Default)]
-pub(super) struct Backends(pub(super) Mutex<BTreeSet<BackendId>>);
+pub(super) struct Backends(pub(super) Mutex<BTreeSet<BackendId>>, pub(super) AtomicU64);
 
 #[async_trait::async_trait]
 impl BackendChecker for Backends {
     async fn backend_gone(&self, backend: BackendId) -> Result<bool, Error> {
-        Ok(!self.0.lock().contains(&backend))
+        let gone = !self.0.lock().contains(&backend);
+        self.1.fetch_add(1, Ordering::SeqCst);
+        Ok(gone)
     }
 }
 
