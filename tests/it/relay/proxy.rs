@@ -112,13 +112,12 @@ impl Proxy {
 }
 
 /// What a session may leave behind, as SQL that must return nothing.
-const LEFTOVERS: [(&str, &str); 6] = [
+const LEFTOVERS: [(&str, &str); 5] = [
     ("advisory lock", "select objid from pg_locks where pid = pg_backend_pid() and locktype = 'advisory'"),
     ("temporary object", "select relname from pg_class where relnamespace = pg_my_temp_schema()"),
     ("cursor", "select name from pg_cursors"),
     ("listening channel", "select * from pg_listening_channels()"),
     ("foreign role", "select 1 where session_user <> 'postgres'"),
-    ("replication origin", "select 1 where pg_replication_origin_session_is_setup()"),
 ];
 
 /// A value as `encode(convert_to(...), 'hex')` shows it, whatever the connection's encoding.

@@ -10,7 +10,7 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use tokio::task::JoinSet;
 
-use super::proxy::Proxy;
+use super::proxy::{PATIENCE, Proxy};
 use crate::harness;
 use crate::harness::wire::{WireClient, bind};
 
@@ -135,7 +135,7 @@ fn life(random: &mut StdRng, role: &str) -> Vec<Step> {
             query("select 1"),
         ],
         13 => vec![told("copy (select repeat('c', 300) from generate_series(1, 50000)) to stdout"), query("select 1")],
-        14 => vec![told("select pg_sleep(5)"), query("select 1")],
+        14 => vec![told("select pg_sleep(0.3)"), query("select 1")],
         15 => vec![
             query("prepare p as select 1"),
             query("execute p"),
@@ -234,7 +234,10 @@ async fn vanish(port: u16, database: String, role: String, seed: u64) {
             break;
         }
         if let Some(until) = until {
-            while client.try_next().await.is_some_and(|message| !until.contains(&message.tag)) {}
+            let answered =
+                async { while client.try_next().await.is_some_and(|message| !until.contains(&message.tag)) {} };
+            let answered = tokio::time::timeout(PATIENCE - Duration::from_secs(1), answered).await;
+            assert!(answered.is_ok(), "life {seed}: step {at} is never answered");
         }
     }
     tokio::time::sleep(Duration::from_micros(random.random_range(0..3000))).await;
