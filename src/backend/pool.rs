@@ -246,7 +246,9 @@ impl Pool {
         match tokio::time::timeout(self.acquire_timeout, wait).await {
             Ok(Ok(permit)) => Ok(permit),
             Ok(Err(_)) => {
-                Err(Error::new(ErrorKind::Shutdown, SqlState::ADMIN_SHUTDOWN, "pgherd is shutting down").fatal())
+                let message =
+                    "terminating connection: its database was closed by a shutdown or a changed configuration";
+                Err(Error::new(ErrorKind::Shutdown, SqlState::ADMIN_SHUTDOWN, message).hint("Connect again.").fatal())
             }
             Err(_) => Err(self.none_became_free()),
         }

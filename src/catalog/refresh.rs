@@ -31,6 +31,11 @@ impl CatalogHandle {
         self.current.load_full()
     }
 
+    /// The current snapshot's version, without taking hold of it.
+    pub fn version(&self) -> u64 {
+        self.current.load().version
+    }
+
     /// When the server was last asked with success, whether or not something had changed.
     pub fn loaded_at(&self) -> Option<Instant> {
         self.looked.load_full().map(|at| *at)

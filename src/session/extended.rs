@@ -48,7 +48,10 @@ impl Session {
     /// Reads a Parse and notes what it prepares.
     pub(super) fn read_parse(&mut self, frame: &Frame) -> Result<(Bytes, Arc<Prepared>), Error> {
         let parse = frontend::parse(frame.body()).map_err(|error| malformed("Parse", error))?;
-        let facts = self.db.shared.analyzer.facts(parse.text, self.conforming_strings());
+        let facts = match self.read_ahead.take() {
+            Some((text, facts)) if std::ptr::eq(&*text, parse.text) => facts,
+            _ => self.db.shared.analyzer.facts(parse.text, self.conforming_strings()),
+        };
         let name = frame.bytes.slice_ref(parse.name);
         let identity = if name.is_empty() {
             None
@@ -133,8 +136,9 @@ impl Session {
     }
 
     pub(super) async fn on_bind(&mut self, frame: Frame) -> Result<(), Error> {
-        let bind = frontend::bind(frame.body()).map_err(|error| malformed("Bind", error))?;
-        self.wait_for_doubtful_parse(bind.statement).await?;
+        if let Some((_, statement)) = frontend::bind_names(frame.body()) {
+            self.wait_for_doubtful_parse(statement).await?;
+        }
         self.forward_bind(&frame.bytes, 0).await
     }
 

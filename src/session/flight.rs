@@ -99,6 +99,9 @@ impl Session {
 
     /// Handles the messages up to one Execute, or those at the end that execute nothing.
     async fn run_unit(&mut self, unit: &[Frame]) -> Result<(), Error> {
+        if self.is_known_unit(unit)? {
+            return self.relay_unit(unit, super::context::Target::Primary).await;
+        }
         let way = self.way_of_unit(unit).await?;
         let only_statements = unit.iter().all(|frame| !matches!(frame.tag(), b'B' | b'E'));
         if only_statements && self.server.is_none() {
@@ -192,6 +195,23 @@ impl Session {
         self.way(&execution).await
     }
 
+    /// Whether the unit executes a statement that is known to go to the primary: then nothing else in it matters.
+    fn is_known_unit(&mut self, unit: &[Frame]) -> Result<bool, Error> {
+        let Some(execute) = unit.last().filter(|frame| frame.tag() == b'E') else { return Ok(false) };
+        let execute = frontend::execute(execute.body()).map_err(|error| malformed("Execute", error))?;
+        let bound = |frame: &&Frame| frame.tag() == b'B';
+        let names = unit.iter().rev().find(bound).and_then(|frame| frontend::bind_names(frame.body()));
+        let Some((portal, name)) = names else { return Ok(false) };
+        if portal != execute.portal || !self.lazy_begin.is_empty() || self.status == TransactionStatus::Failed {
+            return Ok(false);
+        }
+        let Some(asked) = self.asked(unit, name)? else { return Ok(false) };
+        let is_known = self.is_known_primary(&asked.facts)
+            && self.server.as_ref().is_none_or(|attached| attached.target == super::context::Target::Primary);
+        self.read_ahead = Some((asked.text, asked.facts));
+        Ok(is_known)
+    }
+
     async fn way_of_statements(&mut self, unit: &[Frame]) -> Result<Way, Error> {
         let mut way = Way::Relay(self.default_target());
         for frame in unit {
@@ -229,8 +249,11 @@ impl Session {
         for frame in unit.iter().rev().filter(|frame| frame.tag() == b'P') {
             let parse = frontend::parse(frame.body()).map_err(|error| malformed("Parse", error))?;
             if parse.name == name {
-                let facts = self.db.shared.analyzer.facts(parse.text, self.conforming_strings());
                 let text = frame.bytes.slice_ref(parse.text);
+                let facts = match &self.read_ahead {
+                    Some((read, facts)) if std::ptr::eq(&**read, &*text) => facts.clone(),
+                    _ => self.db.shared.analyzer.facts(parse.text, self.conforming_strings()),
+                };
                 return Ok(Some(Asked { facts, text, types: parse.types }));
             }
         }

@@ -10,6 +10,7 @@ mod flight;
 mod greet;
 pub mod handshake;
 mod lease;
+mod memo;
 pub mod pin;
 mod planned;
 mod query;
@@ -38,6 +39,7 @@ use crate::session::cancel::Registration;
 use crate::session::context::{Database, Target};
 use crate::session::flight::Flight;
 use crate::session::handshake::Authenticated;
+use crate::session::memo::PlanMemo;
 use crate::session::pin::Pins;
 use crate::session::state::SessionSettings;
 use crate::session::writes::Writes;
@@ -103,6 +105,10 @@ pub struct Session {
     errors_in_turn: u32,
     /// What the server at hand has said and the session has not acted on yet.
     seen: Seen,
+    /// What is known already of statements.
+    memo: PlanMemo,
+    /// Facts that were read just now, with their text, for whoever reads the same message next.
+    read_ahead: Option<(Bytes, SharedFacts)>,
     /// Messages held back until their Sync.
     flight: Flight,
     /// Where the messages at hand go.
@@ -168,6 +174,8 @@ impl Session {
             forgets_pins: false,
             errors_in_turn: 0,
             seen: Seen::default(),
+            memo: PlanMemo::default(),
+            read_ahead: None,
             flight: Flight::default(),
             flight_target: None,
             only_statements: true,

@@ -107,7 +107,11 @@ impl Session {
         if self.status == TransactionStatus::Failed && self.server.is_some() {
             return Ok(Way::Relay(self.default_target()));
         }
+        if self.is_known_primary(execution.facts) {
+            return Ok(Way::Relay(self.target_of_primary(execution.facts)));
+        }
         let plan = self.plan(execution).await?;
+        self.memo.note_plan(execution.facts.fingerprint, &plan);
         match plan {
             Plan::Primary(_) => Ok(Way::Relay(self.target_of_primary(execution.facts))),
             Plan::NeedsBind(_) if execution.bind.is_none() => Ok(Way::Relay(Target::Shard(0))),
@@ -148,6 +152,16 @@ impl Session {
                 || (statement.class == Class::Read && statement.reads.is_empty() && statement.writes.is_empty())
         });
         if belongs_nowhere { self.default_target() } else { Target::Primary }
+    }
+
+    /// Whether a statement like it went to the primary before, for reasons that have not changed. With shards or replicas a
+    /// plan depends on more than the facts.
+    pub(super) fn is_known_primary(&mut self, facts: &Facts) -> bool {
+        if !self.db.config.tables.is_empty() || !self.db.config.replicas.is_empty() {
+            return false;
+        }
+        self.memo.check(self.db.catalog.version(), &self.settings.current);
+        self.memo.is_primary(facts.fingerprint)
     }
 
     fn refused(&self, refusal: Refusal) -> Error {

@@ -1,8 +1,11 @@
 //! What a transaction may have written: put in doubt before a byte is sent that can lead to a commit, settled when its
 //! outcome is known.
 
+use std::sync::Arc;
+
 use super::Session;
 use super::context::Target;
+use super::memo::Written;
 use crate::cache::{BackendId, Doubt, WriteSetView};
 use crate::error::Error;
 use crate::plan::{WriteSet, rules};
@@ -37,19 +40,13 @@ impl Session {
             self.written |= !rules::write_set(facts, &catalog, &search_path).is_empty();
             return Ok(());
         }
-        let catalog = self.db.catalog.current();
-        let mut set = if catalog.version == 0 || self.settings.is_uncertain() {
-            everything(facts.class())
-        } else {
-            let role = self.effective_role();
-            let search_path = self.search_path(&catalog, &role);
-            if rules::may_change_session(facts, &catalog, &search_path)
-                && let Some(server) = self.held_server()
-            {
-                server.dirty = true;
-            }
-            rules::write_set(facts, &catalog, &search_path)
-        };
+        let written = self.written_by(facts);
+        if written.changes_session
+            && let Some(server) = self.held_server()
+        {
+            server.dirty = true;
+        }
+        let mut set = written.set.as_deref().cloned().unwrap_or_default();
         let finishes_prepared = Class::Transaction(TransactionControl::FinishPrepared);
         if facts.statements.iter().any(|statement| statement.class == finishes_prepared)
             || self.db.writes_unseen(facts.fingerprint)
@@ -68,6 +65,27 @@ impl Session {
             self.before_commit().await?;
         }
         Ok(())
+    }
+
+    /// What a statement may write, by facts, catalog and search path.
+    fn written_by(&mut self, facts: &SharedFacts) -> Written {
+        let catalog = self.db.catalog.current();
+        if catalog.version == 0 || self.settings.is_uncertain() {
+            return Written { set: Some(Arc::new(everything(facts.class()))), changes_session: false };
+        }
+        self.memo.check(catalog.version, &self.settings.current);
+        if let Some(known) = self.memo.written(facts.fingerprint) {
+            return known;
+        }
+        let role = self.effective_role();
+        let search_path = self.search_path(&catalog, &role);
+        let set = rules::write_set(facts, &catalog, &search_path);
+        let written = Written {
+            set: (!set.is_empty()).then(|| Arc::new(set)),
+            changes_session: rules::may_change_session(facts, &catalog, &search_path),
+        };
+        self.memo.note_written(facts.fingerprint, written.clone());
+        written
     }
 
     /// Notes that something is about to run that may write anything.
