@@ -1,6 +1,6 @@
 -- The same rows everywhere; then each shard drops those that are not its own.
 create table orders (
-  id int8 not null, customer_id int4, region text collate "C", country text, amount numeric(12,2), price float8, ratio float4, qty int4,
+  id int8 not null, customer_id int4, region text collate "C", country text collate "und-x-icu", amount numeric(12,2), price float8, ratio float4, qty int4,
   small int2, day date, at timestamptz, made timestamp, clock time, ok bool, code uuid, raw bytea, span interval, tag char(4), big numeric);
 create table items (customer_id int4, order_id int8, sku text collate "C", n int4);
 create table notes (id int8 primary key, body text);
