@@ -48,6 +48,8 @@ struct House {
     stop: CancellationToken,
     sessions: TaskTracker,
     tasks: TaskTracker,
+    #[cfg(feature = "faults")]
+    faults: crate::cache::Faults,
 }
 
 /// A running pgherd.
@@ -62,6 +64,29 @@ pub struct Running {
 /// # Errors
 /// A socket cannot be bound or a certificate not be read; the error says what to do.
 pub async fn start(config: Arc<Config>, path: Option<PathBuf>) -> Result<Running, Error> {
+    open(
+        config,
+        path,
+        #[cfg(feature = "faults")]
+        crate::cache::Faults::default(),
+    )
+    .await
+}
+
+/// Starts pgherd with faults in its cache, for the tests that must find them.
+///
+/// # Errors
+/// As [`start`].
+#[cfg(feature = "faults")]
+pub async fn start_with_faults(config: Arc<Config>, faults: crate::cache::Faults) -> Result<Running, Error> {
+    open(config, None, faults).await
+}
+
+async fn open(
+    config: Arc<Config>,
+    path: Option<PathBuf>,
+    #[cfg(feature = "faults")] faults: crate::cache::Faults,
+) -> Result<Running, Error> {
     let metrics = Arc::new(Metrics::new());
     let shared = Arc::new(Shared {
         analyzer: Analyzer::new(),
@@ -84,6 +109,8 @@ pub async fn start(config: Arc<Config>, path: Option<PathBuf>) -> Result<Running
         stop: CancellationToken::new(),
         sessions: TaskTracker::new(),
         tasks: TaskTracker::new(),
+        #[cfg(feature = "faults")]
+        faults,
     });
     house.open_databases(&config);
     let http_address = house.listen_http(&config).await?;
@@ -188,16 +215,21 @@ impl House {
         before: Option<&Arc<Database>>,
         config: &Config,
     ) -> Arc<Database> {
-        let kept = before.filter(|before| before.config.primary == wanted.primary);
-        let solo = kept.map_or_else(Arc::default, |before| Arc::clone(&before.solo));
+        let same_server = before.filter(|before| before.config.primary == wanted.primary);
+        let solo = same_server.map_or_else(Arc::default, |before| Arc::clone(&before.solo));
         let wants_cache = wanted.cache && config.cache.enabled;
-        let kept = kept.filter(|_| wants_cache).and_then(|before| before.cache.clone());
+        let kept = same_server.filter(|_| wants_cache).and_then(|before| before.cache.clone());
         let cache = match kept {
             Some(kept) => Some(kept),
             None => wants_cache.then(|| self.open_cache(wanted, config, &solo)).flatten(),
         };
         let shared = Arc::clone(&self.shared);
-        let database = Arc::new(Database::new(Arc::clone(wanted), shared, config, cache, solo));
+        let mut database = Database::new(Arc::clone(wanted), shared, config, cache, solo);
+        if let Some(before) = same_server {
+            // One count of versions for one cache: a session of the old database must not take an old catalog for the newest.
+            database.catalog = Arc::clone(&before.catalog);
+        }
+        let database = Arc::new(database);
         if database.is_planned() {
             let (house, kept) = (Arc::clone(self), Arc::clone(&database));
             self.tasks.spawn(upkeep::keep_catalog(house, kept, upkeep::Kept::Primary));
@@ -215,7 +247,11 @@ impl House {
         config: &Config,
         solo: &Arc<AtomicBool>,
     ) -> Option<Arc<ResultCache>> {
-        let cache = match ResultCache::new(&wanted.name, &config.cache, Arc::clone(solo)) {
+        #[cfg(feature = "faults")]
+        let cache = ResultCache::with_faults(&wanted.name, &config.cache, Arc::clone(solo), self.faults);
+        #[cfg(not(feature = "faults"))]
+        let cache = ResultCache::new(&wanted.name, &config.cache, Arc::clone(solo));
+        let cache = match cache {
             Ok(cache) => cache,
             Err(error) => {
                 tracing::error!(%error, database = wanted.name, "no cache");

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::House;
 use crate::backend::control::{self, Control};
-use crate::cache::{BackendChecker, BackendId};
+use crate::cache::{BackendChecker, BackendId, ResultCache, WriteSetView};
 use crate::error::Error;
 use crate::session::context::{Database, Target};
 
@@ -113,22 +113,22 @@ async fn keep_connected(house: &House, database: &Database, kept: Kept, first: &
             *known = Some(scope);
         }
     }
+    let mut known = None;
     loop {
-        if kept == Kept::Primary && database.cache.is_some() {
+        // With Redis others may serve beside the one that holds the lock: there it is the registrations that count.
+        if cache.is_some() && database.cache_config.redis.is_none() {
             hold_solo_lock(database, &control.client).await?;
         }
         let as_of = changes.as_mut().map(|changes| *changes.borrow_and_update());
         let changed = handle.refresh(&control.client).await?;
         if let (Some(cache), Some(as_of)) = (cache, as_of) {
-            if changed && !*first {
-                cache.catalog_changed();
-                // What was read belongs to the state before that: read once more.
-                let as_of = changes.as_mut().map(|changes| *changes.borrow_and_update()).unwrap_or(as_of);
-                handle.refresh(&control.client).await?;
-                cache.catalog_loaded(handle.current().version, as_of);
-            } else {
-                cache.catalog_loaded(handle.current().version, as_of);
+            if changed && known == Some(as_of) {
+                // Nobody of the fleet has told of it: it was changed past pgherd, and everybody must know.
+                announce_change(cache, handle.current().version).await?;
+                continue;
             }
+            cache.catalog_loaded(handle.current().version, as_of);
+            known = Some(as_of);
         }
         if std::mem::take(first) {
             database.catalog_is_there();
@@ -145,6 +145,15 @@ async fn keep_connected(house: &House, database: &Database, kept: Kept, first: &
             () = tokio::time::sleep(CATALOG_ROUND) => {}
         }
     }
+}
+
+/// Tells all pgherds of the fleet that the catalog is another one, as a statement of this one's that changed it would.
+async fn announce_change(cache: &ResultCache, version: u64) -> Result<(), Error> {
+    let mut doubt = cache.epochs().open(BackendId { pid: 0, start_us: 0 });
+    let writes = WriteSetView { database: true, catalog: true, relations: &[], catalog_version: version };
+    let raised = doubt.raise(&writes).await;
+    doubt.settle();
+    raised
 }
 
 /// A control connection, as the first user who can log in.

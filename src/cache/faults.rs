@@ -12,6 +12,8 @@ pub struct Faults {
     pub store_without_comparing: bool,
     /// The role is left out of the key.
     pub no_role_in_key: bool,
+    /// A write is taken to change the relations that it names and no other.
+    pub no_cascades: bool,
 }
 
 /// The switches as the code asks for them: constant `false` where faults are not compiled in.
@@ -40,6 +42,13 @@ macro_rules! switches {
 }
 
 switches!(no_second_raise, doubt_as_flag, store_without_comparing, no_role_in_key);
+
+#[cfg(feature = "faults")]
+impl Switches {
+    pub(crate) fn no_cascades(self) -> bool {
+        self.faults.no_cascades
+    }
+}
 
 #[cfg(any(test, feature = "faults"))]
 impl From<Faults> for Switches {

@@ -159,6 +159,12 @@ impl ResultCache {
         }))
     }
 
+    /// Whether the fault of ignoring cascades is on; the planner is not the cache's, so the session asks.
+    #[cfg(feature = "faults")]
+    pub fn ignores_cascades(&self) -> bool {
+        self.faults.no_cascades()
+    }
+
     /// Starts a key.
     pub fn key(&self, protocol: Protocol) -> KeyBuilder {
         KeyBuilder::new(self.faults, protocol)

@@ -24,6 +24,8 @@ pub struct Read<'a> {
     pub text: &'a [u8],
     /// How it is asked.
     pub protocol: Protocol<'a>,
+    /// Whether to end it by ROLLBACK, which undoes what a function may have set for the session.
+    pub undo: bool,
 }
 
 /// How a read is asked.
@@ -112,7 +114,7 @@ fn queue(server: &mut ServerConn, read: Read<'_>) {
             writer::sync(out);
         }
     }
-    writer::query(out, b"COMMIT");
+    writer::query(out, if read.undo { b"ROLLBACK" } else { b"COMMIT" });
 }
 
 /// What follows portal and statement name in a Bind's body.

@@ -9,7 +9,9 @@ use crate::sql::explain_route_inner;
 use crate::sql::facts::{Class, Facts, Route, Statement};
 
 pub use super::search_path::{creates_temporary, resolve_search_path};
-pub use super::write_set::{may_change_session, write_set};
+#[cfg(feature = "faults")]
+pub use super::write_set::named_only;
+pub use super::write_set::{may_change_session, trusts_user_code, write_set};
 
 /// Everything that a decision is made from.
 #[derive(Debug, Clone, Copy)]

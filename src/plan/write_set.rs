@@ -1,6 +1,6 @@
 //! What a query string may change, for the cache's epochs: never less than it does.
 
-use super::functions::{self, Conduct};
+use super::functions::{self, Called, Conduct};
 use super::{WriteSet, names};
 use crate::catalog::model::{Catalog, RelationKind};
 use crate::sql::facts::{Class, Facts, Name, Statement};
@@ -19,6 +19,19 @@ pub fn write_set(facts: &Facts, catalog: &Catalog, search_path: &[Box<str>]) -> 
     }
     set.relations.sort_unstable();
     set.relations.dedup();
+    set
+}
+
+/// The fault of ignoring cascades: only what the string names.
+#[cfg(feature = "faults")]
+pub fn named_only(facts: &Facts, catalog: &Catalog, search_path: &[Box<str>]) -> WriteSet {
+    let mut set = write_set(facts, catalog, search_path);
+    let names = facts.statements.iter().flat_map(|statement| &statement.writes);
+    let named: Vec<_> = names.flat_map(|name| names::candidates(name, catalog, search_path)).collect();
+    if !named.is_empty() && !set.catalog {
+        set.relations = named.into_iter().map(|relation| relation.oid).collect();
+        set.database = false;
+    }
     set
 }
 
@@ -71,6 +84,18 @@ fn written(set: &mut WriteSet, name: &Name, catalog: &Catalog, search_path: &[Bo
         set.database |= relation.writes_opaque || relation.kind == RelationKind::Other;
         set.relations.extend(&relation.writes);
     }
+}
+
+/// Whether the string calls code of a user's that says it does not write. Only a READ ONLY transaction shows whether that is so:
+/// a STABLE function may call a volatile one.
+pub fn trusts_user_code(facts: &Facts, catalog: &Catalog, search_path: &[Box<str>]) -> bool {
+    let trusted = |called: &Called| called.user_defined && called.conduct != Conduct::Volatile;
+    facts.statements.iter().any(|statement| {
+        functions::called(statement, catalog, search_path).iter().any(trusted)
+            || (statement.reads.iter().chain(&statement.writes))
+                .flat_map(|name| names::candidates(name, catalog, search_path))
+                .any(|relation| functions::view_calls(relation, catalog).iter().any(trusted))
+    })
 }
 
 /// Whether the statement calls code of a user's that may change the session unseen: `set_config` in a volatile function.

@@ -155,7 +155,8 @@ impl Session {
             None => Protocol::Simple,
             Some((bind, _)) => Protocol::Extended { types: execution.types, bind: bind.body(), described },
         };
-        let read = Read { text: execution.text, protocol };
+        let undo = self.db.catalog.current().version > 0 && self.trusts_user_code(execution.facts);
+        let read = Read { text: execution.text, protocol, undo };
         let capture = fill.is_some().then_some(self.db.cache_config.max_entry_bytes);
         let mut borrowed = self.borrow_server(target).await?;
         let started = Instant::now();

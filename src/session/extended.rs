@@ -237,12 +237,14 @@ impl Session {
         let execute = frontend::execute(frame.body()).map_err(|error| malformed("Execute", error))?;
         let facts = self.portals.get(execute.portal).map(|prepared| Arc::clone(&prepared.facts));
         let target = self.target_of_portal(execute.portal)?;
-        if let Some(facts) = facts {
-            self.attach(target).await?;
-            if self.held_server().is_some_and(|server| server.expects.is_skipping()) {
-                return Ok(());
-            }
-            self.note_execution(&facts).await?;
+        self.attach(target).await?;
+        if self.held_server().is_some_and(|server| server.expects.is_skipping()) {
+            return Ok(());
+        }
+        match facts {
+            Some(facts) => self.note_execution(&facts).await?,
+            // A cursor of SQL's, or a portal that pgherd has lost sight of: it may run anything.
+            None => self.note_opaque_write().await?,
         }
         let server = self.attach(target).await?;
         if !server.expects.is_skipping() {
@@ -300,8 +302,9 @@ impl Session {
     }
 
     pub(super) async fn on_function_call(&mut self, frame: Frame) -> Result<(), Error> {
-        self.note_opaque_write().await?;
         let target = self.default_target();
+        self.attach(target).await?;
+        self.note_opaque_write().await?;
         let server = self.attach(target).await?;
         server.dirty = true;
         server.outbuf.extend_from_slice(&frame.bytes);

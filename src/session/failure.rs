@@ -61,6 +61,7 @@ impl Session {
         }
         self.skipping = !simple;
         if self.held_server().is_some_and(|server| server.is_broken()) {
+            self.abandon_writes();
             self.server = None;
         }
     }

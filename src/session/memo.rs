@@ -37,6 +37,8 @@ pub(super) struct Written {
     pub(super) set: Option<Arc<WriteSet>>,
     /// A function of a user's may change the session.
     pub(super) changes_session: bool,
+    /// It calls code of a user's that says it does not write.
+    pub(super) trusts_code: bool,
 }
 
 impl PlanMemo {

@@ -82,6 +82,7 @@ impl Way {
             Self::Relay(Target::Shard(_)) => PlanClass::Shard,
             Self::Relay(_) => PlanClass::Primary,
             Self::ReadOnly(Target::Shard(_)) => PlanClass::Shard,
+            Self::ReadOnly(Target::Primary) => PlanClass::Primary,
             Self::ReadOnly(_) => PlanClass::Replica,
             Self::Hit(_) | Self::Fill(..) => PlanClass::Cached,
             Self::FanOut(_) => PlanClass::FanOut,
@@ -111,9 +112,12 @@ impl Session {
             return Ok(Way::Relay(self.target_of_primary(execution.facts)));
         }
         let plan = self.plan(execution).await?;
-        self.memo.note_plan(execution.facts.fingerprint, &plan);
+        let is_read = execution.facts.single().is_some_and(|statement| statement.class == Class::Read);
+        if !is_read || !self.trusts_user_code(execution.facts) {
+            self.memo.note_plan(execution.facts.fingerprint, &plan);
+        }
         match plan {
-            Plan::Primary(_) => Ok(Way::Relay(self.target_of_primary(execution.facts))),
+            Plan::Primary(_) => Ok(self.way_of_primary(execution)),
             Plan::NeedsBind(_) if execution.bind.is_none() => Ok(Way::Relay(Target::Shard(0))),
             Plan::NeedsBind(reason) => {
                 Err(Error::refused(format!("where this statement runs is not known: {}", reason.text))
@@ -123,9 +127,6 @@ impl Session {
                 let aside = detachable && execution.max_rows == 0 && self.may_read_aside(execution.facts);
                 let target = Target::Shard(shard);
                 Ok(if aside { Way::ReadOnly(target) } else { Way::Relay(target) })
-            }
-            Plan::Replica(_) | Plan::Cached(_) if self.db.writes_unseen(execution.facts.fingerprint) => {
-                Ok(Way::Relay(Target::Primary))
             }
             Plan::Replica(_) if execution.max_rows > 0 => Ok(Way::Relay(Target::Primary)),
             Plan::Replica(_) => self.way_of_replica().await,
@@ -212,7 +213,15 @@ impl Session {
             // Only where no byte can be misread may a statement go anywhere but to the primary.
             return self.plan_of_foreign_text(execution.facts);
         };
-        Ok(self.decide(execution.facts, text, &catalog, shards.as_deref(), bound.as_ref()))
+        let plan = self.decide(execution.facts, text, &catalog, shards.as_deref(), bound.as_ref());
+        let is_read = matches!(plan, Plan::Primary(_) | Plan::Replica(_) | Plan::Cached(_));
+        if is_read && self.db.writes_unseen(execution.facts.fingerprint) {
+            return Ok(Plan::Primary(crate::plan::Reason {
+                code: "writes-unseen",
+                text: "an earlier run in a READ ONLY transaction showed that it writes".into(),
+            }));
+        }
+        Ok(plan)
     }
 
     /// A text that is not UTF-8: nothing in it can be compared with the names of sharded tables.
@@ -311,17 +320,40 @@ impl Session {
         })
     }
 
+    /// A read on the primary that calls code of a user's runs READ ONLY: nothing else would show that it writes. Within a
+    /// transaction it is put down as a write instead.
+    fn way_of_primary(&mut self, execution: &Execution<'_>) -> Way {
+        let unbound = execution.bind.is_none() && self.in_extended;
+        let alone = self.server.is_none() && self.status == TransactionStatus::Idle && execution.max_rows == 0;
+        let is_read = execution.facts.single().is_some_and(|statement| {
+            statement.class == Class::Read && !statement.locks_rows && statement.effects.is_empty()
+        });
+        let guarded = alone && is_read && !unbound && self.db.cache.is_some() && self.trusts_user_code(execution.facts);
+        if guarded && !self.db.writes_unseen(execution.facts.fingerprint) {
+            Way::ReadOnly(Target::Primary)
+        } else {
+            Way::Relay(self.target_of_primary(execution.facts))
+        }
+    }
+
+    /// Whether a statement calls code of a user's that says it does not write.
+    pub(super) fn trusts_user_code(&mut self, facts: &SharedFacts) -> bool {
+        self.written_by(facts).trusts_code
+    }
+
     /// Looks an answer up. Where it is not there it is filled, unless the session holds a server or asks for part of it.
     async fn way_of_cached(&mut self, execution: &Execution<'_>, read: Arc<CachedRead>) -> Result<Way, Error> {
-        let Some(cache) = self.db.cache.clone() else { return Ok(Way::Relay(Target::Primary)) };
-        if execution.max_rows > 0 || self.is_mid_flight() {
-            return Ok(Way::Relay(Target::Primary));
+        let Some(cache) = self.db.cache.clone() else { return Ok(self.way_of_primary(execution)) };
+        // Before Bind there is nothing to look up.
+        let unbound = execution.bind.is_none() && self.in_extended;
+        if unbound || execution.max_rows > 0 || self.is_mid_flight() {
+            return Ok(self.way_of_primary(execution));
         }
-        let Some(key) = self.cache_key(execution) else { return Ok(Way::Relay(Target::Primary)) };
+        let Some(key) = self.cache_key(execution) else { return Ok(self.way_of_primary(execution)) };
         match cache.lookup(&key, &read.relations, read.catalog_version).await {
             Lookup::Hit { entry, .. } => Ok(Way::Hit(entry)),
             Lookup::Fill(ticket) if self.server.is_none() => Ok(Way::Fill(ticket, read)),
-            Lookup::Fill(_) | Lookup::Bypass(_) => Ok(Way::Relay(Target::Primary)),
+            Lookup::Fill(_) | Lookup::Bypass(_) => Ok(self.way_of_primary(execution)),
         }
     }
 

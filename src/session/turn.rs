@@ -279,8 +279,15 @@ impl Session {
         let succeeded = std::mem::take(&mut self.errors_in_turn) == 0;
         self.note_turn_outcome(succeeded);
         self.restore_startup_settings(succeeded).await?;
+        // Behind this answer more may be under way already, whose writes and portals are noted with those that are done.
+        let more = self.held_server().is_some_and(|server| !server.expects.is_empty() || server.expects.is_unsynced());
+        if status == TransactionStatus::InTransaction && !more {
+            self.transaction_goes_on();
+        }
         if status == TransactionStatus::Idle {
             self.db.metrics.transactions.inc();
+        }
+        if status == TransactionStatus::Idle && !more {
             self.transaction_is_over();
             self.settle_writes();
             self.release_if_at_rest().await?;

@@ -7,22 +7,31 @@ use super::Session;
 use super::context::Target;
 use super::memo::Written;
 use crate::cache::{BackendId, Doubt, WriteSetView};
+use crate::catalog::model::Catalog;
 use crate::error::Error;
 use crate::plan::{WriteSet, rules};
-use crate::sql::facts::{Class, SharedFacts, TransactionControl};
+use crate::sql::facts::{Class, Facts, SharedFacts, TransactionControl};
 use crate::wire::writer::TransactionStatus;
 
 /// The writes of one transaction.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Writes {
     /// What has been sent and is not in doubt yet.
     pending: WriteSet,
+    /// The oldest version of the catalog that any of `pending` was computed from.
+    computed_from: u64,
     /// The mark on what is in doubt.
     doubt: Option<Doubt>,
     /// A statement was sent that may end the transaction itself.
     may_commit: bool,
     /// A statement was sent that may change the catalog.
     pub(super) ddl: bool,
+}
+
+impl Default for Writes {
+    fn default() -> Self {
+        Self { pending: WriteSet::default(), computed_from: u64::MAX, doubt: None, may_commit: false, ddl: false }
+    }
 }
 
 impl Session {
@@ -40,6 +49,7 @@ impl Session {
             self.written |= !rules::write_set(facts, &catalog, &search_path).is_empty();
             return Ok(());
         }
+        let catalog_version = self.db.catalog.version();
         let written = self.written_by(facts);
         if written.changes_session
             && let Some(server) = self.held_server()
@@ -54,24 +64,31 @@ impl Session {
             set.database = true;
         }
         let class = facts.class();
+        // Not alone in a READ ONLY transaction, which would have shown what it does.
+        set.database |= class == Class::Read && self.db.cache.is_some() && written.trusts_code;
         self.writes.may_commit |= matches!(class, Class::Transaction(_) | Class::Opaque) || facts.statements.len() > 1;
         self.writes.ddl |= set.catalog;
         self.written |= class >= Class::CopyIn || set.database || set.catalog || !set.relations.is_empty();
         if self.db.cache.is_some() {
             self.writes.pending.add(set);
+            self.writes.computed_from = self.writes.computed_from.min(catalog_version);
         }
-        if class == Class::Opaque {
-            // CALL and DO may commit in their middle: their Execute is enough.
+        if self.writes.may_commit || class == Class::Utility {
+            // COMMIT, CALL, DO and VACUUM commit as they run: their Execute is enough, a Flush sends it.
             self.before_commit().await?;
         }
         Ok(())
     }
 
     /// What a statement may write, by facts, catalog and search path.
-    fn written_by(&mut self, facts: &SharedFacts) -> Written {
+    pub(super) fn written_by(&mut self, facts: &SharedFacts) -> Written {
         let catalog = self.db.catalog.current();
         if catalog.version == 0 || self.settings.is_uncertain() {
-            return Written { set: Some(Arc::new(everything(facts.class()))), changes_session: false };
+            return Written {
+                set: Some(Arc::new(everything(facts.class()))),
+                changes_session: false,
+                trusts_code: true,
+            };
         }
         self.memo.check(catalog.version, &self.settings.current);
         if let Some(known) = self.memo.written(facts.fingerprint) {
@@ -79,13 +96,22 @@ impl Session {
         }
         let role = self.effective_role();
         let search_path = self.search_path(&catalog, &role);
-        let set = rules::write_set(facts, &catalog, &search_path);
+        let set = self.write_set(facts, &catalog, &search_path);
         let written = Written {
+            trusts_code: rules::trusts_user_code(facts, &catalog, &search_path),
             set: (!set.is_empty()).then(|| Arc::new(set)),
             changes_session: rules::may_change_session(facts, &catalog, &search_path),
         };
         self.memo.note_written(facts.fingerprint, written.clone());
         written
+    }
+
+    fn write_set(&self, facts: &Facts, catalog: &Catalog, search_path: &[Box<str>]) -> WriteSet {
+        #[cfg(feature = "faults")]
+        if self.db.cache.as_ref().is_some_and(|cache| cache.ignores_cascades()) {
+            return rules::named_only(facts, catalog, search_path);
+        }
+        rules::write_set(facts, catalog, search_path)
     }
 
     /// Notes that something is about to run that may write anything.
@@ -107,8 +133,8 @@ impl Session {
         let Some(cache) = self.db.cache.clone() else { return Ok(()) };
         let Some(server) = self.held_server() else { return Ok(()) };
         let backend = BackendId { pid: server.pid, start_us: server.backend_start_us };
-        let version = self.db.catalog.current().version;
         let writes = &mut self.writes;
+        let version = std::mem::replace(&mut writes.computed_from, u64::MAX);
         let doubt = writes.doubt.get_or_insert_with(|| cache.epochs().open(backend));
         let pending = std::mem::take(&mut writes.pending);
         doubt
@@ -119,6 +145,16 @@ impl Session {
                 catalog_version: version,
             })
             .await
+    }
+
+    /// All that was sent has been answered and the transaction is still open: nothing of it can commit before more is sent.
+    pub(super) fn transaction_goes_on(&mut self) {
+        self.writes.may_commit = false;
+    }
+
+    /// The server was lost before it said how the transaction ended: the doubt stays until its process is gone.
+    pub(super) fn abandon_writes(&mut self) {
+        self.writes = Writes::default();
     }
 
     /// A transaction has ended, and the server has said so.

@@ -186,7 +186,9 @@ pub fn explain_route_inner(text: &[u8], standard_conforming_strings: bool) -> Op
     let pieces = super::piece::split(text, standard_conforming_strings);
     let piece = Piece { text, tokens: pieces.first()? };
     let found = explained(piece).filter(|found| piece.is(0, "explain") && found.route)?;
-    Some(piece.token(found.inner)?.start)
+    // Comments before it belong to it: they may hold a hint.
+    piece.token(found.inner)?;
+    Some(piece.token(found.inner.checked_sub(1)?)?.end)
 }
 
 /// COPY in every form; what moves through the client's connection is told apart from what the server reads or writes itself.

@@ -3,6 +3,7 @@
 #[path = "../harness/mod.rs"]
 mod harness;
 
+mod cached;
 mod catalog;
 mod check;
 mod command_line;

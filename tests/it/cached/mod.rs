@@ -1,0 +1,15 @@
+//! The result cache end to end: through pgherds that share one Redis and one PostgreSQL, nobody ever sees an old or a foreign row.
+
+mod chains;
+mod checker;
+mod conduct;
+#[cfg(feature = "faults")]
+mod faults;
+mod fleet;
+mod identity;
+mod load;
+mod reads;
+mod stage;
+mod visible;
+mod world;
+mod writes;
