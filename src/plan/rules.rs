@@ -126,7 +126,7 @@ pub(super) fn primary(code: &'static str, text: &'static str) -> Plan {
 fn explain_route(input: &Input<'_>) -> Plan {
     let inner = explain_route_inner(input.text.as_bytes(), input.session.standard_conforming_strings);
     match inner.and_then(|at| input.text.get(at..)).filter(|_| input.facts.single().is_some()) {
-        Some(inner) => Plan::Local(Local::ExplainRoute(inner.into())),
+        Some(inner) => Plan::Local(Local::ExplainRoute(inner.trim_start().into())),
         None => Plan::Refuse(Refusal {
             code: "explain-route",
             message: "EXPLAIN (ROUTE) takes one statement, alone in its query string".into(),

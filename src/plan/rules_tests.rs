@@ -221,7 +221,7 @@ fn everything_else_has_its_place() {
         ("select 1; select 2", "primary/multi-statement"),
     ]);
     match World::new().plan("explain (route) /* x */ select a from t") {
-        Plan::Local(Local::ExplainRoute(inner)) => assert_eq!(&*inner, "select a from t"),
+        Plan::Local(Local::ExplainRoute(inner)) => assert_eq!(&*inner, "/* x */ select a from t"),
         other => panic!("{other:?}"),
     }
 }
