@@ -167,6 +167,18 @@ fn poll_read(cx: &mut Context<'_>, stream: &mut Stream, buf: &mut BytesMut) -> P
 }
 
 impl ClientSide {
+    /// Ready when the client is gone. What it sends meanwhile is kept, up to a limit, for when its turn comes.
+    pub fn poll_gone_client(&mut self, cx: &mut Context<'_>) -> Poll<Error> {
+        while self.inbuf.len() < limits::READ_CHUNK_BYTES {
+            match ready!(poll_read(cx, &mut self.stream, &mut self.inbuf)) {
+                Ok(0) => return Poll::Ready(gone(std::io::ErrorKind::UnexpectedEof.into())),
+                Ok(_) => {}
+                Err(error) => return Poll::Ready(gone(error)),
+            }
+        }
+        Poll::Pending
+    }
+
     /// Writes everything that is queued for the client.
     ///
     /// # Errors

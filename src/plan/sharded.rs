@@ -196,8 +196,22 @@ fn place(input: &Input<'_>, name: &Name) -> Result<Place, Refusal> {
         )),
         (true, false) => Ok(Place::Shards),
         (false, true) => Ok(Place::Primary),
+        (false, false) if on_shards_only(input, name) => Err(refusal(
+            "unknown-on-primary",
+            format!(
+                "{} is on the shards, but not a sharded or reference table of the configuration",
+                names::display(name)
+            ),
+            "Name the tables that it is made of, or add it to the configuration as a table.",
+        )),
         (false, false) => Ok(Place::Nowhere),
     }
+}
+
+/// Whether only the shards have a relation of that name: a view over sharded tables, or a table that nobody configured.
+fn on_shards_only(input: &Input<'_>, name: &Name) -> bool {
+    let found = input.shards.map(|catalog| names::candidates(name, catalog, input.session.search_path));
+    found.is_some_and(|found| found.iter().any(|relation| !names::is_system(relation)))
 }
 
 fn exists(input: &Input<'_>, schema: &str) -> bool {

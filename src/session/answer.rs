@@ -96,6 +96,11 @@ impl Session {
                 self.lazy_begin.push(Bytes::copy_from_slice(execution.text));
                 self.answer_tag(execution, described, "SAVEPOINT");
             }
+            Way::RollbackTo(kept) => {
+                self.lazy_begin.truncate(kept);
+                self.status = TransactionStatus::InTransaction;
+                self.answer_tag(execution, described, "ROLLBACK");
+            }
             Way::End(commit) => self.end(execution, described, commit),
         }
         Ok(Carried::Answered)

@@ -58,6 +58,10 @@ impl Sink for ClientSide {
     fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Error>> {
         self.poll_flush_queue(cx)
     }
+
+    fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<Error> {
+        self.poll_gone_client(cx)
+    }
 }
 
 impl Session {
@@ -110,7 +114,7 @@ impl Session {
         release(legs, &outcome.broken);
         match outcome.result {
             Ok(rows) => {
-                self.suspend_if_limited(execution.max_rows, rows);
+                self.suspend_if_limited(execution, rows);
                 Ok(Ok(()))
             }
             Err(Failure::Server(frame)) => Ok(Err(frame.bytes)),
@@ -135,7 +139,8 @@ impl Session {
     }
 
     /// An Execute that took all the rows it asked for leaves a suspended portal, as in PostgreSQL; nothing can resume it.
-    fn suspend_if_limited(&mut self, max_rows: i32, rows: u64) {
+    fn suspend_if_limited(&mut self, execution: &Execution<'_>, rows: u64) {
+        let max_rows = execution.max_rows;
         if max_rows <= 0 || rows != u64::from(max_rows.unsigned_abs()) {
             return;
         }
@@ -145,7 +150,19 @@ impl Session {
         if out.ends_with(&tag) {
             out.truncate(out.len() - tag.len());
             writer::portal_suspended(out);
+            if let Some((_, bind)) = execution.bind {
+                self.suspended.insert(Bytes::copy_from_slice(bind.portal));
+            }
         }
+    }
+
+    /// Refuses an Execute of a portal that a fan-out has suspended: its legs have been given back.
+    pub(super) fn refuse_resuming(&self, portal: &[u8]) -> Result<(), Error> {
+        if !self.suspended.contains(portal) {
+            return Ok(());
+        }
+        Err(Error::refused("a portal over several shards cannot be resumed after it was given a row limit")
+            .hint("Ask for all rows at once, or page by LIMIT and a key."))
     }
 }
 

@@ -180,6 +180,7 @@ impl Session {
         let Some(execute) = executed else { return self.way_of_statements(unit).await };
         let bind = self.bind_of(unit, execute.portal)?;
         let Some(bind) = bind else {
+            self.refuse_resuming(execute.portal)?;
             // A portal of an earlier flight, or none: its server, or the server's own error.
             return Ok(Way::Relay(self.default_target()));
         };

@@ -19,6 +19,11 @@ const CLEAN_UP_DEADLINE: Duration = Duration::from_secs(5);
 impl Session {
     /// The server connection of that target: the one held, or one from the pool with this session's settings on it.
     pub(super) async fn attach(&mut self, target: Target) -> Result<&mut ServerConn, Error> {
+        let holds_another = self.server.as_ref().is_some_and(|attached| attached.target != target);
+        if holds_another && self.held_server().is_some_and(|server| !server.expects.is_unsynced()) {
+            // A pipeline: the transaction there may be over as soon as it has answered.
+            Box::pin(self.wait_for_answers()).await?;
+        }
         if self.server.is_none() {
             let mut attached = self.borrow_server(target).await?;
             for statement in self.lazy_begin.drain(..) {

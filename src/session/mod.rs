@@ -19,7 +19,7 @@ mod state;
 mod turn;
 mod writes;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::pin::Pin;
 use std::sync::Arc;
 
@@ -92,6 +92,8 @@ pub struct Session {
     named: HashMap<Bytes, Arc<Prepared>>,
     unnamed: Option<Arc<Prepared>>,
     portals: HashMap<Bytes, Arc<Prepared>>,
+    /// Portals that a fan-out answered in part: no server has them.
+    suspended: HashSet<Bytes>,
     pins: Pins,
     mode: PoolMode,
     /// An error was given to the client in the extended protocol: everything up to its Sync is dropped.
@@ -167,6 +169,7 @@ impl Session {
             named: HashMap::new(),
             unnamed: None,
             portals: HashMap::new(),
+            suspended: HashSet::new(),
             pins: Pins::default(),
             skipping: false,
             must_discard: false,
@@ -247,6 +250,7 @@ impl Session {
         }
         (self.isolated, self.read_only, self.written) = (false, false, false);
         self.portals.clear();
+        self.suspended.clear();
         self.settings.transaction_ended();
     }
 

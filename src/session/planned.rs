@@ -54,6 +54,8 @@ pub(super) enum Way {
     Begin,
     /// Sets a savepoint in one that no server knows of yet.
     Savepoint,
+    /// Goes back to a savepoint of one that no server knows of: so many of its statements stay.
+    RollbackTo(usize),
     /// Ends one that no server knows of; true is COMMIT.
     End(bool),
 }
@@ -86,7 +88,9 @@ impl Way {
             Self::ReadOnly(_) => PlanClass::Replica,
             Self::Hit(_) | Self::Fill(..) => PlanClass::Cached,
             Self::FanOut(_) => PlanClass::FanOut,
-            Self::Explain(_) | Self::Empty | Self::Begin | Self::Savepoint | Self::End(_) => PlanClass::Local,
+            Self::Explain(_) | Self::Empty | Self::Begin | Self::Savepoint | Self::RollbackTo(_) | Self::End(_) => {
+                PlanClass::Local
+            }
         }
     }
 }
@@ -102,6 +106,10 @@ impl Session {
 
     /// Decides what to do with an execution.
     pub(super) async fn way(&mut self, execution: &Execution<'_>) -> Result<Way, Error> {
+        if !self.db.config.tables.is_empty() && self.held_server().is_some_and(|server| !server.expects.is_unsynced()) {
+            // A pipeline: where the transaction stands is known when what was synced before has been answered.
+            self.wait_for_answers().await?;
+        }
         if let Some(way) = self.way_of_transaction(execution.facts, execution.text)? {
             return Ok(way);
         }
@@ -187,6 +195,9 @@ impl Session {
                     return Ok(Some(Way::End(self.status != TransactionStatus::Failed)));
                 }
                 Some(TransactionControl::Rollback) => return Ok(Some(Way::End(false))),
+                Some(TransactionControl::RollbackTo) if let Some(kept) = savepoint_named_in(&self.lazy_begin, text) => {
+                    return Ok(Some(Way::RollbackTo(kept)));
+                }
                 _ if self.status == TransactionStatus::Failed => return Err(aborted()),
                 _ => return Ok(None),
             }
@@ -418,6 +429,38 @@ impl super::Prepared {
     pub(super) fn known_types(&self) -> Vec<u32> {
         self.described.get().cloned().unwrap_or_else(|| self.types.clone())
     }
+}
+
+/// How many of the statements that no server knows of stay after a plain `ROLLBACK TO name`, if one of them set that savepoint.
+fn savepoint_named_in(lazy_begin: &[Bytes], text: &[u8]) -> Option<usize> {
+    let name = folded(rolled_back_to(std::str::from_utf8(text).ok()?)?);
+    let is_it = |savepoint: &Bytes| {
+        let text = std::str::from_utf8(savepoint).unwrap_or_default();
+        words(text).nth(1).is_some_and(|known| folded(known) == name)
+    };
+    // The first is BEGIN; the savepoint itself stays.
+    lazy_begin.iter().skip(1).collect::<Vec<_>>().into_iter().rposition(is_it).map(|at| at + 2)
+}
+
+fn words(text: &str) -> std::str::SplitAsciiWhitespace<'_> {
+    text.trim_end_matches([';', ' ', '\n']).split_ascii_whitespace()
+}
+
+/// An identifier as PostgreSQL folds it; it holds letters, digits and underscores only.
+fn folded(name: &str) -> String {
+    match name.strip_prefix('"').and_then(|name| name.strip_suffix('"')) {
+        Some(quoted) => quoted.to_owned(),
+        None => name.to_ascii_lowercase(),
+    }
+}
+
+/// The name in `ROLLBACK [WORK | TRANSACTION] TO [SAVEPOINT] name`, if there is nothing else in it.
+fn rolled_back_to(text: &str) -> Option<&str> {
+    let known = ["rollback", "work", "transaction", "to", "savepoint"];
+    let mut words: Vec<&str> = words(text).collect();
+    let name = words.pop()?;
+    let is_plain = words.iter().all(|word| known.iter().any(|known| word.eq_ignore_ascii_case(known)));
+    is_plain.then_some(name)
 }
 
 /// `SAVEPOINT name` and no more: nothing in it that a server could refuse.

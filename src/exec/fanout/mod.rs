@@ -31,6 +31,11 @@ pub trait Sink: Send {
     fn queue(&mut self) -> &mut BytesMut;
     /// Sends what is queued; ready when nothing is left. Legs are not read while the queue is full.
     fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Error>>;
+
+    /// Ready when nobody is there any more to take the answer: the shards then work for nothing.
+    fn poll_gone(&mut self, _cx: &mut Context<'_>) -> Poll<Error> {
+        Poll::Pending
+    }
 }
 
 /// One statement to run.
@@ -165,6 +170,9 @@ impl<'a> Fanout<'a> {
             if sink.queue().len() >= SINK_LOW_BYTES
                 && let Poll::Ready(Err(error)) = sink.poll_flush(cx)
             {
+                return Poll::Ready(Event::SinkLost(error));
+            }
+            if let Poll::Ready(error) = sink.poll_gone(cx) {
                 return Poll::Ready(Event::SinkLost(error));
             }
             let is_full = sink.queue().len() >= SINK_HIGH_BYTES;
