@@ -3,6 +3,7 @@
 #[path = "../harness/mod.rs"]
 mod harness;
 
+mod answers;
 mod cached;
 mod catalog;
 mod check;
@@ -19,3 +20,5 @@ mod psql;
 mod reading;
 mod relay;
 mod servers;
+mod tpch;
+mod traps;

@@ -1,0 +1,8 @@
+//! The traps of merging, through the port: every statement is answered as one PostgreSQL answers it, or refused with 0A000.
+
+mod failures;
+mod herd;
+mod portals;
+mod rows;
+mod sessions;
+mod transactions;

@@ -1,0 +1,234 @@
+//! Portals, parameters and pipelines of statements over several shards, message by message as PostgreSQL answers them.
+
+use pgherd::wire::writer;
+
+use super::herd::Herd;
+use crate::answers::{Answer, MANNERS, Manner, ask_with};
+use crate::harness::wire::{Message, WireClient, bind, tags};
+
+/// The tags of an answer: runs of DataRow as one, so that their number is compared elsewhere.
+fn shape(messages: &[Message]) -> String {
+    let mut shape = tags(messages);
+    while shape.contains("DD") {
+        shape = shape.replace("DD", "D");
+    }
+    shape
+}
+
+/// Sends the same messages to both and compares all that comes up to ReadyForQuery; a refusal is said to be one.
+async fn same(herd: &Herd, what: &str, fill: impl Fn(&mut bytes::BytesMut)) -> Result<Answer, Answer> {
+    let mut said = Vec::new();
+    for client in [&mut herd.oracle().await, &mut herd.client().await] {
+        client.say(&fill).await;
+        said.push(client.until_ready().await);
+    }
+    let (wanted, given) = (&said[0], &said[1]);
+    let answer = Answer::read(given);
+    if answer.code() == Some("0A000") {
+        return Err(answer);
+    }
+    assert_eq!(shape(given), shape(wanted), "{what}: {given:?}");
+    assert_eq!(answer, Answer::read(wanted), "{what}");
+    Ok(answer)
+}
+
+#[tokio::test]
+async fn an_execute_takes_as_many_rows_as_it_asks_for() {
+    let herd = Herd::start(4, false).await;
+    for text in ["select id, region from sales order by id", "select region, sum(qty) from sales group by 1 order by 1"]
+    {
+        for rows in [1, 5, 7, 1000] {
+            let answer = same(&herd, text, |out| {
+                writer::parse(out, b"", text.as_bytes(), &[]);
+                bind(out, "", "", &[], 1);
+                writer::describe(out, b'P', b"");
+                writer::execute(out, b"", rows);
+                writer::sync(out);
+            })
+            .await;
+            let answer = answer.unwrap_or_else(|refused| panic!("{text}, {rows} rows: {refused:?}"));
+            assert!(answer.rows.len() <= usize::try_from(rows).expect("small"));
+        }
+        // More of the same portal, which no leg keeps open: the rest of the rows, or a refusal, but never the first rows again.
+        let rest = same(&herd, text, |out| {
+            writer::parse(out, b"", text.as_bytes(), &[]);
+            bind(out, "", "", &[], 0);
+            writer::execute(out, b"", 3);
+            writer::execute(out, b"", 0);
+            writer::sync(out);
+        })
+        .await;
+        if let Err(refused) = rest {
+            assert_eq!(refused.status, 'I', "{refused:?}");
+        }
+    }
+    herd.comes_to_rest().await;
+}
+
+#[tokio::test]
+async fn a_portal_is_not_resumed_in_a_later_flight_with_rows_that_it_gave_already() {
+    let herd = Herd::start(2, false).await;
+    let mut answers = Vec::new();
+    for client in [&mut herd.oracle().await, &mut herd.client().await] {
+        client.query("begin").await;
+        client
+            .say(|out| {
+                writer::parse(out, b"s", b"select id from sales order by id", &[]);
+                bind(out, "p", "s", &[], 0);
+                writer::execute(out, b"p", 4);
+                writer::sync(out);
+            })
+            .await;
+        answers.push(Answer::read(&client.until_ready().await));
+        client
+            .say(|out| {
+                writer::execute(out, b"p", 4);
+                writer::sync(out);
+            })
+            .await;
+        answers.push(Answer::read(&client.until_ready().await));
+        client.query("rollback").await;
+    }
+    assert_eq!(answers[0], answers[2], "the first four rows");
+    if answers[3].code() != Some("0A000") {
+        assert_eq!(answers[1], answers[3], "the next four rows");
+    }
+    assert_eq!(herd.client().await.query("select 1").await.last().map(|message| message.tag), Some(b'Z'));
+    herd.comes_to_rest().await;
+}
+
+#[tokio::test]
+async fn a_statement_is_described_before_its_parameters_are_known() {
+    let herd = Herd::start(4, false).await;
+    for text in [
+        "select id, region, amount from sales where customer_id = $1 order by id",
+        "select region, sum(qty) from sales where qty > $1 group by region order by region",
+        "select id from sales where customer_id in ($1, $2) order by id",
+        "select id from sales order by id limit $1",
+        "select title from countries where code = $1::text",
+    ] {
+        for (name, resync) in [("", false), ("named", true)] {
+            let described = same(&herd, text, |out| {
+                writer::parse(out, name.as_bytes(), text.as_bytes(), &[]);
+                writer::describe(out, b'S', name.as_bytes());
+                writer::sync(out);
+            })
+            .await;
+            let described = described.unwrap_or_else(|refused| panic!("{text}: {refused:?}"));
+            assert!(!described.columns.is_empty(), "{text} {resync}");
+        }
+    }
+    herd.comes_to_rest().await;
+}
+
+#[tokio::test]
+async fn parameters_decide_the_shard_at_bind() {
+    let herd = Herd::start(4, true).await;
+    let (mut oracle, mut client) = (herd.oracle().await, herd.client().await);
+    for (text, values) in [
+        ("select id, region from sales where customer_id = $1 order by id", &[Some("7")][..]),
+        ("select id, region from sales where customer_id = $1 order by id", &[Some("8")]),
+        ("select id, region from sales where customer_id = $1 order by id", &[None]),
+        ("select count(*) from sales where customer_id = $1", &[Some("3")]),
+        ("select count(*) from sales where qty > $1 and region = $2", &[Some("0"), Some("north")]),
+        ("select id from sales where region = $1 order by id", &[Some("Äst")]),
+        ("select id from sales where id > $1 order by id limit $2 offset $3", &[Some("9"), Some("5"), Some("2")]),
+        ("select id from sales where id > $1 order by id limit $2", &[Some("9"), None]),
+        (
+            "select region, count(*) from sales group by region having count(*) > $1::int8 order by region",
+            &[Some("41")],
+        ),
+    ] {
+        for manner in MANNERS.into_iter().filter(|manner| *manner != Manner::Simple) {
+            for _ in 0..2 {
+                let wanted = ask_with(&mut oracle, manner, text, values).await;
+                let given = ask_with(&mut client, manner, text, values).await;
+                assert_eq!((given.error.as_ref(), given.status), (None, 'I'), "{text} {values:?} {manner:?}");
+                assert_eq!(given, wanted, "{text} {values:?} {manner:?}");
+            }
+        }
+    }
+    herd.comes_to_rest().await;
+}
+
+/// Reads that many ReadyForQuery.
+async fn flights(client: &mut WireClient, count: usize) -> Vec<Answer> {
+    let mut answers = Vec::new();
+    for _ in 0..count {
+        answers.push(Answer::read(&client.until_ready().await));
+    }
+    answers
+}
+
+#[tokio::test]
+async fn a_pipeline_of_flights_keeps_its_order() {
+    let herd = Herd::start(2, false).await;
+    let texts = [
+        "select count(*) from sales",
+        "select 1 / 0",
+        "select id from sales where customer_id = 3 order by id",
+        "select region, count(*) from sales group by region order by region",
+        "select 1 / (id - 200) from sales",
+        "select sum(qty) from sales",
+    ];
+    let mut said = Vec::new();
+    for client in [&mut herd.oracle().await, &mut herd.client().await] {
+        client
+            .say(|out| {
+                for text in texts {
+                    writer::parse(out, b"", text.as_bytes(), &[]);
+                    bind(out, "", "", &[], 1);
+                    writer::describe(out, b'P', b"");
+                    writer::execute(out, b"", 0);
+                    writer::sync(out);
+                }
+            })
+            .await;
+        said.push(flights(client, texts.len()).await);
+    }
+    for (at, text) in texts.iter().enumerate() {
+        let (wanted, given) = (&said[0][at], &said[1][at]);
+        assert_eq!((&given.error, &given.tag, given.status), (&wanted.error, &wanted.tag, wanted.status), "{text}");
+        if wanted.error.is_none() {
+            assert_eq!(given, wanted, "{text}");
+        }
+    }
+    herd.comes_to_rest().await;
+}
+
+#[tokio::test]
+async fn several_executions_before_one_sync_are_answered_or_refused() {
+    let herd = Herd::start(2, false).await;
+    let texts = [
+        ["select count(*) from sales", "select sum(qty) from sales"],
+        ["select count(*) from sales where customer_id = 3", "select sum(qty) from sales"],
+        ["select 1", "select sum(qty) from sales"],
+        ["select sum(qty) from sales", "select 1"],
+        ["select sum(qty) from sales", "select 1 / (id - 200) from sales"],
+        ["select 1 / (id - 200) from sales", "select sum(qty) from sales"],
+    ];
+    for pair in texts {
+        let mut said = Vec::new();
+        for client in [&mut herd.oracle().await, &mut herd.client().await] {
+            client
+                .say(|out| {
+                    for text in pair {
+                        writer::parse(out, b"", text.as_bytes(), &[]);
+                        bind(out, "", "", &[], 0);
+                        writer::execute(out, b"", 0);
+                    }
+                    writer::sync(out);
+                })
+                .await;
+            said.push(client.until_ready().await);
+        }
+        let (wanted, given) = (Answer::read(&said[0]), Answer::read(&said[1]));
+        match given.code() {
+            Some("0A000") => assert_eq!(given.status, 'I'),
+            Some("22012") => assert_eq!(wanted.code(), Some("22012"), "{pair:?}"),
+            _ => assert_eq!(given, wanted, "{pair:?}"),
+        }
+        assert_eq!(tags(&said[1]).matches('Z').count(), 1);
+    }
+    herd.comes_to_rest().await;
+}
