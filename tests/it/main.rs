@@ -10,6 +10,7 @@ mod check;
 mod command_line;
 mod connect;
 mod copy;
+mod demo;
 mod drivers;
 mod explain;
 mod fanout;

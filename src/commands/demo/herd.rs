@@ -61,7 +61,8 @@ impl Herd {
             .collect();
         let redis = self.redis.as_ref().map(|redis| {
             // A second, because a demo may run on a machine that is busy with other things; in production a late Redis is a miss.
-            format!("redis = {{ url = \"{}\", timeout = \"1s\" }}\n", redis.url())
+            // A Redis that was just started is not trusted before one lease has passed.
+            format!("redis = {{ url = \"{}\", timeout = \"1s\", lease = \"3s\" }}\n", redis.url())
         });
         format!(
             "# Written by `pgherd demo`.\n\

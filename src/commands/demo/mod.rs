@@ -114,6 +114,7 @@ async fn take_tour(herd: &Herd, truth: Truth, first: &Pgherd, second: Option<&Pg
         truth,
         names: herd.names(),
     };
+    tour.warm_up().await?;
     let mut outcomes = Vec::new();
     for (at, step) in steps::all(second.is_some()).iter().enumerate() {
         outcomes.push(tour.step(at + 1, step).await?);

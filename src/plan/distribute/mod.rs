@@ -53,6 +53,8 @@ pub fn plan(input: &Input<'_>) -> Result<Distributed, Refusal> {
     };
     let shape = match shape {
         Ok(shape) => shape,
+        // A driver that describes an INSERT first has not said yet which rows it brings.
+        Err(refusal) if refusal.code == "insert-key" && awaits_bind(input) => return Ok(Distributed::NeedsBind),
         Err(refusal) if analysis.touches => return Err(refusal),
         // A form that the walk does not know may still name a distributed table.
         Err(refusal) => {
@@ -75,7 +77,7 @@ pub fn plan(input: &Input<'_>) -> Result<Distributed, Refusal> {
     if !input.statement.effects.is_empty() {
         return Err(clause("session", "a statement that changes the session's state"));
     }
-    if input.parameters.is_none() && input.statement.parameters > 0 {
+    if awaits_bind(input) {
         return Ok(Distributed::NeedsBind);
     }
     match (analysis.tie, shape) {
@@ -101,6 +103,11 @@ pub fn plan(input: &Input<'_>) -> Result<Distributed, Refusal> {
             streamed(input, query, block.as_ref(), &analysis, findings.one_shard, &source, functions)
         }
     }
+}
+
+/// Whether there are parameters whose values are not known yet.
+fn awaits_bind(input: &Input<'_>) -> bool {
+    input.parameters.is_none() && input.statement.parameters > 0
 }
 
 /// What a statement is, with what is needed to split it.

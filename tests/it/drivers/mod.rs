@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use tokio::process::Command;
 
-use crate::harness::{Database, Pgherd, certificates, fresh_database, fresh_role};
+use crate::harness::{Database, Pgherd, certificates, fresh_database, fresh_databases, fresh_role};
 
 /// Where a story is told.
 pub(super) struct Scene {
@@ -49,6 +49,32 @@ impl Through {
         database.execute(&format!("{ITEMS} {EVENTS} {FILL}")).await;
         grant(&database, &user).await;
         let toml = format!("[[database]]\nname = \"story\"\nprimary = \"{}\"\n", database.address());
+        Self::start(&toml, user).await
+    }
+
+    /// Results are cached, and `story_events` is spread over two shards.
+    async fn pgherd_with_cache_and_fanout() -> Self {
+        let user = fresh_role("scram").await;
+        let (database, shards) = (fresh_database().await, fresh_databases(2).await);
+        database.execute(ITEMS).await;
+        grant(&database, &user).await;
+        for (shard, server) in shards.iter().enumerate() {
+            let here = format!("satisfies_hash_partition('layout'::regclass, 2, {shard}, customer_id)");
+            let layout = "create table layout (customer_id int) partition by hash (customer_id);";
+            server
+                .execute(&format!(
+                    "{EVENTS} {FILL} {layout} delete from story_events where not {here}; drop table layout"
+                ))
+                .await;
+            grant(server, &user).await;
+        }
+        let toml = format!(
+            "[cache]\nenabled = true\n\n[[database]]\nname = \"story\"\nprimary = \"{}\"\nshards = [\"{}\", \"{}\"]\n\n\
+             [[database.table]]\nname = \"public.story_events\"\nshard_key = \"customer_id\"\nmethod = \"hash\"\n",
+            database.address(),
+            shards[0].address(),
+            shards[1].address()
+        );
         Self::start(&toml, user).await
     }
 
@@ -141,6 +167,10 @@ macro_rules! stories {
                 tell(super::$driver(), &Through::pgherd().await.scene).await;
             }
 
+            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn through_pgherd_with_cache_and_fanout() {
+                tell(super::$driver(), &Through::pgherd_with_cache_and_fanout().await.scene).await;
+            }
         })*
     };
 }
@@ -159,5 +189,10 @@ mod tokio_postgres {
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn through_pgherd() {
         tell(&Through::pgherd().await.scene).await;
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn through_pgherd_with_cache_and_fanout() {
+        tell(&Through::pgherd_with_cache_and_fanout().await.scene).await;
     }
 }

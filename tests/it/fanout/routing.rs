@@ -46,6 +46,8 @@ async fn one_key_value_is_one_shard() {
         assert_eq!(shards(&cluster, text, types, &[Some(value)]), (home.clone(), true), "{types:?}");
     }
     assert!(matches!(cluster.plan("select * from orders where customer_id = $1", None), Ok(Distributed::NeedsBind)));
+    let insert = "insert into orders (customer_id, id) values ($1, $2)";
+    assert!(matches!(cluster.plan(insert, None), Ok(Distributed::NeedsBind)));
 }
 
 #[tokio::test]

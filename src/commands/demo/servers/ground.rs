@@ -41,7 +41,8 @@ impl Ground {
             .map_err(|error| ServerError::io(format!("cannot create {}", folder.display()), &error))?;
         let user = unprivileged_user(&folder)?;
         give(&folder, user, 0o700)?;
-        let keeper = Supervisor::spawn(command("/bin/sh".as_ref(), &folder, user), &folder, &[], "KILL")?;
+        // As ourselves: the folder that this one stands in may be nobody else's to write to.
+        let keeper = Supervisor::spawn(command("/bin/sh".as_ref(), &folder, None), &folder, &[], "KILL")?;
         Ok(Arc::new(Self {
             folder,
             binaries,
