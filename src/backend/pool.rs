@@ -56,14 +56,15 @@ pub struct Manager {
 }
 
 impl ManageConnection for Manager {
-    type Connection = ServerConn;
+    // Boxed, because bb8 moves connections in and out of its queue by value.
+    type Connection = Box<ServerConn>;
     type Error = Error;
 
-    async fn connect(&self) -> Result<ServerConn, Error> {
+    async fn connect(&self) -> Result<Box<ServerConn>, Error> {
         let connected = connect::connect(&self.address, &self.login).await.inspect_err(|_| {
             self.metrics.connect_failures.inc();
         })?;
-        let mut server = ServerConn::new(connected, &self.address, &self.login.tls, self.statements);
+        let mut server = Box::new(ServerConn::new(connected, &self.address, &self.login.tls, self.statements));
         let read = tokio::time::timeout(self.login.connect_timeout, reset::read_baseline(&mut server)).await;
         let baseline = read.map_err(|_| timed_out("reading a new server connection's settings"))??;
         if self.baseline.load().as_deref() != Some(&baseline) {
@@ -76,11 +77,11 @@ impl ManageConnection for Manager {
         Ok(server)
     }
 
-    async fn is_valid(&self, _: &mut ServerConn) -> Result<(), Error> {
+    async fn is_valid(&self, _: &mut Box<ServerConn>) -> Result<(), Error> {
         Ok(())
     }
 
-    fn has_broken(&self, server: &mut ServerConn) -> bool {
+    fn has_broken(&self, server: &mut Box<ServerConn>) -> bool {
         !server.is_reusable()
     }
 }
