@@ -5,6 +5,7 @@ mod databases;
 mod figures;
 mod upkeep;
 
+use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -12,6 +13,7 @@ use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use parking_lot::Mutex;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -20,6 +22,7 @@ use self::accept::Door;
 use self::databases::Databases;
 use crate::auth::scram::ScramStore;
 use crate::cache::ResultCache;
+use crate::catalog::refresh::CatalogHandle;
 use crate::config::model::{Config, Database as DatabaseConfig};
 use crate::config::reload::{self, Reload};
 use crate::error::{Error, ErrorKind};
@@ -39,6 +42,8 @@ struct House {
     handshake: ArcSwap<HandshakeContext>,
     door: ArcSwap<Door>,
     databases: Databases,
+    /// By primary.
+    homes: Mutex<HashMap<String, Home>>,
     shared: Arc<Shared>,
     metrics: Arc<Metrics>,
     readiness: Readiness,
@@ -50,6 +55,20 @@ struct House {
     tasks: TaskTracker,
     #[cfg(feature = "faults")]
     faults: crate::cache::Faults,
+}
+
+/// What all databases of one primary share.
+#[derive(Clone, Default)]
+struct Home {
+    cache: Option<Arc<ResultCache>>,
+    solo: Arc<AtomicBool>,
+    catalog: Arc<CatalogHandle>,
+}
+
+/// The database on a server that a `[[database]]` means, whatever clients call it.
+fn primary_of(database: &DatabaseConfig) -> String {
+    let primary = &database.primary;
+    format!("{}:{}/{}", primary.host, primary.port, primary.dbname.as_deref().unwrap_or(&database.name))
 }
 
 /// A running pgherd.
@@ -102,6 +121,7 @@ async fn open(
         config: ArcSwap::new(Arc::clone(&config)),
         handshake: ArcSwap::from_pointee(handshake),
         databases: Databases::default(),
+        homes: Mutex::default(),
         shared,
         metrics,
         readiness: Readiness::default(),
@@ -202,33 +222,18 @@ impl Running {
 impl House {
     /// Opens what the configuration names; what has not changed keeps its pools.
     fn open_databases(self: &Arc<Self>, config: &Arc<Config>) {
-        self.databases.replace(config, |wanted, before| self.open_database(wanted, before, config));
+        self.databases.replace(config, |wanted| self.open_database(wanted, config));
         let checked = config.databases.values().map(|db| (db.name.as_str(), db.pool.health_check_interval));
         self.readiness.set_databases(checked);
     }
 
-    /// Opens a database. The cache of the one before it goes on if the server is the same: sessions of both may write there
-    /// for a moment, and must mark the same epochs.
-    fn open_database(
-        self: &Arc<Self>,
-        wanted: &Arc<DatabaseConfig>,
-        before: Option<&Arc<Database>>,
-        config: &Config,
-    ) -> Arc<Database> {
-        let same_server = before.filter(|before| before.config.primary == wanted.primary);
-        let solo = same_server.map_or_else(Arc::default, |before| Arc::clone(&before.solo));
-        let wants_cache = wanted.cache && config.cache.enabled;
-        let kept = same_server.filter(|_| wants_cache).and_then(|before| before.cache.clone());
-        let cache = match kept {
-            Some(kept) => Some(kept),
-            None => wants_cache.then(|| self.open_cache(wanted, config, &solo)).flatten(),
-        };
+    /// Opens a database. All databases of one primary, and those that a reload replaces, share one cache and one catalog:
+    /// sessions of each may write there, and must mark the same epochs.
+    fn open_database(self: &Arc<Self>, wanted: &Arc<DatabaseConfig>, config: &Config) -> Arc<Database> {
+        let home = self.home(wanted, config);
         let shared = Arc::clone(&self.shared);
-        let mut database = Database::new(Arc::clone(wanted), shared, config, cache, solo);
-        if let Some(before) = same_server {
-            // One count of versions for one cache: a session of the old database must not take an old catalog for the newest.
-            database.catalog = Arc::clone(&before.catalog);
-        }
+        let mut database = Database::new(Arc::clone(wanted), shared, config, home.cache, home.solo);
+        database.catalog = home.catalog;
         let database = Arc::new(database);
         if database.is_planned() {
             let (house, kept) = (Arc::clone(self), Arc::clone(&database));
@@ -239,6 +244,22 @@ impl House {
             self.tasks.spawn(upkeep::keep_catalog(house, kept, upkeep::Kept::Shards));
         }
         database
+    }
+
+    /// What the databases of that primary share; made when the first of them is opened. There is a cache if any of them wants
+    /// one: the others only mark what they write.
+    fn home(self: &Arc<Self>, wanted: &DatabaseConfig, config: &Config) -> Home {
+        let primary = primary_of(wanted);
+        let mut homes = self.homes.lock();
+        let home = homes.entry(primary.clone()).or_default();
+        let is_wanted = |database: &&Arc<DatabaseConfig>| database.cache && primary_of(database) == primary;
+        if home.cache.is_none()
+            && config.cache.enabled
+            && let Some(database) = config.databases.values().find(is_wanted)
+        {
+            home.cache = self.open_cache(database, config, &home.solo);
+        }
+        home.clone()
     }
 
     fn open_cache(

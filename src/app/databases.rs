@@ -25,20 +25,16 @@ impl Databases {
         self.0.load().values().cloned().collect()
     }
 
-    /// Takes over a configuration. `open` makes a database that is new or has changed, from the one before it if there is one;
+    /// Takes over a configuration. `open` makes a database that is new or has changed;
     /// clients of what is gone are sent away at their next transaction.
-    pub(super) fn replace(
-        &self,
-        config: &Config,
-        mut open: impl FnMut(&Arc<DatabaseConfig>, Option<&Arc<Database>>) -> Arc<Database>,
-    ) {
+    pub(super) fn replace(&self, config: &Config, mut open: impl FnMut(&Arc<DatabaseConfig>) -> Arc<Database>) {
         let before = self.0.load();
         let after: ByName = config
             .databases
             .iter()
             .map(|(name, wanted)| {
                 let kept = before.get(name).filter(|known| known.config == *wanted).cloned();
-                (name.clone(), kept.unwrap_or_else(|| open(wanted, before.get(name))))
+                (name.clone(), kept.unwrap_or_else(|| open(wanted)))
             })
             .collect();
         for gone in before.values().filter(|known| !after.values().any(|kept| Arc::ptr_eq(kept, known))) {

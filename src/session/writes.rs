@@ -137,14 +137,29 @@ impl Session {
         let version = std::mem::replace(&mut writes.computed_from, u64::MAX);
         let doubt = writes.doubt.get_or_insert_with(|| cache.epochs().open(backend));
         let pending = std::mem::take(&mut writes.pending);
-        doubt
+        let raised = doubt
             .raise(&WriteSetView {
                 database: pending.database,
                 catalog: pending.catalog,
                 relations: &pending.relations,
                 catalog_version: version,
             })
-            .await
+            .await;
+        if raised.is_err() {
+            self.keep_unmarked(pending, version);
+        }
+        raised
+    }
+
+    /// What could not be put in doubt is not forgotten: the transaction may still try to commit. Where nothing at all has
+    /// been sent there is nothing to be in doubt about.
+    fn keep_unmarked(&mut self, pending: WriteSet, version: u64) {
+        if self.held_server().is_none_or(|server| server.is_at_rest()) {
+            self.settle_writes();
+            return;
+        }
+        self.writes.pending.add(pending);
+        self.writes.computed_from = self.writes.computed_from.min(version);
     }
 
     /// All that was sent has been answered and the transaction is still open: nothing of it can commit before more is sent.

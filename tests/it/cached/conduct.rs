@@ -211,6 +211,19 @@ async fn an_answer_grows_only_so_old() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_write_under_another_name_of_the_same_database_is_seen() {
+    let database = fresh_database().await;
+    let alias = format!("[[database]]\nname = \"alias\"\nprimary = \"{}\"\ncache = false\n", database.address());
+    let stage = Stage::with(database, SCENE, &[], &format!("olap_only = false\n{alias}")).await;
+    let reader = stage.client("postgres").await;
+    let writer = stage.fleet.client_with(0, "postgres", "dbname=alias").await;
+    let text = "select sum(a) from t";
+    let kept = stage.cached(&reader, text).await;
+    writer.batch_execute("insert into t values (1000)").await.expect("written");
+    assert_ne!(stage.ask(&reader, text).await.0, kept);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_answer_that_is_too_large_is_not_kept() {
     let stage = Stage::with(fresh_database().await, SCENE, &[], "max_entry = \"4KiB\"").await;
     let client = stage.client("postgres").await;
