@@ -45,6 +45,19 @@ fn the_tour_goes_as_it_must_and_leaves_nothing() {
 }
 
 #[test]
+fn without_redis_it_keeps_results_in_memory_and_says_so() {
+    let folder = temporary("memory");
+    std::fs::create_dir(&folder).expect("folder");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_pgherd"));
+    let output =
+        command.args(["demo", "--once"]).env("TMPDIR", &folder).env("PGHERD_REDIS", "").output().expect("pgherd");
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{text}{}", String::from_utf8_lossy(&output.stderr));
+    assert!(text.contains("Redis is not installed") && text.contains("memory"), "{text}");
+    assert!(!text.contains("second pgherd"), "{text}");
+}
+
+#[test]
 fn a_signal_ends_it_and_removes_the_data() {
     let folder = temporary("term");
     let (mut child, mut lines) = demo(&[], &folder);

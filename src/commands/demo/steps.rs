@@ -120,6 +120,13 @@ fn spread() -> Vec<Step> {
             Expected::AllShards,
         ),
         together(
+            "A join inside each shard, its groups merged",
+            "select k.continent, count(*) as orders, sum(o.amount) as revenue from orders o \
+             join customers c on c.customer_id = o.customer_id join countries k on k.code = c.country \
+             where o.status <> 'returned' group by k.continent order by revenue desc limit 3",
+            Expected::AllShards,
+        ),
+        together(
             "The largest orders of all: both shards sort, pgherd merges",
             "select order_id, customer_id, amount from orders order by amount desc, order_id limit 5",
             Expected::AllShards,

@@ -87,7 +87,11 @@ fn version_of(name: &str) -> Option<u32> {
     digits.parse().ok()
 }
 
+/// `PGHERD_REDIS` names the program; empty is none.
 fn find_redis() -> Option<PathBuf> {
+    if let Some(named) = env::var_os("PGHERD_REDIS") {
+        return (!named.is_empty()).then(|| PathBuf::from(named));
+    }
     let usual = ["/usr/bin", "/usr/local/bin", "/opt/homebrew/bin"].map(PathBuf::from);
     let folders: Vec<PathBuf> = path_folders().into_iter().chain(usual).collect();
     ["redis-server", "valkey-server"]
