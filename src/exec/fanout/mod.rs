@@ -25,6 +25,9 @@ use crate::wire::writer;
 /// Bytes that a leg may always have queued, however many legs there are.
 const LEAST_CREDIT_BYTES: usize = 64 * 1024;
 
+/// How long a leg that is to end may be silent before it is cancelled once more.
+const CANCEL_AGAIN: Duration = Duration::from_millis(500);
+
 /// Where the answer goes: a client's socket, usually.
 pub trait Sink: Send {
     /// Where bytes for the client are queued.
@@ -341,15 +344,19 @@ async fn drain<L: Leg>(progress: &mut Progress, leg: &mut L) {
         progress.close(leg.queue(), b"ROLLBACK");
     }
     while !progress.is_over() {
-        let frame = poll_fn(|cx| {
+        let next = poll_fn(|cx| {
             if !leg.queue().is_empty()
                 && let Poll::Ready(Err(error)) = leg.poll_flush(cx)
             {
                 return Poll::Ready(Err(error));
             }
             leg.poll_frame(cx)
-        })
-        .await;
+        });
+        let Ok(frame) = tokio::time::timeout(CANCEL_AGAIN, next).await else {
+            // The first cancel may have come before the statement began: then PostgreSQL ignored it.
+            leg.cancel().await;
+            continue;
+        };
         match frame {
             Ok(frame) if frame.tag() == b'Z' => progress.ready(frame.body().first().copied().unwrap_or(0)),
             Ok(_) => {}

@@ -239,7 +239,7 @@ impl Cluster {
                     standard_conforming_strings: true,
                     memory_bytes: 16 * 1024 * 1024,
                     max_parallel: 2,
-                    drain_timeout: Duration::from_secs(10),
+                    drain_timeout: Duration::from_secs(60),
                 };
                 let mut sink = Collected::default();
                 let outcome = fanout::run(&run, &mut legs, &mut sink, &CancellationToken::new()).await;

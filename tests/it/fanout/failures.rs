@@ -31,7 +31,7 @@ fn run(plan: &Streamed, memory_bytes: usize) -> Run<'_> {
         standard_conforming_strings: true,
         memory_bytes,
         max_parallel: 4,
-        drain_timeout: Duration::from_secs(10),
+        drain_timeout: Duration::from_secs(60),
     }
 }
 
