@@ -3,6 +3,7 @@
 mod accept;
 mod databases;
 mod figures;
+mod solo;
 mod upkeep;
 
 use std::collections::HashMap;

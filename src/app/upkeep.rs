@@ -5,6 +5,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::House;
+use super::solo::SoloLock;
 use crate::backend::control::{self, Control};
 use crate::cache::{BackendChecker, BackendId, ResultCache, WriteSetView};
 use crate::error::Error;
@@ -66,6 +67,9 @@ const RETRY: Duration = Duration::from_secs(1);
 /// How often the catalogs are looked at for changes that nobody made through pgherd.
 const CATALOG_ROUND: Duration = Duration::from_secs(5);
 
+/// The same while it is not known yet who else there is.
+const UNSETTLED_ROUND: Duration = Duration::from_millis(250);
+
 /// Which catalog is kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kept {
@@ -105,20 +109,13 @@ async fn keep_connected(house: &House, database: &Database, kept: Kept, first: &
     let control = connect_control(house, database, target).await?;
     let cache = database.cache.as_ref().filter(|_| kept == Kept::Primary);
     let mut changes = cache.map(|cache| cache.catalog_epoch());
-    if let Some(cache) = cache {
-        let scope = read_scope(&control.client).await?;
-        let mut known = database.scope.lock();
-        if known.as_ref() != Some(&scope) {
-            cache.set_scope(&scope);
-            *known = Some(scope);
-        }
-    }
     let mut known = None;
+    let mut solo = SoloLock::default();
     loop {
-        // With Redis others may serve beside the one that holds the lock: there it is the registrations that count.
-        if cache.is_some() && database.cache_config.redis.is_none() {
-            hold_solo_lock(database, &control.client).await?;
-        }
+        let settled = match cache {
+            Some(cache) => solo.keep(database, cache, &control.client).await?,
+            None => true,
+        };
         let as_of = changes.as_mut().map(|changes| *changes.borrow_and_update());
         let changed = handle.refresh(&control.client).await?;
         if let (Some(cache), Some(as_of)) = (cache, as_of) {
@@ -142,7 +139,7 @@ async fn keep_connected(house: &House, database: &Database, kept: Kept, first: &
         tokio::select! {
             _ = epoch_moved => {}
             () = database.catalog_changed.notified() => {}
-            () = tokio::time::sleep(CATALOG_ROUND) => {}
+            () = tokio::time::sleep(if settled { CATALOG_ROUND } else { UNSETTLED_ROUND }) => {}
         }
     }
 }
@@ -170,32 +167,6 @@ pub(super) async fn connect_control(house: &House, database: &Database, target: 
         }
     }
     result
-}
-
-/// What names the server that answers come from: another cluster, a promotion or a restart gives another name.
-async fn read_scope(client: &tokio_postgres::Client) -> Result<String, Error> {
-    let sql = "SELECT pg_catalog.format('%s:%s:%s:%s', \
-               (SELECT system_identifier FROM pg_catalog.pg_control_system()), \
-               (SELECT timeline_id FROM pg_catalog.pg_control_checkpoint()), \
-               EXTRACT(EPOCH FROM pg_catalog.pg_postmaster_start_time()), pg_catalog.current_database())";
-    let failed = |error| Error::internal("cannot ask which server this is").cause(error);
-    client.query_one(sql, &[]).await.and_then(|row| row.try_get(0)).map_err(failed)
-}
-
-/// Without Redis `strict` needs to know that this pgherd is the only one: whoever holds the lock is.
-async fn hold_solo_lock(database: &Database, client: &tokio_postgres::Client) -> Result<(), Error> {
-    if database.solo.load(Ordering::Acquire) {
-        return Ok(());
-    }
-    let sql = "SELECT pg_catalog.pg_try_advisory_lock(pg_catalog.hashtextextended('pgherd cache of ' || pg_catalog.current_database(), 0))";
-    let row = client
-        .query_one(sql, &[])
-        .await
-        .map_err(|error| Error::internal("cannot ask for the solo lock").cause(error))?;
-    if row.try_get(0).unwrap_or(false) {
-        database.solo.store(true, Ordering::Release);
-    }
-    Ok(())
 }
 
 /// Asks PostgreSQL whether a server process is gone.

@@ -159,6 +159,11 @@ impl ResultCache {
         }))
     }
 
+    /// Whether this pgherd is registered with Redis.
+    pub fn is_registered(&self) -> bool {
+        self.shared.as_ref().is_some_and(|shared| shared.is_up())
+    }
+
     /// Whether the fault of ignoring cascades is on; the planner is not the cache's, so the session asks.
     #[cfg(feature = "faults")]
     pub fn ignores_cascades(&self) -> bool {

@@ -38,22 +38,26 @@ impl Shared {
     async fn keep_registered(&self, local: &LocalEpochs) {
         let mut scopes = self.scope.subscribe();
         let mut pause = RETRY.0;
+        let longest = RETRY.1.min(self.settings.lease / 4);
         loop {
             let Some(scope) = scopes.borrow_and_update().clone() else {
                 // The sender lives in `self`.
                 let _ = scopes.changed().await;
                 continue;
             };
+            let began = Instant::now();
             match self.establish(&scope, local).await {
                 Ok(connection) => {
                     pause = RETRY.0;
                     self.hold(&connection, local).await;
                 }
                 Err(failure) => {
+                    *self.failed_attempt.lock() = Some(began);
+                    self.changes.send_modify(|count| *count += 1);
                     self.count(&failure);
                     tracing::warn!(%failure, "cannot register with Redis");
                     tokio::time::sleep(pause).await;
-                    pause = (pause * 2).min(RETRY.1);
+                    pause = (pause * 2).min(longest);
                 }
             }
         }
@@ -62,7 +66,7 @@ impl Shared {
     /// Connects and registers with all that is open.
     async fn establish(&self, scope: &str, local: &LocalEpochs) -> Result<Arc<Connection>, Failure> {
         let space = format!("{}:{scope}", self.space);
-        let mut connection = Connection::open(&self.fred, &space, self.faults).await?;
+        let mut connection = Connection::open(&self.fred, &space, self.faults, self.settings.lease / 4).await?;
         #[cfg(test)]
         if self.is_cut_off() {
             return Err(Failure::Broken("cut off".into()));

@@ -73,6 +73,8 @@ pub(crate) struct Shared {
     /// Grows with each change of `connection`.
     changes: watch::Sender<u64>,
     registry: Mutex<Registry>,
+    /// When the last attempt to register that failed began.
+    failed_attempt: Mutex<Option<Instant>>,
     /// Something is there for the settler.
     work: Notify,
     suspects: Mutex<Vec<String>>,
@@ -122,6 +124,7 @@ impl Shared {
             connection: ArcSwapOption::empty(),
             changes: watch::Sender::new(0),
             registry: Mutex::default(),
+            failed_attempt: Mutex::default(),
             work: Notify::new(),
             suspects: Mutex::default(),
             suspected: Notify::new(),
@@ -295,6 +298,12 @@ impl Shared {
 
     fn expiry(&self, connection: &Connection, sent_at: Instant) -> u64 {
         connection.redis_ms(sent_at) + millis(self.settings.lease)
+    }
+
+    /// Whether Redis was out of reach just now: a generation that was born since serves nothing yet. Attempts are so frequent
+    /// that this is so all the time while it cannot be reached, and that we are back before a new generation serves.
+    fn is_out_of_reach(&self) -> bool {
+        self.failed_attempt.lock().is_some_and(|began| began.elapsed() < self.settings.lease / 4 * 3)
     }
 
     fn wait_on_loss(&self) -> bool {

@@ -110,6 +110,10 @@ impl Shared {
         if lapses_at.is_some_and(|at| std::time::Instant::now() < at) {
             return Ok(None);
         }
+        if !self.is_out_of_reach() {
+            // It may be back, emptied, and others may be there already: nobody there waits for us.
+            return Ok(None);
+        }
         registry.goes_unmarked();
         self.stats.add(|stats| &stats.unmarked_writes);
         Ok(Some(Raised::Unmarked))

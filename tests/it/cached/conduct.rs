@@ -1,13 +1,15 @@
 //! What is cached and what is not, for how long, and what happens around a fill.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
 
 use super::fleet::{Fleet, Plan, redis};
 use super::stage::{From, Stage, rows};
+use crate::harness::faults::{Faults, Forwarder};
 use crate::harness::wire::{bind, tags};
 use crate::harness::{eventually, fresh_database};
+use pgherd::commands::demo::servers::RedisServer;
 use pgherd::wire::writer;
 
 const SCENE: &str = "
@@ -272,4 +274,97 @@ async fn a_fleet_shares_its_answers_and_does_without_redis_when_it_is_gone() {
     fleet.warm("postgres", text).await;
     assert_eq!(rows(&one, text).await[0][0].as_deref(), Some("175"));
     fleet.stop().await;
+}
+
+/// Two pgherds; the first reaches Redis through a link that can be cut.
+async fn fleet_with_a_link(redis: &RedisServer) -> (Fleet, Forwarder) {
+    let database = fresh_database().await;
+    database.execute(SCENE).await;
+    let link = Forwarder::to(redis.port()).await;
+    let plan = Plan {
+        users: vec!["postgres".into()],
+        redis: vec![format!("redis://127.0.0.1:{}/0", link.port), redis.url()],
+        cache: "ttl = \"5m\"".into(),
+        #[cfg(feature = "faults")]
+        faults: pgherd::cache::Faults::default(),
+    };
+    (Fleet::start(&database, &plan).await, link)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pgherd_that_is_cut_off_from_redis_commits_when_nobody_serves() {
+    let Some(redis) = redis() else { return };
+    let (fleet, link) = fleet_with_a_link(&redis).await;
+    let text = "select sum(a) from t";
+    fleet.warm("postgres", text).await;
+    let (cut, other) = (fleet.client(0, "postgres").await, fleet.client(1, "postgres").await);
+    for round in 0..3_i64 {
+        link.set(Faults { down: true, ..Faults::default() });
+        for number in 1..=5_i64 {
+            cut.batch_execute("insert into t values (1)").await.expect("a write without Redis");
+            let expected = (55 + round * 5 + number).to_string();
+            assert_eq!(rows(&other, text).await[0][0].as_deref(), Some(&*expected));
+        }
+        link.heal();
+        fleet.warm("postgres", text).await;
+    }
+    fleet.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_redis_that_comes_back_empty_is_served_from_only_when_all_are_back() {
+    let Some(redis) = redis() else { return };
+    let (fleet, _link) = fleet_with_a_link(&redis).await;
+    let text = "select sum(a) from t";
+    fleet.warm("postgres", text).await;
+    let (one, other) = (fleet.client(0, "postgres").await, fleet.client(1, "postgres").await);
+    let mut expected = 55;
+    for _ in 0..3 {
+        redis.kill9().expect("killed");
+        // Longer than any pause between two attempts to come back.
+        let down = Instant::now();
+        while down.elapsed() < Duration::from_millis(2500) {
+            one.batch_execute("insert into t values (1)").await.expect("a write without Redis");
+            expected += 1;
+            assert_eq!(rows(&other, text).await[0][0].as_deref(), Some(&*expected.to_string()));
+        }
+        redis.restart().expect("restarted");
+        let back = Instant::now();
+        while back.elapsed() < Duration::from_secs(3) {
+            one.batch_execute("insert into t values (1)").await.expect("a write while Redis is coming back");
+            expected += 1;
+            for _ in 0..3 {
+                assert_eq!(rows(&other, text).await[0][0].as_deref(), Some(&*expected.to_string()));
+            }
+        }
+        fleet.warm("postgres", text).await;
+    }
+    fleet.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pgherd_that_is_alone_writes_before_it_has_reached_redis() {
+    let Some(redis) = redis() else { return };
+    redis.kill9().expect("killed");
+    let database = fresh_database().await;
+    database.execute(SCENE).await;
+    let plan = Plan { users: vec!["postgres".into()], redis: vec![redis.url()], ..Plan::default() };
+    let first = Fleet::start(&database, &plan).await;
+    let writer = first.client(0, "postgres").await;
+    eventually(Duration::from_secs(20), "it knows that it is alone", || async {
+        writer.batch_execute("insert into t values (1)").await.is_ok()
+    })
+    .await;
+    let second = Fleet::start(&database, &plan).await;
+    redis.restart().expect("restarted");
+    let text = "select sum(a) from t";
+    second.warm("postgres", text).await;
+    first.warm("postgres", text).await;
+    let (reader, truth) = (second.client(0, "postgres").await, database.client().await);
+    for _ in 0..10 {
+        writer.batch_execute("insert into t values (1)").await.expect("a write");
+        assert_eq!(rows(&reader, text).await, rows(&truth, text).await);
+    }
+    first.stop().await;
+    second.stop().await;
 }
