@@ -3,6 +3,7 @@
 mod accept;
 mod databases;
 mod figures;
+mod flags;
 mod solo;
 mod upkeep;
 
@@ -283,6 +284,12 @@ impl House {
         self.metrics.register_cache(&wanted.name, figures::of_cache(&cache));
         let checker = upkeep::Checker { house: Arc::downgrade(self), database: wanted.name.clone() };
         self.tasks.spawn(Arc::clone(&cache).run(Arc::new(checker), self.stop.clone()));
+        if let Some(redis) = &config.cache.redis {
+            // Nothing is served before it has looked for the first time.
+            cache.begin_watch();
+            let (house, name) = (Arc::downgrade(self), wanted.name.clone());
+            self.tasks.spawn(flags::keep_watch(house, name, Arc::clone(&cache), redis.lease));
+        }
         Some(cache)
     }
 

@@ -15,7 +15,7 @@ mod stats;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use moka::sync::Cache as Memo;
 use parking_lot::Mutex;
@@ -162,6 +162,27 @@ impl ResultCache {
     /// Whether this pgherd is registered with Redis.
     pub fn is_registered(&self) -> bool {
         self.shared.as_ref().is_some_and(|shared| shared.is_up())
+    }
+
+    /// Registrations gained and lost; `None` without Redis.
+    pub fn registrations(&self) -> Option<watch::Receiver<u64>> {
+        self.shared.as_ref().map(|shared| shared.registrations())
+    }
+
+    /// `app` is going to look for pgherds that say in PostgreSQL that they cannot reach Redis, and to say so for this one.
+    /// Until it has looked nothing is served.
+    pub fn begin_watch(&self) {
+        self.shared.iter().for_each(|shared| shared.begin_watch());
+    }
+
+    /// PostgreSQL was asked after `asked_at`, and nobody says that it cannot reach Redis: good for one lease.
+    pub fn nobody_is_cut_off(&self, asked_at: Instant) {
+        self.shared.iter().for_each(|shared| shared.no_flag_is_up(asked_at));
+    }
+
+    /// This pgherd says so in PostgreSQL since then; `None` is said before it is taken back, or when that may have been lost.
+    pub fn says_it_is_cut_off(&self, since: Option<Instant>) {
+        self.shared.iter().for_each(|shared| shared.own_flag(since));
     }
 
     /// Whether the fault of ignoring cascades is on; the planner is not the cache's, so the session asks.

@@ -17,8 +17,6 @@ use crate::cache::key::Key;
 
 /// How long connecting, TLS included, may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
-/// What an attempt to connect is given at least, however short the lease.
-const SHORTEST_ATTEMPT: Duration = Duration::from_millis(250);
 /// Commands that may wait in the client's queue; more fail at once.
 const QUEUE_COMMANDS: usize = 20_000;
 
@@ -104,17 +102,11 @@ pub(super) struct Connection {
 
 impl Connection {
     /// Connects, learns the process' run id and clock, and loads the scripts. Changes nothing in Redis.
-    pub(super) async fn open(
-        config: &FredConfig,
-        space: &str,
-        faults: Switches,
-        within: Duration,
-    ) -> Result<Self, Failure> {
-        let within = within.clamp(SHORTEST_ATTEMPT, CONNECT_TIMEOUT);
-        match Self::open_as(config, RespVersion::RESP3, space, faults, within).await {
+    pub(super) async fn open(config: &FredConfig, space: &str, faults: Switches) -> Result<Self, Failure> {
+        match Self::open_as(config, RespVersion::RESP3, space, faults).await {
             // A server that does not know HELLO.
             Err(Failure::Broken(why)) if why.contains("HELLO") || why.contains("unknown command") => {
-                Self::open_as(config, RespVersion::RESP2, space, faults, within).await
+                Self::open_as(config, RespVersion::RESP2, space, faults).await
             }
             outcome => outcome,
         }
@@ -125,7 +117,6 @@ impl Connection {
         version: RespVersion,
         space: &str,
         faults: Switches,
-        within: Duration,
     ) -> Result<Self, Failure> {
         let mut config = config.clone();
         config.version = version;
@@ -137,6 +128,7 @@ impl Connection {
             ..ConnectionConfig::default()
         };
         let client = Builder::from_config(config).with_connection_config(|connection| *connection = limits).build()?;
+        let within = CONNECT_TIMEOUT * 2;
         let router = tokio::time::timeout(within, client.init()).await.map_err(|_| Failure::Late)??;
         // From here on the router's task ends with this value, whatever happens.
         let mut connection = Self {

@@ -45,15 +45,12 @@ impl Shared {
                 let _ = scopes.changed().await;
                 continue;
             };
-            let began = Instant::now();
             match self.establish(&scope, local).await {
                 Ok(connection) => {
                     pause = RETRY.0;
                     self.hold(&connection, local).await;
                 }
                 Err(failure) => {
-                    *self.failed_attempt.lock() = Some(began);
-                    self.changes.send_modify(|count| *count += 1);
                     self.count(&failure);
                     tracing::warn!(%failure, "cannot register with Redis");
                     tokio::time::sleep(pause).await;
@@ -66,7 +63,7 @@ impl Shared {
     /// Connects and registers with all that is open.
     async fn establish(&self, scope: &str, local: &LocalEpochs) -> Result<Arc<Connection>, Failure> {
         let space = format!("{}:{scope}", self.space);
-        let mut connection = Connection::open(&self.fred, &space, self.faults, self.settings.lease / 4).await?;
+        let mut connection = Connection::open(&self.fred, &space, self.faults).await?;
         #[cfg(test)]
         if self.is_cut_off() {
             return Err(Failure::Broken("cut off".into()));

@@ -8,6 +8,7 @@ mod connection;
 mod keeper;
 mod registry;
 mod script;
+mod sight;
 mod writes;
 
 use std::sync::Arc;
@@ -24,6 +25,7 @@ use tokio::sync::{Notify, watch};
 use self::connection::{Connection, Failure, Reply};
 use self::registry::Registry;
 use self::script::Script;
+use self::sight::Sight;
 pub(crate) use self::writes::{Raise, Raised};
 use super::entry::Entry;
 use super::epochs::{CatalogEpoch, DATABASE, LocalEpochs};
@@ -73,8 +75,8 @@ pub(crate) struct Shared {
     /// Grows with each change of `connection`.
     changes: watch::Sender<u64>,
     registry: Mutex<Registry>,
-    /// When the last attempt to register that failed began.
-    failed_attempt: Mutex<Option<Instant>>,
+    /// What PostgreSQL says of pgherds that are cut off from Redis.
+    sight: Mutex<Option<Sight>>,
     /// Something is there for the settler.
     work: Notify,
     suspects: Mutex<Vec<String>>,
@@ -124,7 +126,7 @@ impl Shared {
             connection: ArcSwapOption::empty(),
             changes: watch::Sender::new(0),
             registry: Mutex::default(),
-            failed_attempt: Mutex::default(),
+            sight: Mutex::default(),
             work: Notify::new(),
             suspects: Mutex::default(),
             suspected: Notify::new(),
@@ -256,7 +258,7 @@ impl Shared {
 
     /// The connection, unless Redis has failed so often that it is left in peace.
     fn asked(&self) -> Option<Arc<Connection>> {
-        if self.failures.load(Ordering::Relaxed) >= FAILURES {
+        if self.failures.load(Ordering::Relaxed) >= FAILURES || !self.may_serve() {
             return None;
         }
         self.connection.load_full()
@@ -300,10 +302,9 @@ impl Shared {
         connection.redis_ms(sent_at) + millis(self.settings.lease)
     }
 
-    /// Whether Redis was out of reach just now: a generation that was born since serves nothing yet. Attempts are so frequent
-    /// that this is so all the time while it cannot be reached, and that we are back before a new generation serves.
-    fn is_out_of_reach(&self) -> bool {
-        self.failed_attempt.lock().is_some_and(|began| began.elapsed() < self.settings.lease / 4 * 3)
+    /// Grows with each registration gained or lost.
+    pub(crate) fn registrations(&self) -> watch::Receiver<u64> {
+        self.changes.subscribe()
     }
 
     fn wait_on_loss(&self) -> bool {

@@ -110,8 +110,8 @@ impl Shared {
         if lapses_at.is_some_and(|at| std::time::Instant::now() < at) {
             return Ok(None);
         }
-        if !self.is_out_of_reach() {
-            // It may be back, emptied, and others may be there already: nobody there waits for us.
+        if !self.is_flagged() {
+            // Redis may be back, emptied, and others may be there already: nobody there waits for us.
             return Ok(None);
         }
         registry.goes_unmarked();
@@ -123,7 +123,7 @@ impl Shared {
     fn next_look(&self, token: u64, patience: Deadline) -> Deadline {
         let registry = self.registry.lock();
         let lapses_at = registry.lapses_at(token, self.settings.lease).map(Deadline::from_std);
-        let soonest = Deadline::now() + Duration::from_millis(1);
+        let soonest = Deadline::now() + Duration::from_millis(5);
         [Some(patience), lapses_at].into_iter().flatten().filter(|at| *at > soonest).min().unwrap_or(soonest)
     }
 

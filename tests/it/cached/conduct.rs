@@ -343,6 +343,31 @@ async fn a_redis_that_comes_back_empty_is_served_from_only_when_all_are_back() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_redis_that_has_forgotten_a_pgherd_which_cannot_reach_it() {
+    let Some(redis) = redis() else { return };
+    let (fleet, link) = fleet_with_a_link(&redis).await;
+    let text = "select sum(a) from t";
+    fleet.warm("postgres", text).await;
+    let (cut, other) = (fleet.client(0, "postgres").await, fleet.client(1, "postgres").await);
+    link.set(Faults { down: true, ..Faults::default() });
+    redis.restart().expect("restarted");
+    let start = Instant::now();
+    let mut expected = 55;
+    // The second alone is registered in what Redis knows now, for several leases.
+    while start.elapsed() < Duration::from_secs(5) {
+        cut.batch_execute("insert into t values (1)").await.expect("a write without Redis");
+        expected += 1;
+        for _ in 0..3 {
+            assert_eq!(rows(&other, text).await[0][0].as_deref(), Some(&*expected.to_string()));
+        }
+    }
+    link.heal();
+    fleet.warm("postgres", text).await;
+    assert_eq!(rows(&other, text).await[0][0].as_deref(), Some(&*expected.to_string()));
+    fleet.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_pgherd_that_is_alone_writes_before_it_has_reached_redis() {
     let Some(redis) = redis() else { return };
     redis.kill9().expect("killed");

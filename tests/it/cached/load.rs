@@ -182,7 +182,7 @@ async fn keep_reading(scene: Arc<Scene>, number: usize) {
             _ => rand::random_range(0..reader.reads.len()),
         };
         // As a page that is looked at by many: the same again and again.
-        for _ in 0..rand::random_range(4..20) {
+        for _ in 0..rand::random_range(4..16) {
             read(&scene, &mut reader, at).await;
         }
     }
@@ -200,8 +200,9 @@ async fn read_one_of(scene: &Scene, reader: &mut Reader, chain: i32) {
     if !aimed.is_empty() {
         let at = aimed[rand::random_range(0..aimed.len())];
         // Filled, and found.
-        read(scene, reader, at).await;
-        read(scene, reader, at).await;
+        for _ in 0..3 {
+            read(scene, reader, at).await;
+        }
     }
 }
 
