@@ -64,7 +64,6 @@ fn copy_data(rows: usize, bytes_a_message: usize) -> Step {
 /// One client's life, were it to live on to its end.
 fn life(random: &mut StdRng, role: &str) -> Vec<Step> {
     let n = random.random_range(0..1_000_000);
-    let copy = |text: &str| Step::AskForCopy(said(|out| writer::query(out, text.as_bytes())));
     match random.random_range(0..24) {
         0 => vec![query("select 1"), told("select n, repeat('x', 500) from generate_series(1, 20000) n")],
         1 => vec![
@@ -121,6 +120,16 @@ fn life(random: &mut StdRng, role: &str) -> Vec<Step> {
             prepared("x", &format!("insert into t values ({n}, 'y')"), false),
             prepared("", "select nonsense", false),
         ],
+        kind => life_with_copies_and_pipelines(kind, n),
+    }
+}
+
+fn copy(text: &str) -> Step {
+    Step::AskForCopy(said(|out| writer::query(out, text.as_bytes())))
+}
+
+fn life_with_copies_and_pipelines(kind: u32, n: i32) -> Vec<Step> {
+    match kind {
         11 => vec![
             copy("copy t from stdin"),
             copy_data(20_000, 100_000),
