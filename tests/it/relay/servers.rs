@@ -8,15 +8,21 @@ use super::proxy::{PATIENCE, Proxy};
 use crate::harness::wire::{rows, tags};
 use crate::harness::{self, database_on, eventually};
 
-/// Ends every server process of that database but the one that asks.
-const KILL: &str = "select pg_terminate_backend(pid) from pg_stat_activity
-                       where datname = current_database() and pid <> pg_backend_pid()";
-
-/// Waits until every other server process has ended, and pgherd's runtime has heard of it.
-async fn all_gone(straight: &tokio_postgres::Client) {
-    let others = "select 1 from pg_stat_activity where datname = current_database() and pid <> pg_backend_pid()";
-    eventually(PATIENCE, "they are gone", async || straight.query(others, &[]).await.expect("query").is_empty()).await;
-    tokio::time::sleep(Duration::from_millis(20)).await;
+/// Ends every server process of that database but the one that asks, and waits until each is gone with its sockets (pgherd may have
+/// opened others by then, for its catalog).
+async fn kill_all(straight: &tokio_postgres::Client) {
+    let killed = straight
+        .query_one(
+            "select array_agg(pid) filter (where pg_terminate_backend(pid)) from pg_stat_activity
+              where datname = current_database() and pid <> pg_backend_pid()",
+            &[],
+        )
+        .await
+        .expect("killed");
+    let killed: Option<Vec<i32>> = killed.get(0);
+    let killed = killed.expect("at least one to kill");
+    let lives = |pid: &i32| std::fs::exists(format!("/proc/{pid}")).expect("proc");
+    eventually(PATIENCE, "they are gone", async || !killed.iter().any(lives)).await;
 }
 
 #[tokio::test]
@@ -26,8 +32,7 @@ async fn a_server_that_died_while_idle_is_noticed_before_a_statement_is_sent() {
     let straight = proxy.database.client().await;
     for _ in 0..5 {
         client.query("select 1").await;
-        straight.batch_execute(KILL).await.expect("killed");
-        all_gone(&straight).await;
+        kill_all(&straight).await;
         assert_eq!(rows(&client.query("select 1").await), [[Some("1".to_owned())]]);
     }
     proxy.examine().await;
@@ -49,11 +54,10 @@ async fn a_server_that_dies_in_a_statement_or_a_transaction_ends_its_client_and_
         } else {
             client.query(before).await;
         }
-        straight.batch_execute(KILL).await.expect("killed");
+        kill_all(&straight).await;
         let last = timeout(PATIENCE, client.ended()).await.expect("told and closed");
         assert_eq!(tags(&last).trim_start_matches('T'), "E", "{before}: {last:?}");
         assert_eq!(last[last.len() - 1].field(b'C').as_deref(), Some("57P01"), "in the server's own words");
-        all_gone(&straight).await;
         assert_eq!(rows(&bystander.query("select 1").await), [[Some("1".to_owned())]], "{before}");
     }
     proxy.examine().await;
