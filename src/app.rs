@@ -34,6 +34,7 @@ use crate::net::tls::{ClientTls, ServerTls};
 use crate::session::cancel::CancelKeys;
 use crate::session::context::{Database, Shared};
 use crate::session::handshake::HandshakeContext;
+use crate::shutdown::Drain;
 use crate::sql::Analyzer;
 use crate::telemetry::{self, metrics::Metrics};
 use crate::wire::sqlstate::SqlState;
@@ -50,7 +51,7 @@ struct House {
     metrics: Arc<Metrics>,
     readiness: Readiness,
     /// No new clients; those that are idle are sent away.
-    drain: CancellationToken,
+    drain: Drain,
     /// Everything ends.
     stop: CancellationToken,
     sessions: TaskTracker,
@@ -127,7 +128,7 @@ async fn open(
         shared,
         metrics,
         readiness: Readiness::default(),
-        drain: CancellationToken::new(),
+        drain: Drain::default(),
         stop: CancellationToken::new(),
         sessions: TaskTracker::new(),
         tasks: TaskTracker::new(),
@@ -198,7 +199,7 @@ impl Running {
     /// Lets open transactions end, for as long as `patience` says, then ends everything.
     pub async fn drain(self, patience: Duration) {
         self.house.readiness.set_draining();
-        self.house.drain.cancel();
+        self.house.drain.begin();
         self.house.sessions.close();
         if tokio::time::timeout(patience, self.house.sessions.wait()).await.is_err() {
             tracing::warn!(clients = self.house.sessions.len(), "shutdown timeout: ending clients in mid-transaction");

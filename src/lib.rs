@@ -18,6 +18,7 @@ pub mod limits;
 pub mod net;
 pub mod plan;
 pub mod session;
+pub mod shutdown;
 pub mod sql;
 pub mod telemetry;
 pub mod wire;

@@ -139,7 +139,7 @@ impl Drop for Entered {
 pub(super) async fn accept_loop(house: Arc<House>, listener: Listener) {
     loop {
         let accepted = tokio::select! {
-            () = house.drain.cancelled() => return,
+            () = house.drain.begun() => return,
             accepted = listener.accept() => accepted,
         };
         match accepted {

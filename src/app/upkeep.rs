@@ -11,7 +11,7 @@ use crate::cache::{BackendChecker, BackendId, ResultCache, WriteSetView};
 use crate::error::Error;
 use crate::session::context::{Database, Target};
 
-/// How often pools are looked at; a pool's own interval decides when it is tried.
+/// How often pools are looked at, and how long a connection may go unused before it is no longer kept at hand; a pool's own interval decides when it is tried.
 const ROUND: Duration = Duration::from_secs(1);
 /// How long a health check may take.
 const CHECK_DEADLINE: Duration = Duration::from_secs(5);
@@ -31,6 +31,7 @@ pub(super) async fn check_health(house: Arc<House>) {
             let due = last_checked.get(&database.config.name).is_none_or(|at| now >= *at + interval);
             for (_, pool) in database.pools() {
                 pool.publish_state();
+                pool.cool(ROUND);
             }
             if due {
                 last_checked.insert(database.config.name.clone(), now);

@@ -2,12 +2,17 @@
 //!
 //! bb8 alone is not fair: a task that gives a connection back can take it again before one that waits. A semaphore with as
 //! many permits as connections hands them out in order of arrival, so that bb8 never has to make anyone wait.
+//!
+//! bb8 opens connections, counts them and closes them when they are old or idle. Between two transactions that follow each
+//! other closely a connection does not go back to it: it waits on a stack of its own, which costs one short lock.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwapOption;
 use bb8::{ManageConnection, PooledConnection};
+use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::connect::{self, Login};
@@ -17,6 +22,7 @@ use crate::config::model::{Pool as PoolConfig, ServerAddress};
 use crate::error::{Error, ErrorKind};
 use crate::telemetry::metrics::PoolMetrics;
 use crate::wire::sqlstate::SqlState;
+use crate::wire::writer::TransactionStatus;
 
 /// What a fresh login to this server looks like, before any session has set anything.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -86,9 +92,48 @@ impl ManageConnection for Manager {
     }
 }
 
+type Pooled = PooledConnection<'static, Manager>;
+
+/// Connections that were given back a moment ago, the latest on top.
+#[derive(Default)]
+struct Warm {
+    stack: Mutex<Vec<Pooled>>,
+    max_lifetime: Option<Duration>,
+    is_closed: AtomicBool,
+}
+
+impl Warm {
+    fn take(&self) -> Option<Pooled> {
+        self.stack.lock().pop()
+    }
+
+    /// Keeps a connection, unless bb8 must see it to close it.
+    fn keep(&self, server: Pooled) {
+        let is_old = self.max_lifetime.is_some_and(|limit| server.idle_since - server.connected_at >= limit);
+        let mut stack = self.stack.lock();
+        if !is_old && !self.is_closed.load(Ordering::Relaxed) {
+            stack.push(server);
+        }
+    }
+
+    fn close(&self) {
+        self.is_closed.store(true, Ordering::Relaxed);
+        let stack = std::mem::take(&mut *self.stack.lock());
+        drop(stack);
+    }
+
+    /// Takes those out that nobody has wanted for so long; the rest stays in its order.
+    fn take_idle(&self, idle: Duration) -> Vec<Pooled> {
+        let mut stack = self.stack.lock();
+        let still_warm = stack.iter().position(|server| server.idle_since.elapsed() < idle).unwrap_or(stack.len());
+        stack.drain(..still_warm).collect()
+    }
+}
+
 /// A pool: see the module's description.
 pub struct Pool {
     pool: bb8::Pool<Manager>,
+    warm: Arc<Warm>,
     baseline: Arc<ArcSwapOption<Baseline>>,
     permits: Arc<Semaphore>,
     acquire_timeout: Duration,
@@ -99,40 +144,54 @@ pub struct Pool {
 
 /// A server connection on loan. Giving it back is done on purpose by [`Lease::release`]; dropping it is the safe loss.
 pub struct Lease {
-    server: PooledConnection<'static, Manager>,
-    /// It is given back on purpose, by one who knows the state of its session.
-    released: bool,
+    /// Always there, until the lease is dropped.
+    server: Option<Pooled>,
+    warm: Arc<Warm>,
+    /// After the connection, so that whoever gets it next finds one.
     _permit: OwnedSemaphorePermit,
 }
 
 impl Lease {
+    fn held(&self) -> &ServerConn {
+        self.server.as_ref().expect("a lease has its connection until it is dropped")
+    }
+
     /// The server connection.
     pub fn server(&mut self) -> &mut ServerConn {
-        &mut self.server
+        self.server.as_mut().expect("a lease has its connection until it is dropped")
     }
 
     /// Whether a pipeline is open on it.
     pub fn is_unsynced(&self) -> bool {
-        self.server.expects.is_unsynced() || !self.server.expects.is_empty()
+        self.held().expects.is_unsynced() || !self.held().expects.is_empty()
     }
 
-    /// Gives the connection back; bb8 closes it if it is not reusable.
+    /// Whether everything that was sent is answered, and its transaction stands where the client believes.
+    pub fn awaits_nothing(&self, status: TransactionStatus) -> bool {
+        let server = self.held();
+        let is_busy = self.is_unsynced() || server.unfinished > 0 || server.copying_in;
+        !is_busy && !server.is_broken() && server.status == status
+    }
+
+    /// Gives the connection back; it is closed if it is not reusable.
     pub fn release(mut self) {
-        self.server.idle_since = Instant::now();
-        self.released = true;
+        if self.held().is_reusable()
+            && let Some(mut server) = self.server.take()
+        {
+            server.idle_since = Instant::now();
+            self.warm.keep(server);
+        }
     }
 
     /// Closes the connection instead of giving it back.
-    pub fn discard(mut self) {
-        self.server.mark_broken();
-    }
+    pub fn discard(self) {}
 }
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        // A task that panicked or was dropped half way knows nothing of the session that it leaves behind.
-        if !self.released || !self.server.is_reusable() {
-            self.server.mark_broken();
+        // Not given back on purpose: a task that panicked or was dropped half way knows nothing of the session it leaves behind.
+        if let Some(server) = &mut self.server {
+            server.mark_broken();
         }
     }
 }
@@ -175,8 +234,10 @@ impl Pool {
             .test_on_check_out(false)
             .retry_connection(false)
             .build_unchecked(manager);
+        let warm = Warm { max_lifetime: config.max_lifetime, ..Warm::default() };
         Self {
             pool,
+            warm: Arc::new(warm),
             baseline,
             permits: Arc::new(Semaphore::new(config.max_connections as usize)),
             acquire_timeout: config.acquire_timeout,
@@ -189,6 +250,12 @@ impl Pool {
     /// Takes no new clients any more; connections that come back are closed.
     pub fn close(&self) {
         self.permits.close();
+        self.warm.close();
+    }
+
+    /// Gives connections that nobody has wanted for so long back to bb8, which closes them in time.
+    pub fn cool(&self, idle: Duration) {
+        drop(self.warm.take_idle(idle));
     }
 
     /// Brings the figures up to date; called before they are read.
@@ -233,11 +300,37 @@ impl Pool {
                 permit?
             }
         };
+        match self.take_warm(permit) {
+            Ok(lease) => Ok(lease),
+            Err(permit) => self.connect(permit).await,
+        }
+    }
+
+    /// As [`Pool::acquire`], where nobody has to be waited for.
+    pub fn try_acquire(&self) -> Option<Lease> {
+        let permit = Arc::clone(&self.permits).try_acquire_owned().ok()?;
+        let lease = self.take_warm(permit).ok()?;
+        self.metrics.wait.observe(Duration::ZERO);
+        Some(lease)
+    }
+
+    /// A connection that was given back a moment ago and has not died since.
+    fn take_warm(&self, permit: OwnedSemaphorePermit) -> Result<Lease, OwnedSemaphorePermit> {
+        while let Some(mut server) = self.warm.take() {
+            server.check_idle();
+            if server.is_reusable() {
+                return Ok(Lease { server: Some(server), warm: Arc::clone(&self.warm), _permit: permit });
+            }
+        }
+        Err(permit)
+    }
+
+    async fn connect(&self, permit: OwnedSemaphorePermit) -> Result<Lease, Error> {
         loop {
             let mut server = self.pool.get_owned().await.map_err(|error| self.cannot_connect(error))?;
             server.check_idle();
             if server.is_reusable() {
-                return Ok(Lease { server, released: false, _permit: permit });
+                return Ok(Lease { server: Some(server), warm: Arc::clone(&self.warm), _permit: permit });
             }
         }
     }

@@ -1,5 +1,6 @@
 //! One logged-in connection to a PostgreSQL server: its socket, its buffers, and everything pgherd believes of its session.
 
+use std::mem::MaybeUninit;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
@@ -327,9 +328,9 @@ impl ServerConn {
     /// Costs no system call unless the socket is readable.
     pub fn check_idle(&mut self) {
         let mut context = Context::from_waker(Waker::noop());
-        let mut chunk = [0_u8; 4096];
+        let mut chunk = [MaybeUninit::uninit(); 1024];
         loop {
-            let mut read = tokio::io::ReadBuf::new(&mut chunk);
+            let mut read = tokio::io::ReadBuf::uninit(&mut chunk);
             match tokio::io::AsyncRead::poll_read(std::pin::Pin::new(&mut self.stream), &mut context, &mut read) {
                 Poll::Pending => break,
                 Poll::Ready(Ok(())) if !read.filled().is_empty() => self.inbuf.extend_from_slice(read.filled()),

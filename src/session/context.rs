@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::backend::connect::Login;
 use crate::backend::pool::{Pool, ProcessObserver};
+use crate::backend::settings::{Settings, SharedSettings};
 use crate::backend::statements::Registry;
 use crate::cache::{BackendId, ResultCache};
 use crate::catalog::refresh::CatalogHandle;
@@ -67,6 +68,7 @@ pub struct Database {
     pub metrics: Arc<DatabaseMetrics>,
     pools: Mutex<HashMap<(String, Target), Arc<Pool>>>,
     accepted: Mutex<Accepted>,
+    shared_settings: Mutex<HashSet<SharedSettings>>,
     /// What the primary's catalog says.
     pub catalog: Arc<CatalogHandle>,
     /// What shard 0's catalog says; all shards are alike.
@@ -110,6 +112,9 @@ impl ProcessObserver for Published {
 /// How long a statement waits for the catalogs to be read for the first time.
 const CATALOG_PATIENCE: Duration = Duration::from_secs(10);
 
+/// Different startup settings that are shared.
+const SHARED_SETTINGS: usize = 1000;
+
 /// Fingerprints of unseen writers remembered before the memory of them starts over.
 const UNSEEN_WRITERS: usize = 10_000;
 
@@ -145,6 +150,7 @@ impl Database {
             statements: Registry::default(),
             pools: Mutex::default(),
             accepted: Mutex::default(),
+            shared_settings: Mutex::default(),
         }
     }
 
@@ -277,6 +283,23 @@ impl Database {
     /// When that user's clients give their connections back.
     pub fn pool_mode(&self, user: &User) -> PoolMode {
         user.pool_mode.unwrap_or(self.config.pool.mode)
+    }
+
+    /// Startup settings as clients share them that asked for the same: whether a server has them is one comparison of
+    /// pointers then.
+    pub fn share_settings(&self, settings: Settings) -> SharedSettings {
+        let mut shared = self.shared_settings.lock();
+        if let Some(known) = shared.get(&settings) {
+            return Arc::clone(known);
+        }
+        if shared.len() >= SHARED_SETTINGS {
+            shared.retain(|settings| Arc::strong_count(settings) > 1);
+        }
+        let settings = Arc::new(settings);
+        if shared.len() < SHARED_SETTINGS {
+            shared.insert(Arc::clone(&settings));
+        }
+        settings
     }
 
     /// What a server made of that startup value, if one has seen it.

@@ -50,7 +50,7 @@ impl Session {
         let parse = frontend::parse(frame.body()).map_err(|error| malformed("Parse", error))?;
         let facts = match self.read_ahead.take() {
             Some((text, facts)) if std::ptr::eq(&*text, parse.text) => facts,
-            _ => self.db.shared.analyzer.facts(parse.text, self.conforming_strings()),
+            _ => self.db.shared.analyzer.facts_of_parse(parse.text, self.conforming_strings()),
         };
         let name = frame.bytes.slice_ref(parse.name);
         let identity = if name.is_empty() {
@@ -90,6 +90,7 @@ impl Session {
                 types,
                 described,
                 facts,
+                conforming: self.conforming_strings(),
             }),
         ))
     }

@@ -21,6 +21,13 @@ pub(super) struct Flight {
     bytes: usize,
 }
 
+impl Flight {
+    /// Whether nothing is held back.
+    pub(super) fn is_empty(&self) -> bool {
+        self.frames.is_empty()
+    }
+}
+
 /// A statement as far as a plan must know it.
 #[derive(Debug, Clone)]
 struct Asked {
@@ -253,7 +260,7 @@ impl Session {
                 let text = frame.bytes.slice_ref(parse.text);
                 let facts = match &self.read_ahead {
                     Some((read, facts)) if std::ptr::eq(&**read, &*text) => facts.clone(),
-                    _ => self.db.shared.analyzer.facts(parse.text, self.conforming_strings()),
+                    _ => self.db.shared.analyzer.facts_of_parse(parse.text, self.conforming_strings()),
                 };
                 return Ok(Some(Asked { facts, text, types: parse.types }));
             }

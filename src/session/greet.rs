@@ -27,7 +27,7 @@ impl Session {
                 pool.baseline().ok_or_else(|| Error::internal("a server connection has no settings").fatal())?
             }
         };
-        self.settings = SessionSettings::new(settings);
+        self.settings = SessionSettings::new(self.db.share_settings(settings));
         self.write_greeting(&baseline);
         self.client.flush().await
     }

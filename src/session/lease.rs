@@ -3,8 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::Session;
 use super::context::Target;
+use super::{Attached, Session};
 use crate::backend::expect::Expect;
 use crate::backend::pool::Lease;
 use crate::backend::reset;
@@ -24,8 +24,8 @@ impl Session {
             // A pipeline: the transaction there may be over as soon as it has answered.
             Box::pin(self.wait_for_answers()).await?;
         }
-        if self.server.is_none() {
-            let mut attached = self.borrow_server(target).await?;
+        if self.server.is_none() && !self.attach_at_once(target) {
+            let mut attached = Box::pin(self.borrow_server(target)).await?;
             for statement in self.lazy_begin.drain(..) {
                 attached.lease.server().queue_hidden_query(&statement);
             }
@@ -36,6 +36,23 @@ impl Session {
             _ => Err(Error::refused("a transaction cannot span several servers")
                 .hint("End the transaction first, or let it touch one shard or the primary only.")),
         }
+    }
+
+    /// Takes a server connection that is free now and needs nothing done to it, which is the rule.
+    fn attach_at_once(&mut self, target: Target) -> bool {
+        if target != Target::Primary || !self.lazy_begin.is_empty() {
+            return false;
+        }
+        let Some(mut lease) = self.primary.try_acquire() else { return false };
+        let server = lease.server();
+        // Equal ones are the same ones, as a rule: see `Database::share_settings`.
+        if server.generation != self.db.statements.generation() || server.settings != self.settings.current {
+            lease.release();
+            return false;
+        }
+        self.cancel.slot.aim_at(Arc::clone(&server.cancel_target));
+        self.server = Some(Attached { lease, target });
+        true
     }
 
     /// A server connection from the pool with this session's settings on it.
@@ -75,6 +92,23 @@ impl Session {
         if !attached.lease.server().is_at_rest() {
             return Ok(());
         }
+        let can_go_at_once = !self.keeps_server()
+            && !self.settings.must_read_back()
+            && !self.must_discard
+            && self.held_server().is_some_and(|server| !server.dirty);
+        if can_go_at_once
+            && !self.cancel.slot.clear()
+            && let Some(mut attached) = self.server.take()
+        {
+            attached.lease.server().spill(&mut self.client.outbuf);
+            attached.lease.release();
+            return Ok(());
+        }
+        Box::pin(self.release_with_care()).await
+    }
+
+    /// Gives the server back once its session is known and clean.
+    async fn release_with_care(&mut self) -> Result<(), Error> {
         if self.keeps_server() {
             return self.refresh_own_server().await;
         }

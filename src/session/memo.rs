@@ -3,6 +3,7 @@
 //! Only what follows from facts, catalog and settings is kept; all of it is forgotten when one of those changes.
 
 use std::collections::HashMap;
+use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::Arc;
 
 use crate::backend::settings::SharedSettings;
@@ -20,7 +21,25 @@ const BY_FACTS_ALONE: [&str; 5] = ["point-read", "write", "session", "show", "ca
 pub(super) struct PlanMemo {
     catalog_version: u64,
     settings: SharedSettings,
-    known: HashMap<Fingerprint, Known>,
+    known: HashMap<Fingerprint, Known, BuildHasherDefault<AsItIs>>,
+}
+
+/// A fingerprint is a hash already.
+#[derive(Debug, Default)]
+struct AsItIs(u64);
+
+impl Hasher for AsItIs {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        bytes.iter().for_each(|byte| self.0 = self.0.rotate_left(8) ^ u64::from(*byte));
+    }
+
+    fn write_u128(&mut self, hash: u128) {
+        self.0 = hash as u64;
+    }
 }
 
 /// What is known of one fingerprint.

@@ -1,8 +1,10 @@
 //! One client's session: from its handshake to its last byte, one turn a message.
 
+mod alarm;
 mod answer;
 pub mod cancel;
 pub mod context;
+mod express;
 mod extended;
 mod failure;
 mod fan_out;
@@ -20,13 +22,11 @@ mod turn;
 mod writes;
 
 use std::collections::{HashMap, HashSet};
-use std::pin::Pin;
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 
 use tokio::time::Instant;
-use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
 use crate::backend::expect::{Expect, LearnedTypes};
 use crate::backend::pool::{Lease, Pool};
@@ -35,6 +35,7 @@ use crate::backend::statements::Identity;
 use crate::config::model::{PoolMode, User};
 use crate::error::Error;
 use crate::exec::relay::ClientSide;
+use crate::session::alarm::Alarm;
 use crate::session::cancel::Registration;
 use crate::session::context::{Database, Target};
 use crate::session::flight::Flight;
@@ -43,6 +44,7 @@ use crate::session::memo::PlanMemo;
 use crate::session::pin::Pins;
 use crate::session::state::SessionSettings;
 use crate::session::writes::Writes;
+use crate::shutdown::{Drain, DrainWatch};
 use crate::sql::facts::SharedFacts;
 use crate::wire::writer::TransactionStatus;
 
@@ -68,6 +70,24 @@ struct Prepared {
     described: LearnedTypes,
     /// What it does.
     facts: SharedFacts,
+    /// `standard_conforming_strings` was on when it was read.
+    conforming: bool,
+}
+
+impl Prepared {
+    /// The same message once more: its settings may be others, so nothing that a server said of the first holds for it.
+    fn again(&self, serial: u64) -> Self {
+        Self {
+            identity: self.identity.clone(),
+            serial,
+            parse: self.parse.clone(),
+            text: self.text.clone(),
+            types: self.types.clone(),
+            described: LearnedTypes::default(),
+            facts: Arc::clone(&self.facts),
+            conforming: self.conforming,
+        }
+    }
 }
 
 /// A server connection that the session holds.
@@ -143,12 +163,14 @@ pub struct Session {
     timed_out: bool,
     cancel: Registration,
     /// pgherd ends: the client is sent away when it is idle.
-    drain: Pin<Box<WaitForCancellationFutureOwned>>,
+    drain: DrainWatch,
+    /// Goes off when the present state has lasted too long.
+    alarm: Alarm,
 }
 
 impl Session {
     /// A session for a client that has just proved who it is.
-    pub fn new(db: Arc<Database>, authenticated: Authenticated, drain: &CancellationToken) -> Self {
+    pub fn new(db: Arc<Database>, authenticated: Authenticated, drain: &Drain) -> Self {
         let minor = authenticated.startup.minor;
         let secret_len = if minor >= 2 { SECRET_BYTES_3_2 } else { SECRET_BYTES_3_0 };
         let cancel = db.shared.cancel_keys.register(secret_len);
@@ -195,7 +217,8 @@ impl Session {
             since: Instant::now(),
             timed_out: false,
             cancel,
-            drain: Box::pin(drain.clone().cancelled_owned()),
+            drain: drain.watch(),
+            alarm: Alarm::default(),
         }
     }
 

@@ -28,8 +28,7 @@ pub(super) struct SessionSettings {
 
 impl SessionSettings {
     /// The settings of a session that asked for these at startup.
-    pub(super) fn new(startup: Settings) -> Self {
-        let startup = Arc::new(startup);
+    pub(super) fn new(startup: SharedSettings) -> Self {
         let mut settings = Self { startup: Arc::clone(&startup), ..Self::default() };
         settings.replace(startup);
         settings
@@ -92,6 +91,11 @@ impl SessionSettings {
             }
             _ => {}
         }
+    }
+
+    /// Whether a RESET has just taken startup values away.
+    pub(super) fn has_restorable(&self) -> bool {
+        !self.restorable.is_empty()
     }
 
     /// The startup values that a RESET has just taken away.
@@ -167,7 +171,7 @@ mod tests {
 
     #[test]
     fn reset_goes_back_to_the_startup_value() {
-        let mut session = SessionSettings::new(settings(&[("timezone", "Asia/Tokyo")]));
+        let mut session = SessionSettings::new(Arc::new(settings(&[("timezone", "Asia/Tokyo")])));
         session.note_effect(&Effect::Reset("timezone".into()));
         assert!(session.must_read_back());
         session.settle(&Arc::new(Settings::default()));
@@ -187,7 +191,7 @@ mod tests {
 
     #[test]
     fn reset_all_reads_back_what_session_and_server_had() {
-        let mut session = SessionSettings::new(settings(&[("a.b", "1")]));
+        let mut session = SessionSettings::new(Arc::new(settings(&[("a.b", "1")])));
         session.note_effect(&Effect::ResetAll);
         let names = session.names_to_read(&settings(&[("role", "x")]));
         assert_eq!(names.iter().map(|name| &**name).collect::<Vec<_>>(), ["a.b", "role"]);

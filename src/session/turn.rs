@@ -1,6 +1,6 @@
 //! One turn: a message of the client's is handled, then bytes move until there is another.
 
-use std::future::{Future, poll_fn};
+use std::future::poll_fn;
 use std::task::Poll;
 
 use bytes::Buf;
@@ -23,9 +23,19 @@ impl Session {
     /// Handles messages until the client leaves.
     pub(super) async fn serve(&mut self) -> Result<(), Error> {
         loop {
-            while self.may_take_more()
-                && let Some(frame) = self.next_frame().await?
-            {
+            while self.may_take_more() {
+                match self.go_by_express().await {
+                    Ok(true) => continue,
+                    Ok(false) => {}
+                    Err(error) => {
+                        self.fail(error).await?;
+                        continue;
+                    }
+                }
+                if self.client.inbuf.is_empty() {
+                    break;
+                }
+                let Some(frame) = self.next_frame().await? else { break };
                 if frame.tag() == b'X' {
                     self.has_said_goodbye = true;
                     return Ok(());
@@ -187,24 +197,24 @@ impl Session {
 
     /// Moves bytes until something happened, and acts on it. Returns false when the client is gone.
     pub(super) async fn wait(&mut self, read_client: bool) -> Result<bool, Error> {
-        let mut seen = std::mem::take(&mut self.seen);
         let deadline = self.deadline();
         let may_be_sent_away = read_client
             && self.status == TransactionStatus::Idle
             && self.held_server().is_none_or(|server| server.is_at_rest());
-        let moved = poll_fn(|cx| {
-            if may_be_sent_away && self.drain.as_mut().poll(cx).is_ready() {
-                return Poll::Ready(Err(super::failure::shutting_down()));
+        let event = poll_fn(|cx| {
+            if may_be_sent_away && self.drain.poll_begun(cx).is_ready() {
+                return Poll::Ready(Some(Err(super::failure::shutting_down())));
             }
             let server = self.server.as_mut().map(|attached| attached.lease.server());
-            relay::poll(cx, &mut self.client, server, &mut seen, read_client)
-        });
-        let event = match deadline {
-            None => Some(moved.await),
-            Some(at) => tokio::time::timeout_at(at, moved).await.ok(),
-        };
-        self.seen = seen;
-        let Some(event) = event else { return self.on_deadline().await.map(|()| true) };
+            let moved = relay::poll(cx, &mut self.client, server, &mut self.seen, read_client);
+            match (moved, deadline) {
+                (Poll::Ready(event), _) => Poll::Ready(Some(event)),
+                (Poll::Pending, Some(at)) => self.alarm.poll_at(at, cx).map(|()| None),
+                (Poll::Pending, None) => Poll::Pending,
+            }
+        })
+        .await;
+        let Some(event) = event else { return Box::pin(self.on_deadline()).await.map(|()| true) };
         let event = event?;
         self.absorb().await?;
         match event {
@@ -263,7 +273,7 @@ impl Session {
             self.settings.note_reported(&name);
         }
         if std::mem::take(&mut self.seen.hidden_ready) {
-            self.after_hidden_ready().await?;
+            Box::pin(self.after_hidden_ready()).await?;
         }
         let Some(status) = self.seen.ready.take() else { return Ok(()) };
         self.since = Instant::now();
@@ -278,7 +288,9 @@ impl Session {
         self.note_statement(class);
         let succeeded = std::mem::take(&mut self.errors_in_turn) == 0;
         self.note_turn_outcome(succeeded);
-        self.restore_startup_settings(succeeded).await?;
+        if self.settings.has_restorable() {
+            Box::pin(self.restore_startup_settings(succeeded)).await?;
+        }
         // Behind this answer more may be under way already, whose writes and portals are noted with those that are done.
         let more = self.held_server().is_some_and(|server| !server.expects.is_empty() || server.expects.is_unsynced());
         if status == TransactionStatus::InTransaction && !more {

@@ -3,6 +3,7 @@
 use std::mem::size_of;
 use std::sync::Arc;
 
+use arc_swap::ArcSwapOption;
 use moka::sync::Cache;
 use xxhash_rust::xxh3::xxh3_128_with_seed;
 
@@ -16,6 +17,7 @@ use crate::limits;
 /// Reads query strings; one for the whole process, shared by every session.
 pub struct Analyzer {
     memo: Cache<u128, Entry>,
+    recent: Recent,
     seed: u64,
 }
 
@@ -24,6 +26,35 @@ enum Entry {
     Facts(SharedFacts),
     /// The facts of this fingerprint differ from text to text: look under the text's own hash.
     ByText,
+}
+
+/// Facts found lately, one place for each of some hashes: a look costs no lock and no bookkeeping.
+struct Recent(Box<[ArcSwapOption<(u128, SharedFacts)>]>);
+
+/// Places of [`Recent`]; a power of two.
+const RECENT: usize = 1024;
+/// Weight of facts up to which they are kept in [`Recent`].
+const RECENT_BYTES: u32 = 8 * 1024;
+
+impl Recent {
+    fn new() -> Self {
+        Self((0..RECENT).map(|_| ArcSwapOption::empty()).collect())
+    }
+
+    fn place(&self, key: u128) -> &ArcSwapOption<(u128, SharedFacts)> {
+        &self.0[key as usize % RECENT]
+    }
+
+    fn get(&self, key: u128) -> Option<SharedFacts> {
+        let found = self.place(key).load();
+        found.as_ref().filter(|found| found.0 == key).map(|found| Arc::clone(&found.1))
+    }
+
+    fn put(&self, key: u128, facts: &SharedFacts) {
+        if weight(&Entry::Facts(Arc::clone(facts))) <= RECENT_BYTES {
+            self.place(key).store(Some(Arc::new((key, Arc::clone(facts)))));
+        }
+    }
 }
 
 impl Analyzer {
@@ -35,7 +66,17 @@ impl Analyzer {
     /// An analyzer whose memo holds that many bytes.
     pub fn with_memo_bytes(bytes: u64) -> Self {
         let memo = Cache::builder().max_capacity(bytes).weigher(|_, entry| weight(entry)).build();
-        Self { memo, seed: rand::random() }
+        Self { memo, recent: Recent::new(), seed: rand::random() }
+    }
+
+    /// As [`Analyzer::facts`], for the text of a Parse, which comes again and again as it is: found by its exact bytes.
+    pub fn facts_of_parse(&self, text: &[u8], standard_conforming_strings: bool) -> SharedFacts {
+        let key = self.exact_key(text, standard_conforming_strings);
+        self.recent.get(key).unwrap_or_else(|| {
+            let facts = self.facts(text, standard_conforming_strings);
+            self.recent.put(key, &facts);
+            facts
+        })
     }
 
     /// Facts of a query string as a session with that `standard_conforming_strings` reads it.
@@ -44,8 +85,14 @@ impl Analyzer {
         // The hint stands in a comment, which the fingerprint leaves out.
         let asked = (hint.cache, hint.ttl_seconds, hint.route);
         let key = if asked == (None, None, None) { normal } else { self.keyed(normal, &format!("{asked:?}")) };
+        if let Some(facts) = self.recent.get(key) {
+            return facts;
+        }
         match self.memo.get(&key) {
-            Some(Entry::Facts(facts)) => return facts,
+            Some(Entry::Facts(facts)) => {
+                self.recent.put(key, &facts);
+                return facts;
+            }
             Some(Entry::ByText) => {
                 let exact = self.exact_key(text, standard_conforming_strings);
                 if let Some(Entry::Facts(facts)) = self.memo.get(&exact) {

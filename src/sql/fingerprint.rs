@@ -38,7 +38,7 @@ pub(super) fn normalized(text: &[u8], standard_conforming_strings: bool, seed: u
 }
 
 /// Holds what pgbench or an ORM sends whole, so that one call hashes it.
-const BUFFER_BYTES: usize = 2048;
+const BUFFER_BYTES: usize = 512;
 
 /// Tokens on their way to the hash: a kind byte, the text where it counts, and a NUL, which no token holds.
 struct Sink {

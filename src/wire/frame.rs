@@ -109,7 +109,7 @@ impl<'a> Body<'a> {
 
     /// The bytes up to the next NUL, which is consumed too.
     pub fn cstr(&mut self) -> Option<&'a [u8]> {
-        let end = self.0.iter().position(|&byte| byte == 0)?;
+        let end = memchr::memchr(0, self.0)?;
         let (text, rest) = self.0.split_at(end);
         self.0 = &rest[1..];
         Some(text)

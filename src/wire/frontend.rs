@@ -123,6 +123,11 @@ pub fn bind_names(body: &[u8]) -> Option<(&[u8], &[u8])> {
     Some((body.cstr()?, body.cstr()?))
 }
 
+/// Name and text at the front of a `Parse`; `None` if they are cut short.
+pub fn parse_names(body: &[u8]) -> Option<(&[u8], &[u8])> {
+    bind_names(body)
+}
+
 /// Reads a `Describe` or a `Close`.
 ///
 /// # Errors
