@@ -6,6 +6,7 @@ mod figures;
 mod flags;
 mod solo;
 mod upkeep;
+mod workers;
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -22,6 +23,7 @@ use tokio_util::task::TaskTracker;
 
 use self::accept::Door;
 use self::databases::Databases;
+use self::workers::Workers;
 use crate::auth::scram::ScramStore;
 use crate::cache::ResultCache;
 use crate::catalog::refresh::CatalogHandle;
@@ -55,6 +57,8 @@ struct House {
     /// Everything ends.
     stop: CancellationToken,
     sessions: TaskTracker,
+    /// The threads that serve them.
+    workers: Workers,
     tasks: TaskTracker,
     #[cfg(feature = "faults")]
     faults: crate::cache::Faults,
@@ -119,6 +123,7 @@ async fn open(
     let handshake = handshake_context(&config, Arc::new(ScramStore::new()))?;
     let listener = Listener::bind_tcp(config.listen.address)?;
     let address = listener.local_addr().ok_or_else(|| Error::internal("the listening socket has no address"))?;
+    let stop = CancellationToken::new();
     let house = Arc::new(House {
         door: ArcSwap::from_pointee(Door::new(&config)),
         config: ArcSwap::new(Arc::clone(&config)),
@@ -129,7 +134,8 @@ async fn open(
         metrics,
         readiness: Readiness::default(),
         drain: Drain::default(),
-        stop: CancellationToken::new(),
+        workers: Workers::new(config.threads, &stop),
+        stop,
         sessions: TaskTracker::new(),
         tasks: TaskTracker::new(),
         #[cfg(feature = "faults")]
@@ -146,6 +152,7 @@ async fn open(
         house.watch_configuration(&path, config);
     }
     house.tasks.spawn(upkeep::check_health(Arc::clone(&house)));
+    house.tasks.spawn(workers::balance(Arc::clone(&house)));
     house.readiness.set_listening(true);
     tracing::info!(%address, "listening");
     Ok(Running { address, http_address, house })
@@ -194,6 +201,11 @@ impl Running {
     /// The databases that it serves.
     pub fn databases(&self) -> Vec<Arc<Database>> {
         self.house.databases.all()
+    }
+
+    /// Spreads the clients over so many threads now, whatever the load; the load decides again soon after.
+    pub fn use_threads(&self, count: usize) {
+        self.house.workers.use_exactly(count);
     }
 
     /// Lets open transactions end, for as long as `patience` says, then ends everything.

@@ -39,7 +39,7 @@ impl Drain {
     }
 }
 
-/// One task's wait for the drain. After the first poll another costs one atomic load: it must be polled by one task only.
+/// One task's wait for the drain. After the first poll another costs one atomic load: one task polls it at a time, see [`DrainWatch::move_here`].
 #[derive(Debug)]
 pub struct DrainWatch {
     state: Arc<State>,
@@ -48,6 +48,11 @@ pub struct DrainWatch {
 }
 
 impl DrainWatch {
+    /// Another task polls from now on.
+    pub fn move_here(&mut self) {
+        *self = Drain(Arc::clone(&self.state)).watch();
+    }
+
     /// Ready once the drain has begun.
     pub fn poll_begun(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         if self.is_registered && !self.state.has_begun.load(Ordering::Acquire) {

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::net::IpAddr;
+use std::pin::Pin;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
@@ -9,13 +10,15 @@ use tokio::io::AsyncWriteExt as _;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::House;
+use super::workers::Seat;
 use crate::config::model::User;
 use crate::error::{Error, ErrorKind};
 use crate::net::listener::Listener;
 use crate::net::stream::Stream;
-use crate::session::Session;
 use crate::session::cancel::CancelKey;
 use crate::session::handshake::{self, Authenticated, Handshake};
+use crate::session::{Session, Stay};
+use crate::telemetry::metrics::ClientCount;
 use crate::wire::sqlstate::SqlState;
 
 /// Pause after the system refused an accept (out of descriptors), so that the loop does not spin.
@@ -144,7 +147,9 @@ pub(super) async fn accept_loop(house: Arc<House>, listener: Listener) {
         };
         match accepted {
             Ok(stream) => {
-                house.sessions.spawn(serve(Arc::clone(&house), stream));
+                let seat = house.workers.seat();
+                let handle = seat.handle().clone();
+                house.sessions.spawn_on(serve(Arc::clone(&house), stream, seat), &handle);
             }
             Err(error) => {
                 tracing::warn!(%error, "could not accept a client");
@@ -154,49 +159,112 @@ pub(super) async fn accept_loop(house: Arc<House>, listener: Listener) {
     }
 }
 
-async fn serve(house: Arc<House>, stream: Stream) {
+async fn serve(house: Arc<House>, mut stream: Stream, seat: Seat) {
+    if let Err(error) = stream.move_here() {
+        tracing::debug!(%error, "a client was lost before it had said anything");
+        return;
+    }
     let config = house.config.load_full();
     let context = house.handshake.load_full();
-    match house.door.load().enter(stream.peer().ip(), config.security.max_connections_per_ip) {
-        Ok(entered) => {
-            let handshake = Box::pin(handshake::accept(stream, &context)).await;
-            go_on(&house, handshake).await;
-            drop(entered);
-        }
+    let entered = house.door.load().enter(stream.peer().ip(), config.security.max_connections_per_ip);
+    let (handshake, entered) = match entered {
+        Ok(entered) => (Box::pin(handshake::accept(stream, &context)).await, Some(entered)),
         // Even in a full house a cancel request is honoured.
-        Err(refusal) => go_on(&house, Box::pin(handshake::turn_away(stream, &context, refusal)).await).await,
+        Err(refusal) => (Box::pin(handshake::turn_away(stream, &context, refusal)).await, None),
+    };
+    let guest = go_on(&house, handshake, entered, &seat).await;
+    if let Some(guest) = guest {
+        attend(house, guest, seat).await;
     }
 }
 
-/// Does what a connection turned out to want.
-async fn go_on(house: &House, handshake: Result<Handshake, Error>) {
+/// Does what a connection turned out to want. Returns a session that goes on on another thread.
+async fn go_on(
+    house: &House,
+    handshake: Result<Handshake, Error>,
+    entered: Option<Entered>,
+    seat: &Seat,
+) -> Option<Guest> {
     match handshake {
-        Ok(Handshake::Session(authenticated)) => Box::pin(run_session(house, *authenticated)).await,
+        Ok(Handshake::Session(authenticated)) => Box::pin(run_session(house, *authenticated, entered, seat)).await,
         Ok(Handshake::Cancel { pid, secret, mut stream }) => {
             house.shared.cancel_keys.cancel(&CancelKey { pid, secret }).await;
             // libpq 17 and later cancels over TLS, and takes an end without close_notify for a failure.
             let _ = tokio::time::timeout(house.config.load().listen.login_timeout, stream.shutdown()).await;
+            None
         }
-        Ok(Handshake::Closed) => {}
+        Ok(Handshake::Closed) => None,
         Err(error) => {
             house.metrics.client_rejected(error.kind().label());
             tracing::info!(%error, "client turned away");
+            None
         }
     }
 }
 
-async fn run_session(house: &House, authenticated: Authenticated) {
-    let Some(db) = house.databases.get(&authenticated.database.name) else { return };
+/// A session on its way from one thread to another, and what counts it.
+struct Guest {
+    session: Box<Session>,
+    counted: Counted,
+}
+
+/// A client's places in all that is limited and shown.
+struct Counted {
+    _entered: Option<Entered>,
+    _place: Option<LoggedIn>,
+    _gauge: ClientCount,
+}
+
+async fn run_session(
+    house: &House,
+    authenticated: Authenticated,
+    entered: Option<Entered>,
+    seat: &Seat,
+) -> Option<Guest> {
+    let db = house.databases.get(&authenticated.database.name)?;
     let logged_in = house.door.load().log_in(&authenticated.user);
-    let _counted = house.metrics.client(&authenticated.database.name, &authenticated.user.name);
+    let gauge = house.metrics.client(&authenticated.database.name, &authenticated.user.name);
     let settings = authenticated.startup.settings.clone();
     let session = Session::new(db, authenticated, &house.drain);
-    let ended = match logged_in {
-        Ok(_place) => session.run(settings).await,
-        Err(refusal) => session.turn_away(refusal).await,
-    };
-    if let Err(error) = ended {
-        house.metrics.error(error.kind());
-        tracing::info!(%error, "session ended");
+    match logged_in {
+        Ok(place) => {
+            let stay = session.run(settings, seat.surplus()).await;
+            note_end(house, stay, Counted { _entered: entered, _place: Some(place), _gauge: gauge })
+        }
+        Err(refusal) => {
+            let ended = session.turn_away(refusal).await;
+            note_end(house, Stay::Over(ended), Counted { _entered: entered, _place: None, _gauge: gauge })
+        }
     }
+}
+
+/// Notes how a stay ended. Returns the session if it goes on elsewhere.
+fn note_end(house: &House, stay: Stay, counted: Counted) -> Option<Guest> {
+    match stay {
+        Stay::Moves(session) => return Some(Guest { session, counted }),
+        Stay::Over(Err(error)) => {
+            house.metrics.error(error.kind());
+            tracing::info!(%error, "session ended");
+        }
+        Stay::Over(Ok(())) => {}
+    }
+    None
+}
+
+/// Gives a session a seat on another thread. Boxed, because it is spawned by what it spawns.
+fn attend(house: Arc<House>, guest: Guest, left: Seat) -> Pin<Box<dyn Future<Output = ()> + Send>> {
+    Box::pin(async move {
+        drop(left);
+        house.metrics.moves.inc();
+        let seat = house.workers.seat();
+        let handle = seat.handle().clone();
+        let tracker = house.sessions.clone();
+        let stay = async move {
+            let stay = Box::pin(guest.session.go_on(seat.surplus())).await;
+            if let Some(guest) = note_end(&house, stay, guest.counted) {
+                attend(house, guest, seat).await;
+            }
+        };
+        tracker.spawn_on(stay, &handle);
+    })
 }

@@ -7,7 +7,7 @@
 //! other closely a connection does not go back to it: it waits on a stack of its own, which costs one short lock.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwapOption;
@@ -20,6 +20,7 @@ use super::reset;
 use super::server::ServerConn;
 use crate::config::model::{Pool as PoolConfig, ServerAddress};
 use crate::error::{Error, ErrorKind};
+use crate::net::home;
 use crate::telemetry::metrics::PoolMetrics;
 use crate::wire::sqlstate::SqlState;
 use crate::wire::writer::TransactionStatus;
@@ -92,41 +93,58 @@ impl ManageConnection for Manager {
     }
 }
 
+/// Stacks of connections at hand; threads beyond so many share them.
+const STACKS: usize = 16;
+
 type Pooled = PooledConnection<'static, Manager>;
 
-/// Connections that were given back a moment ago, the latest on top.
+/// Connections that were given back a moment ago: a stack for each of pgherd's threads, the latest on top.
 #[derive(Default)]
 struct Warm {
-    stack: Mutex<Vec<Pooled>>,
+    stacks: [Mutex<Vec<Pooled>>; STACKS],
+    /// How many there are in all.
+    count: AtomicUsize,
     max_lifetime: Option<Duration>,
     is_closed: AtomicBool,
 }
 
 impl Warm {
+    /// One of this thread's if there is one, else another's.
     fn take(&self) -> Option<Pooled> {
-        self.stack.lock().pop()
+        if self.count.load(Ordering::Acquire) == 0 {
+            return None;
+        }
+        let from = home::here();
+        let found = (from..from + STACKS).find_map(|at| self.stacks[at % STACKS].lock().pop());
+        self.count.fetch_sub(usize::from(found.is_some()), Ordering::AcqRel);
+        found
     }
 
     /// Keeps a connection, unless bb8 must see it to close it.
     fn keep(&self, server: Pooled) {
         let is_old = self.max_lifetime.is_some_and(|limit| server.idle_since - server.connected_at >= limit);
-        let mut stack = self.stack.lock();
-        if !is_old && !self.is_closed.load(Ordering::Relaxed) {
+        let mut stack = self.stacks[home::here() % STACKS].lock();
+        if !is_old && !self.is_closed.load(Ordering::Acquire) {
             stack.push(server);
+            self.count.fetch_add(1, Ordering::AcqRel);
         }
     }
 
     fn close(&self) {
-        self.is_closed.store(true, Ordering::Relaxed);
-        let stack = std::mem::take(&mut *self.stack.lock());
-        drop(stack);
+        self.is_closed.store(true, Ordering::Release);
+        drop(self.take_idle(Duration::ZERO));
     }
 
     /// Takes those out that nobody has wanted for so long; the rest stays in its order.
     fn take_idle(&self, idle: Duration) -> Vec<Pooled> {
-        let mut stack = self.stack.lock();
-        let still_warm = stack.iter().position(|server| server.idle_since.elapsed() < idle).unwrap_or(stack.len());
-        stack.drain(..still_warm).collect()
+        let mut idle_ones = Vec::new();
+        for stack in &self.stacks {
+            let mut stack = stack.lock();
+            let still_warm = stack.iter().position(|server| server.idle_since.elapsed() < idle).unwrap_or(stack.len());
+            idle_ones.extend(stack.drain(..still_warm));
+            self.count.fetch_sub(still_warm, Ordering::AcqRel);
+        }
+        idle_ones
     }
 }
 
@@ -318,6 +336,7 @@ impl Pool {
     fn take_warm(&self, permit: OwnedSemaphorePermit) -> Result<Lease, OwnedSemaphorePermit> {
         while let Some(mut server) = self.warm.take() {
             server.check_idle();
+            server.move_here();
             if server.is_reusable() {
                 return Ok(Lease { server: Some(server), warm: Arc::clone(&self.warm), _permit: permit });
             }
@@ -329,6 +348,7 @@ impl Pool {
         loop {
             let mut server = self.pool.get_owned().await.map_err(|error| self.cannot_connect(error))?;
             server.check_idle();
+            server.move_here();
             if server.is_reusable() {
                 return Ok(Lease { server: Some(server), warm: Arc::clone(&self.warm), _permit: permit });
             }

@@ -199,6 +199,11 @@ impl ServerConn {
         self.taken_over = false;
     }
 
+    /// Makes this thread the one that hears of its socket.
+    pub fn move_here(&mut self) {
+        self.broken |= self.stream.move_here().is_err();
+    }
+
     /// Marks it as never to be used again.
     pub fn mark_broken(&mut self) {
         self.broken = true;

@@ -34,7 +34,7 @@ pub struct Arguments {
 
 /// Prints the plan. Fails if the statement would be refused, or if nothing could be told.
 pub fn main(path: &Path, arguments: &Arguments) -> ExitCode {
-    let said = super::serve::runtime(Some(1))
+    let said = super::serve::runtime()
         .map_err(|error| format!("the runtime cannot be started: {error}"))
         .and_then(|runtime| runtime.block_on(Box::pin(run(path.to_path_buf(), arguments))));
     match said {

@@ -28,7 +28,7 @@ fn prepare(path: &Path) -> Result<(Loaded, Runtime), String> {
     for warning in &loaded.warnings {
         tracing::warn!("{warning}");
     }
-    let runtime = runtime(loaded.config.threads);
+    let runtime = runtime();
     Ok((loaded, runtime.map_err(|error| format!("the runtime cannot be started: {error}"))?))
 }
 
@@ -43,18 +43,10 @@ fn serve(loaded: Loaded, path: &Path, runtime: &Runtime) -> Result<(), String> {
     })
 }
 
-/// A runtime of `threads` workers, or of one for each processor.
+/// The runtime of the first thread; pgherd starts others itself when it needs them.
 ///
 /// # Errors
-/// The system gives no thread or no epoll.
-pub fn runtime(threads: Option<usize>) -> io::Result<Runtime> {
-    let mut builder = match threads {
-        // Without other workers there is nothing to steal from, and each wake-up costs less.
-        Some(1) => Builder::new_current_thread(),
-        _ => Builder::new_multi_thread(),
-    };
-    if let Some(threads) = threads.filter(|threads| *threads > 1) {
-        builder.worker_threads(threads);
-    }
-    builder.enable_all().thread_name("pgherd").build()
+/// The system gives no epoll.
+pub fn runtime() -> io::Result<Runtime> {
+    Builder::new_current_thread().enable_all().build()
 }

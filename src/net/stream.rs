@@ -12,6 +12,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::TlsStream;
 
+use super::home;
 use super::tls::TlsInfo;
 use crate::config::model::ServerAddress;
 use crate::error::{Error, ErrorKind};
@@ -59,6 +60,8 @@ impl fmt::Display for Peer {
 /// A connected socket, encrypted or not.
 pub struct Stream {
     io: Io,
+    /// The thread whose reactor it belongs to.
+    home: usize,
     peer: Peer,
     tls: Option<TlsInfo>,
 }
@@ -67,6 +70,8 @@ enum Io {
     Tcp(TcpStream),
     Unix(UnixStream),
     Tls(Box<TlsStream<TcpStream>>),
+    /// It was lost on its way to another thread.
+    Lost,
 }
 
 impl Stream {
@@ -79,12 +84,12 @@ impl Stream {
         socket.set_nodelay(true)?;
         let keepalive = TcpKeepalive::new().with_time(KEEPALIVE_IDLE).with_interval(KEEPALIVE_INTERVAL);
         SockRef::from(&socket).set_tcp_keepalive(&keepalive)?;
-        Ok(Self { io: Io::Tcp(socket), peer, tls: None })
+        Ok(Self { io: Io::Tcp(socket), home: home::here(), peer, tls: None })
     }
 
     /// Wraps a Unix socket.
     pub fn unix(socket: UnixStream) -> Self {
-        Self { io: Io::Unix(socket), peer: Peer::Unix, tls: None }
+        Self { io: Io::Unix(socket), home: home::here(), peer: Peer::Unix, tls: None }
     }
 
     /// Connects to a server, trying each address of its name in turn. No TLS yet, and no deadline.
@@ -106,15 +111,37 @@ impl Stream {
     }
 
     pub(super) fn encrypted(stream: impl Into<TlsStream<TcpStream>>, peer: Peer, info: TlsInfo) -> Self {
-        Self { io: Io::Tls(Box::new(stream.into())), peer, tls: Some(info) }
+        Self { io: Io::Tls(Box::new(stream.into())), home: home::here(), peer, tls: Some(info) }
     }
 
     /// The plain TCP socket inside, for starting TLS on it.
     pub(super) fn into_tcp(self) -> Option<TcpStream> {
         match self.io {
             Io::Tcp(socket) => Some(socket),
-            Io::Unix(_) | Io::Tls(_) => None,
+            Io::Unix(_) | Io::Tls(_) | Io::Lost => None,
         }
+    }
+
+    /// Whether [`Stream::move_here`] can move it.
+    pub fn can_move(&self) -> bool {
+        !matches!(self.io, Io::Tls(_))
+    }
+
+    /// Makes this thread's reactor the one that hears of it. A TLS stream stays where it is, which costs time but nothing else.
+    ///
+    /// # Errors
+    /// The system refused; the socket is closed.
+    pub fn move_here(&mut self) -> io::Result<()> {
+        if self.home == home::here() || !self.can_move() {
+            return Ok(());
+        }
+        self.io = match std::mem::replace(&mut self.io, Io::Lost) {
+            Io::Tcp(socket) => Io::Tcp(TcpStream::from_std(socket.into_std()?)?),
+            Io::Unix(socket) => Io::Unix(UnixStream::from_std(socket.into_std()?)?),
+            other => other,
+        };
+        self.home = home::here();
+        Ok(())
     }
 
     /// Where the other end is.
@@ -161,6 +188,7 @@ impl AsyncRead for Stream {
             Io::Tcp(io) => Pin::new(io).poll_read(cx, buf),
             Io::Unix(io) => Pin::new(io).poll_read(cx, buf),
             Io::Tls(io) => Pin::new(io).poll_read(cx, buf),
+            Io::Lost => Poll::Ready(Err(io::ErrorKind::NotConnected.into())),
         }
     }
 }
@@ -172,6 +200,7 @@ impl AsyncWrite for Stream {
             Io::Tcp(io) => Pin::new(io).poll_write(cx, buf),
             Io::Unix(io) => Pin::new(io).poll_write(cx, buf),
             Io::Tls(io) => Pin::new(io).poll_write(cx, buf),
+            Io::Lost => Poll::Ready(Err(io::ErrorKind::NotConnected.into())),
         }
     }
 
@@ -185,6 +214,7 @@ impl AsyncWrite for Stream {
             Io::Tcp(io) => Pin::new(io).poll_write_vectored(cx, bufs),
             Io::Unix(io) => Pin::new(io).poll_write_vectored(cx, bufs),
             Io::Tls(io) => Pin::new(io).poll_write_vectored(cx, bufs),
+            Io::Lost => Poll::Ready(Err(io::ErrorKind::NotConnected.into())),
         }
     }
 
@@ -193,6 +223,7 @@ impl AsyncWrite for Stream {
             Io::Tcp(io) => io.is_write_vectored(),
             Io::Unix(io) => io.is_write_vectored(),
             Io::Tls(io) => io.is_write_vectored(),
+            Io::Lost => false,
         }
     }
 
@@ -202,6 +233,7 @@ impl AsyncWrite for Stream {
             Io::Tcp(io) => Pin::new(io).poll_flush(cx),
             Io::Unix(io) => Pin::new(io).poll_flush(cx),
             Io::Tls(io) => Pin::new(io).poll_flush(cx),
+            Io::Lost => Poll::Ready(Err(io::ErrorKind::NotConnected.into())),
         }
     }
 
@@ -210,6 +242,7 @@ impl AsyncWrite for Stream {
             Io::Tcp(io) => Pin::new(io).poll_shutdown(cx),
             Io::Unix(io) => Pin::new(io).poll_shutdown(cx),
             Io::Tls(io) => Pin::new(io).poll_shutdown(cx),
+            Io::Lost => Poll::Ready(Err(io::ErrorKind::NotConnected.into())),
         }
     }
 }

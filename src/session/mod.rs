@@ -35,6 +35,7 @@ use crate::backend::statements::Identity;
 use crate::config::model::{PoolMode, User};
 use crate::error::Error;
 use crate::exec::relay::ClientSide;
+use crate::net::home::Surplus;
 use crate::session::alarm::Alarm;
 use crate::session::cancel::Registration;
 use crate::session::context::{Database, Target};
@@ -94,6 +95,20 @@ impl Prepared {
 struct Attached {
     lease: Lease,
     target: Target,
+}
+
+/// How a session's stay on a thread ended.
+pub enum Stay {
+    /// The session is over. An error is what ended it early; the client has been told where it could be.
+    Over(Result<(), Error>),
+    /// It goes on on another thread: [`Session::go_on`].
+    Moves(Box<Session>),
+}
+
+/// Why a session stopped serving its client.
+enum Served {
+    ClientLeft,
+    Moves,
 }
 
 /// One client's session.
@@ -164,6 +179,8 @@ pub struct Session {
     cancel: Registration,
     /// pgherd ends: the client is sent away when it is idle.
     drain: DrainWatch,
+    /// How many sessions this thread wants to be rid of.
+    surplus: Arc<Surplus>,
     /// Goes off when the present state has lasted too long.
     alarm: Alarm,
 }
@@ -218,6 +235,7 @@ impl Session {
             timed_out: false,
             cancel,
             drain: drain.watch(),
+            surplus: Arc::default(),
             alarm: Alarm::default(),
         }
     }
@@ -231,20 +249,40 @@ impl Session {
         Err(refusal)
     }
 
-    /// Serves the client until it leaves.
-    ///
-    /// # Errors
-    /// What ended the session early; the client has been told where it could be.
-    pub async fn run(mut self, startup: Vec<(String, String)>) -> Result<(), Error> {
-        let mut result = self.greet(startup).await;
-        if result.is_ok() {
-            result = self.serve().await;
+    /// Serves the client on this thread until it leaves, or until the thread has a surplus of sessions and this one is free to go.
+    pub async fn run(mut self, startup: Vec<(String, String)>, surplus: Arc<Surplus>) -> Stay {
+        self.surplus = surplus;
+        match self.greet(startup).await {
+            Ok(()) => self.stay().await,
+            Err(error) => self.leave(Err(error)).await,
         }
+    }
+
+    /// Goes on serving the client on another thread.
+    pub async fn go_on(mut self, surplus: Arc<Surplus>) -> Stay {
+        self.surplus = surplus;
+        self.drain.move_here();
+        self.alarm = Alarm::default();
+        match self.client.stream.move_here() {
+            Ok(()) => self.stay().await,
+            Err(error) => self.leave(Err(error.into())).await,
+        }
+    }
+
+    async fn stay(mut self) -> Stay {
+        match self.serve().await {
+            Ok(Served::ClientLeft) => self.leave(Ok(())).await,
+            Ok(Served::Moves) => Stay::Moves(Box::new(self)),
+            Err(error) => self.leave(Err(error)).await,
+        }
+    }
+
+    async fn leave(mut self, result: Result<(), Error>) -> Stay {
         if let Err(error) = &result {
             self.say_goodbye(error).await;
         }
         self.give_up_server().await;
-        result
+        Stay::Over(result)
     }
 }
 

@@ -6,7 +6,7 @@ use std::task::Poll;
 use bytes::Buf;
 use tokio::time::{Duration, Instant};
 
-use super::Session;
+use super::{Served, Session};
 use crate::error::Error;
 use crate::exec::relay::{self, Event};
 use crate::limits;
@@ -21,7 +21,7 @@ const CANCEL_GRACE: Duration = Duration::from_secs(5);
 
 impl Session {
     /// Handles messages until the client leaves.
-    pub(super) async fn serve(&mut self) -> Result<(), Error> {
+    pub(super) async fn serve(&mut self) -> Result<Served, Error> {
         loop {
             while self.may_take_more() {
                 match self.go_by_express().await {
@@ -38,16 +38,29 @@ impl Session {
                 let Some(frame) = self.next_frame().await? else { break };
                 if frame.tag() == b'X' {
                     self.has_said_goodbye = true;
-                    return Ok(());
+                    return Ok(Served::ClientLeft);
                 }
                 if let Err(error) = self.handle(frame).await {
                     self.fail(error).await?;
                 }
             }
+            if self.surplus.is_any() && self.is_free_to_move() && self.surplus.take() {
+                return Ok(Served::Moves);
+            }
             if !self.wait(true).await? {
-                return Ok(());
+                return Ok(Served::ClientLeft);
             }
         }
+    }
+
+    /// Whether nothing of this session is under way on this thread.
+    fn is_free_to_move(&self) -> bool {
+        self.server.is_none()
+            && self.status == TransactionStatus::Idle
+            && self.passing == 0
+            && self.flight.is_empty()
+            && self.client.inbuf.is_empty()
+            && self.client.stream.can_move()
     }
 
     /// Whether the queue to the server is short enough for another message.

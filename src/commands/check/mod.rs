@@ -19,7 +19,7 @@ use crate::net::tls::ClientTls;
 
 /// `pgherd check` as a command: prints what it finds; fails if there is a fault.
 pub fn main(path: &Path) -> ExitCode {
-    let runtime = match super::serve::runtime(Some(1)) {
+    let runtime = match super::serve::runtime() {
         Ok(runtime) => runtime,
         Err(error) => {
             eprintln!("pgherd: the runtime cannot be started: {error}");

@@ -70,6 +70,10 @@ pub struct Metrics {
     reloads: Family<ResultLabels, Counter>,
     reload_ok: Gauge,
     caches: cache::Caches,
+    /// Threads that serve clients.
+    pub threads: Gauge,
+    /// Sessions that moved from one to another.
+    pub moves: Counter,
 }
 
 /// Counts one logged-in client for as long as it lives.
@@ -104,8 +108,11 @@ impl Metrics {
             reloads: Family::default(),
             reload_ok: Gauge::default(),
             caches: cache::Caches::default(),
+            threads: Gauge::default(),
+            moves: Counter::default(),
         };
         metrics.reload_ok.set(1);
+        metrics.threads.set(1);
         metrics.register();
         metrics
     }
@@ -118,6 +125,8 @@ impl Metrics {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
         started.set(i64::try_from(now).unwrap_or(i64::MAX));
         registry.register("start_time_seconds", "When this pgherd started, in seconds since 1970", started);
+        registry.register("threads", "Threads that serve clients at the moment", self.threads.clone());
+        registry.register("session_moves", "Sessions that moved from one thread to another", self.moves.clone());
         registry.register("clients", "Clients that are logged in", self.clients.clone());
         registry.register("logins", "Clients that logged in", self.logins.clone());
         registry.register("clients_rejected", "Clients turned away before they were logged in", self.rejected.clone());

@@ -8,4 +8,5 @@ mod servers;
 mod settings;
 mod soak;
 mod statements;
+mod threads;
 mod transcripts;

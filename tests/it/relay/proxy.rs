@@ -38,7 +38,7 @@ impl Proxy {
     /// Before that database, reached by that connection string.
     pub(crate) async fn at(database: Database, address: &str, pool: &str) -> Self {
         let text = format!(
-            "[listen]\naddress = \"127.0.0.1:0\"\n[[database]]\nname = \"{}\"\nprimary = \"{address}\"\n\
+            "threads = 3\n[listen]\naddress = \"127.0.0.1:0\"\n[[database]]\nname = \"{}\"\nprimary = \"{address}\"\n\
              pool = {{ min_connections = 0, {pool} }}\n[[user]]\nname = \"postgres\"\nauth = \"trust\"\n",
             database.name
         );
@@ -98,6 +98,16 @@ impl Proxy {
         assert!(pool.state().connections <= pool.state().max, "{:?}", pool.state());
         leases.into_iter().for_each(Lease::release);
         assert_eq!(pool.state().active, 0);
+    }
+
+    /// Spreads its clients over so many threads.
+    pub(crate) fn use_threads(&self, count: usize) {
+        self.running.use_threads(count);
+    }
+
+    /// How often one of them has moved to another.
+    pub(crate) fn moves(&self) -> u64 {
+        self.running.metrics().moves.get()
     }
 
     /// Ends it in its own time.
