@@ -34,6 +34,7 @@ use crate::http::{self, Readiness};
 use crate::net::listener::Listener;
 use crate::net::tls::{ClientTls, ServerTls};
 use crate::session::cancel::CancelKeys;
+use crate::session::clients::Clients;
 use crate::session::context::{Database, Shared};
 use crate::session::handshake::HandshakeContext;
 use crate::shutdown::Drain;
@@ -117,6 +118,7 @@ async fn open(
     let shared = Arc::new(Shared {
         analyzer: Analyzer::new(),
         cancel_keys: Arc::new(CancelKeys::default()),
+        clients: Arc::new(Clients::default()),
         tls: ClientTls::new(),
         metrics: Arc::clone(&metrics),
     });

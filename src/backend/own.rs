@@ -1,5 +1,8 @@
 //! Statements of pgherd's own on a server connection: settings, reading back, cleaning up.
 
+use std::sync::Arc;
+
+use super::pool::ProcessObserver;
 use super::server::{ServerConn, misbehaved, server_error};
 use super::statements::Identity;
 use crate::error::Error;
@@ -8,6 +11,12 @@ use crate::wire::frame;
 use crate::wire::writer;
 
 impl ServerConn {
+    /// Tells someone that this connection is there, and later that it is not.
+    pub fn observe(&mut self, observer: Arc<dyn ProcessObserver>) {
+        observer.opened(self.pid, self.backend_start_us);
+        self.observer = Some(observer);
+    }
+
     /// Runs a Query of pgherd's own, waits for its end, and returns the values of its rows as text.
     ///
     /// # Errors

@@ -12,11 +12,14 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwapOption;
 use bb8::{ManageConnection, PooledConnection};
+use futures_util::FutureExt as _;
 use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::connect::{self, Login};
+use super::gate::Gate;
 use super::reset;
+use super::roster::{Arrival, Roster};
 use super::server::ServerConn;
 use crate::config::model::{Pool as PoolConfig, ServerAddress};
 use crate::error::{Error, ErrorKind};
@@ -60,6 +63,7 @@ pub struct Manager {
     baseline: Arc<ArcSwapOption<Baseline>>,
     metrics: PoolMetrics,
     observer: Option<Arc<dyn ProcessObserver>>,
+    roster: Arc<Roster>,
 }
 
 impl ManageConnection for Manager {
@@ -68,6 +72,11 @@ impl ManageConnection for Manager {
     type Error = Error;
 
     async fn connect(&self) -> Result<Box<ServerConn>, Error> {
+        let epoch = self.roster.gate.epoch();
+        let _logging_in = self.roster.logs_in();
+        if self.roster.gate.wants_none() {
+            return Err(not_now());
+        }
         let connected = connect::connect(&self.address, &self.login).await.inspect_err(|_| {
             self.metrics.connect_failures.inc();
         })?;
@@ -78,6 +87,17 @@ impl ManageConnection for Manager {
             self.baseline.store(Some(Arc::new(baseline)));
         }
         self.metrics.connects.inc();
+        let stream = &server.stream;
+        server.listing = Some(self.roster.arrives(Arrival {
+            pid: server.pid,
+            local: stream.local(),
+            peer: stream.peer().address(),
+            tls: stream.tls_info().map(|info| info.version),
+            epoch,
+        }));
+        if self.roster.gate.epoch() != epoch {
+            return Err(not_now());
+        }
         if let Some(observer) = &self.observer {
             server.observe(Arc::clone(observer));
         }
@@ -106,6 +126,7 @@ struct Warm {
     count: AtomicUsize,
     max_lifetime: Option<Duration>,
     is_closed: AtomicBool,
+    roster: Arc<Roster>,
 }
 
 impl Warm {
@@ -128,6 +149,8 @@ impl Warm {
             stack.push(server);
             self.count.fetch_add(1, Ordering::AcqRel);
         }
+        drop(stack);
+        self.roster.kept();
     }
 
     fn close(&self) {
@@ -158,6 +181,17 @@ pub struct Pool {
     max_connections: u32,
     address: ServerAddress,
     metrics: PoolMetrics,
+    roster: Arc<Roster>,
+}
+
+/// What a pool reports to, and who may hold it up.
+pub struct Around {
+    /// Its figures.
+    pub metrics: PoolMetrics,
+    /// Whether its connections may be used.
+    pub gate: Arc<Gate>,
+    /// Learns of its server processes.
+    pub observer: Option<Arc<dyn ProcessObserver>>,
 }
 
 /// A server connection on loan. Giving it back is done on purpose by [`Lease::release`]; dropping it is the safe loss.
@@ -191,12 +225,30 @@ impl Lease {
         !is_busy && !server.is_broken() && server.status == status
     }
 
+    /// The connection's number in its pool's roster.
+    pub fn number(&self) -> u64 {
+        self.held().listing.as_ref().map_or(0, super::roster::Listing::id)
+    }
+
+    /// Notes which client has it, for what that client asked at that time; returns the connection's number.
+    pub fn lent_to(&self, client: u64, since: Instant) -> u64 {
+        self.held().listing.as_ref().map_or(0, |listing| {
+            listing.lent_to(client, since);
+            listing.id()
+        })
+    }
+
     /// Gives the connection back; it is closed if it is not reusable.
     pub fn release(mut self) {
+        let now = Instant::now();
+        if let Some(listing) = &self.held().listing {
+            listing.given_back(now, self.held().held.len());
+        }
         if self.held().is_reusable()
+            && !is_outdated(self.held())
             && let Some(mut server) = self.server.take()
         {
-            server.idle_since = Instant::now();
+            server.idle_since = now;
             self.warm.keep(server);
         }
     }
@@ -227,13 +279,9 @@ pub struct PoolState {
 
 impl Pool {
     /// A pool that connects when first asked, and keeps `min_connections` from then on.
-    pub fn new(
-        address: ServerAddress,
-        login: Login,
-        config: &PoolConfig,
-        metrics: PoolMetrics,
-        observer: Option<Arc<dyn ProcessObserver>>,
-    ) -> Self {
+    pub fn new(address: ServerAddress, login: Login, config: &PoolConfig, around: Around) -> Self {
+        let Around { metrics, gate, observer } = around;
+        let roster = Arc::new(Roster::new(gate));
         let baseline = Arc::new(ArcSwapOption::empty());
         let manager = Manager {
             address: address.clone(),
@@ -242,6 +290,7 @@ impl Pool {
             baseline: Arc::clone(&baseline),
             metrics: metrics.clone(),
             observer,
+            roster: Arc::clone(&roster),
         };
         let pool = bb8::Pool::builder()
             .max_size(config.max_connections)
@@ -252,7 +301,7 @@ impl Pool {
             .test_on_check_out(false)
             .retry_connection(false)
             .build_unchecked(manager);
-        let warm = Warm { max_lifetime: config.max_lifetime, ..Warm::default() };
+        let warm = Warm { max_lifetime: config.max_lifetime, roster: Arc::clone(&roster), ..Warm::default() };
         Self {
             pool,
             warm: Arc::new(warm),
@@ -262,6 +311,7 @@ impl Pool {
             max_connections: config.max_connections,
             address,
             metrics,
+            roster,
         }
     }
 
@@ -289,6 +339,38 @@ impl Pool {
         &self.address
     }
 
+    /// Its connections, one by one.
+    pub fn roster(&self) -> &Arc<Roster> {
+        &self.roster
+    }
+
+    /// Closes the connections that nobody uses and that were made before the last PAUSE, KILL or RECONNECT.
+    pub fn close_outdated(&self) {
+        self.cool(Duration::ZERO);
+        let mut looked_at = Vec::new();
+        for _ in 0..self.pool.state().idle_connections {
+            let Some(Ok(mut server)) = self.pool.get_owned().now_or_never() else { break };
+            if is_outdated(&server) {
+                server.mark_broken();
+            }
+            looked_at.push(server);
+        }
+    }
+
+    /// Waits until no connection is left that was made before the last PAUSE, KILL or RECONNECT.
+    pub async fn outdated_are_closed(&self) {
+        let closed = self.roster.wait_until(|roster| {
+            self.close_outdated();
+            roster.logging_in() == 0 && !roster.all().iter().any(|listed| roster.is_outdated(listed))
+        });
+        closed.await;
+    }
+
+    /// Waits until nobody holds a connection; to be asked while the gate is shut.
+    pub async fn all_given_back(&self) {
+        self.roster.wait_until(|roster| !roster.all().iter().any(|listed| listed.is_active())).await;
+    }
+
     /// What a fresh login looks like, once one has been made.
     pub fn baseline(&self) -> Option<Arc<Baseline>> {
         self.baseline.load_full()
@@ -306,26 +388,42 @@ impl Pool {
     /// # Errors
     /// None became free within the acquire timeout, or the server cannot be reached.
     pub async fn acquire(&self) -> Result<Lease, Error> {
-        let permit = match Arc::clone(&self.permits).try_acquire_owned() {
-            Ok(permit) => {
-                self.metrics.wait.observe(Duration::ZERO);
-                permit
+        loop {
+            if self.roster.gate.is_shut() {
+                let _waiting = Waiting::new(&self.metrics);
+                self.roster.gate.opened().await;
             }
-            Err(_) => {
-                let (_waiting, since) = (Waiting::new(&self.metrics), Instant::now());
-                let permit = self.wait_for_permit().await;
-                self.metrics.wait.observe(since.elapsed());
-                permit?
+            let permit = match Arc::clone(&self.permits).try_acquire_owned() {
+                Ok(permit) => {
+                    self.metrics.wait.observe(Duration::ZERO);
+                    permit
+                }
+                Err(_) => {
+                    let (_waiting, since) = (Waiting::new(&self.metrics), Instant::now());
+                    let permit = self.wait_for_permit().await;
+                    self.metrics.wait.observe(since.elapsed());
+                    permit?
+                }
+            };
+            if self.roster.gate.is_shut() {
+                // The next in line will wait at the gate, too.
+                continue;
             }
-        };
-        match self.take_warm(permit) {
-            Ok(lease) => Ok(lease),
-            Err(permit) => self.connect(permit).await,
+            let taken = match self.take_warm(permit) {
+                Ok(lease) => Some(lease),
+                Err(permit) => self.connect(permit).await?,
+            };
+            if let Some(lease) = taken {
+                return Ok(lease);
+            }
         }
     }
 
     /// As [`Pool::acquire`], where nobody has to be waited for.
     pub fn try_acquire(&self) -> Option<Lease> {
+        if self.roster.gate.is_shut() {
+            return None;
+        }
         let permit = Arc::clone(&self.permits).try_acquire_owned().ok()?;
         let lease = self.take_warm(permit).ok()?;
         self.metrics.wait.observe(Duration::ZERO);
@@ -337,22 +435,41 @@ impl Pool {
         while let Some(mut server) = self.warm.take() {
             server.check_idle();
             server.move_here();
-            if server.is_reusable() {
-                return Ok(Lease { server: Some(server), warm: Arc::clone(&self.warm), _permit: permit });
+            if server.is_reusable() && !is_outdated(&server) {
+                return Ok(self.lend(server, permit));
             }
+            server.mark_broken();
         }
         Err(permit)
     }
 
-    async fn connect(&self, permit: OwnedSemaphorePermit) -> Result<Lease, Error> {
+    /// A connection from bb8, old or new; `None` if the gate was shut meanwhile.
+    async fn connect(&self, permit: OwnedSemaphorePermit) -> Result<Option<Lease>, Error> {
         loop {
-            let mut server = self.pool.get_owned().await.map_err(|error| self.cannot_connect(error))?;
+            let got = tokio::select! {
+                biased;
+                got = self.pool.get_owned() => got,
+                () = self.roster.gate.shut() => return Ok(None),
+            };
+            let mut server = match got {
+                Ok(server) => server,
+                Err(_) if self.roster.gate.is_shut() => return Ok(None),
+                Err(error) => return Err(self.cannot_connect(error)),
+            };
             server.check_idle();
             server.move_here();
-            if server.is_reusable() {
-                return Ok(Lease { server: Some(server), warm: Arc::clone(&self.warm), _permit: permit });
+            if server.is_reusable() && !is_outdated(&server) {
+                return Ok(Some(self.lend(server, permit)));
             }
+            server.mark_broken();
         }
+    }
+
+    fn lend(&self, server: Pooled, permit: OwnedSemaphorePermit) -> Lease {
+        if let Some(listing) = &server.listing {
+            listing.taken();
+        }
+        Lease { server: Some(server), warm: Arc::clone(&self.warm), _permit: permit }
     }
 
     async fn wait_for_permit(&self) -> Result<OwnedSemaphorePermit, Error> {
@@ -399,6 +516,17 @@ impl Pool {
         };
         tokio::time::timeout(deadline, check).await.map_err(|_| timed_out(&format!("checking {}", self.address)))?
     }
+}
+
+/// Whether a connection was made before the last PAUSE, KILL or RECONNECT.
+fn is_outdated(server: &ServerConn) -> bool {
+    server.listing.as_ref().is_some_and(super::roster::Listing::is_outdated)
+}
+
+/// A connection that is not made, or not kept, because of a PAUSE, KILL or RECONNECT.
+fn not_now() -> Error {
+    let message = "the database was paused, killed or reconnected meanwhile";
+    Error::new(ErrorKind::Backend, SqlState::CANNOT_CONNECT_NOW, message)
 }
 
 /// Counts a client that waits, however its wait ends.

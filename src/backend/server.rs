@@ -14,6 +14,7 @@ use super::connect::Connected;
 use super::expect::{Consequences, Expect, Expects, Verdict};
 use super::own::is_stale_plan;
 use super::pool::ProcessObserver;
+use super::roster::Listing;
 use super::settings::SharedSettings;
 use super::statements::Held;
 use crate::config::model::ServerAddress;
@@ -71,6 +72,8 @@ pub struct ServerConn {
     pub connected_at: Instant,
     /// When it was last given back.
     pub idle_since: Instant,
+    /// Its place in its pool's roster.
+    pub(super) listing: Option<Listing>,
     /// Bytes of a client's message, begun in `outbuf`, that are still to come: until then nothing else may be sent to it.
     pub unfinished: usize,
     /// Bytes of the message at hand that are still to be passed on unread.
@@ -79,7 +82,7 @@ pub struct ServerConn {
     pub(super) broken: bool,
     /// Messages go over it that `expects` does not know of: until they are all answered it cannot be given to another.
     taken_over: bool,
-    observer: Option<Arc<dyn ProcessObserver>>,
+    pub(super) observer: Option<Arc<dyn ProcessObserver>>,
 }
 
 impl Drop for ServerConn {
@@ -146,18 +149,13 @@ impl ServerConn {
             dirty: false,
             connected_at: now,
             idle_since: now,
+            listing: None,
             unfinished: 0,
             passing: 0,
             broken: false,
             taken_over: false,
             observer: None,
         }
-    }
-
-    /// Tells someone that this connection is there, and later that it is not.
-    pub fn observe(&mut self, observer: Arc<dyn ProcessObserver>) {
-        observer.opened(self.pid, self.backend_start_us);
-        self.observer = Some(observer);
     }
 
     /// Whether it may be given to another client: every Sync answered, nothing buffered, no transaction, nothing broken.

@@ -169,6 +169,11 @@ impl Held {
         self.statements.clear();
     }
 
+    /// How many it holds.
+    pub fn len(&self) -> usize {
+        self.statements.len()
+    }
+
     /// Whether it holds none.
     pub fn is_empty(&self) -> bool {
         self.statements.is_empty()

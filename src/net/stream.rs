@@ -41,6 +41,14 @@ impl Peer {
         }
     }
 
+    /// The address and port, if there is one, with an IPv4 address as such.
+    pub fn address(self) -> Option<SocketAddr> {
+        match self {
+            Self::Tcp(address) => Some(SocketAddr::new(address.ip().to_canonical(), address.port())),
+            Self::Unix => None,
+        }
+    }
+
     /// Whether it is on this machine: a Unix socket or a loopback address.
     pub fn is_loopback(self) -> bool {
         self.ip().is_none_or(|ip| ip.is_loopback())
@@ -64,6 +72,16 @@ pub struct Stream {
     home: usize,
     peer: Peer,
     tls: Option<TlsInfo>,
+    traffic: Traffic,
+}
+
+/// Bytes that went over a stream, without TLS' own.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Traffic {
+    /// Read from the other end.
+    pub read: u64,
+    /// Written to it.
+    pub written: u64,
 }
 
 enum Io {
@@ -84,12 +102,12 @@ impl Stream {
         socket.set_nodelay(true)?;
         let keepalive = TcpKeepalive::new().with_time(KEEPALIVE_IDLE).with_interval(KEEPALIVE_INTERVAL);
         SockRef::from(&socket).set_tcp_keepalive(&keepalive)?;
-        Ok(Self { io: Io::Tcp(socket), home: home::here(), peer, tls: None })
+        Ok(Self { io: Io::Tcp(socket), home: home::here(), peer, tls: None, traffic: Traffic::default() })
     }
 
     /// Wraps a Unix socket.
     pub fn unix(socket: UnixStream) -> Self {
-        Self { io: Io::Unix(socket), home: home::here(), peer: Peer::Unix, tls: None }
+        Self { io: Io::Unix(socket), home: home::here(), peer: Peer::Unix, tls: None, traffic: Traffic::default() }
     }
 
     /// Connects to a server, trying each address of its name in turn. No TLS yet, and no deadline.
@@ -111,7 +129,13 @@ impl Stream {
     }
 
     pub(super) fn encrypted(stream: impl Into<TlsStream<TcpStream>>, peer: Peer, info: TlsInfo) -> Self {
-        Self { io: Io::Tls(Box::new(stream.into())), home: home::here(), peer, tls: Some(info) }
+        Self {
+            io: Io::Tls(Box::new(stream.into())),
+            home: home::here(),
+            peer,
+            tls: Some(info),
+            traffic: Traffic::default(),
+        }
     }
 
     /// The plain TCP socket inside, for starting TLS on it.
@@ -149,6 +173,21 @@ impl Stream {
         self.peer
     }
 
+    /// Our end's address, if it has one. Asks the kernel.
+    pub fn local(&self) -> Option<SocketAddr> {
+        let address = match &self.io {
+            Io::Tcp(socket) => socket.local_addr(),
+            Io::Tls(stream) => stream.get_ref().0.local_addr(),
+            Io::Unix(_) | Io::Lost => return None,
+        };
+        address.ok().map(|address| SocketAddr::new(address.ip().to_canonical(), address.port()))
+    }
+
+    /// What has gone over it.
+    pub fn traffic(&self) -> Traffic {
+        self.traffic
+    }
+
     /// Whether the other end is on this machine: a Unix socket or a loopback address.
     pub fn is_loopback(&self) -> bool {
         self.peer.is_loopback()
@@ -175,6 +214,15 @@ impl Stream {
     }
 }
 
+impl Traffic {
+    fn note_written(&mut self, polled: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        if let Poll::Ready(Ok(written)) = &polled {
+            self.written += *written as u64;
+        }
+        polled
+    }
+}
+
 impl fmt::Debug for Stream {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Stream").field("peer", &self.peer).field("tls", &self.tls).finish_non_exhaustive()
@@ -184,24 +232,28 @@ impl fmt::Debug for Stream {
 impl AsyncRead for Stream {
     #[inline]
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        match &mut self.io {
+        let before = buf.filled().len();
+        let polled = match &mut self.io {
             Io::Tcp(io) => Pin::new(io).poll_read(cx, buf),
             Io::Unix(io) => Pin::new(io).poll_read(cx, buf),
             Io::Tls(io) => Pin::new(io).poll_read(cx, buf),
             Io::Lost => Poll::Ready(Err(io::ErrorKind::NotConnected.into())),
-        }
+        };
+        self.traffic.read += (buf.filled().len() - before) as u64;
+        polled
     }
 }
 
 impl AsyncWrite for Stream {
     #[inline]
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        match &mut self.io {
+        let polled = match &mut self.io {
             Io::Tcp(io) => Pin::new(io).poll_write(cx, buf),
             Io::Unix(io) => Pin::new(io).poll_write(cx, buf),
             Io::Tls(io) => Pin::new(io).poll_write(cx, buf),
             Io::Lost => Poll::Ready(Err(io::ErrorKind::NotConnected.into())),
-        }
+        };
+        self.traffic.note_written(polled)
     }
 
     #[inline]
@@ -210,12 +262,13 @@ impl AsyncWrite for Stream {
         cx: &mut Context<'_>,
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        match &mut self.io {
+        let polled = match &mut self.io {
             Io::Tcp(io) => Pin::new(io).poll_write_vectored(cx, bufs),
             Io::Unix(io) => Pin::new(io).poll_write_vectored(cx, bufs),
             Io::Tls(io) => Pin::new(io).poll_write_vectored(cx, bufs),
             Io::Lost => Poll::Ready(Err(io::ErrorKind::NotConnected.into())),
-        }
+        };
+        self.traffic.note_written(polled)
     }
 
     fn is_write_vectored(&self) -> bool {

@@ -218,6 +218,7 @@ impl Session {
         if let Some(attached) = &mut self.server {
             self.cancel.slot.aim_at(Arc::clone(&attached.lease.server().cancel_target));
         }
+        self.note_whereabouts();
     }
 
     /// Runs a statement that turned out to write on the primary, Parse and Bind hidden from the client who has their answers.

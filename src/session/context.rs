@@ -10,7 +10,8 @@ use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::backend::connect::Login;
-use crate::backend::pool::{Pool, ProcessObserver};
+use crate::backend::gate::Gate;
+use crate::backend::pool::{Around, Pool, ProcessObserver};
 use crate::backend::settings::{Settings, SharedSettings};
 use crate::backend::statements::Registry;
 use crate::cache::{BackendId, ResultCache};
@@ -21,6 +22,7 @@ use crate::config::model::{
 use crate::error::{Error, ErrorKind};
 use crate::net::tls::ClientTls;
 use crate::session::cancel::CancelKeys;
+use crate::session::clients::Clients;
 use crate::sql::Analyzer;
 use crate::sql::fingerprint::Fingerprint;
 use crate::telemetry::metrics::PoolLabels;
@@ -44,6 +46,8 @@ pub struct Shared {
     pub analyzer: Analyzer,
     /// Everybody's cancel keys.
     pub cancel_keys: Arc<CancelKeys>,
+    /// All clients.
+    pub clients: Arc<Clients>,
     /// Certificates towards servers.
     pub tls: ClientTls,
     /// Counts what happens.
@@ -66,6 +70,8 @@ pub struct Database {
     pub statements: Registry,
     /// Its figures.
     pub metrics: Arc<DatabaseMetrics>,
+    /// Whether its servers may be used now.
+    pub gate: Arc<Gate>,
     pools: Mutex<HashMap<(String, Target), Arc<Pool>>>,
     accepted: Mutex<Accepted>,
     shared_settings: Mutex<HashSet<SharedSettings>>,
@@ -144,6 +150,7 @@ impl Database {
             unseen_writers: RwLock::default(),
             next_replica: AtomicUsize::new(0),
             closed: CancellationToken::new(),
+            gate: Arc::new(Gate::new(Arc::clone(&shared.clients.ids))),
             metrics: shared.metrics.database(&config.name),
             config,
             shared,
@@ -185,8 +192,12 @@ impl Database {
             user: user.name.as_str().into(),
             server: address.to_string().as_str().into(),
         };
-        let pool =
-            Arc::new(Pool::new(address, login, &config, self.shared.metrics.pool(labels), self.observer(target)));
+        let around = Around {
+            metrics: self.shared.metrics.pool(labels),
+            gate: Arc::clone(&self.gate),
+            observer: self.observer(target),
+        };
+        let pool = Arc::new(Pool::new(address, login, &config, around));
         pools.insert((user.name.clone(), target), Arc::clone(&pool));
         pool
     }

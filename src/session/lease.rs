@@ -51,6 +51,8 @@ impl Session {
             return false;
         }
         self.cancel.slot.aim_at(Arc::clone(&server.cancel_target));
+        self.listed.asks(self.since.into_std());
+        self.listed.holds(lease.lent_to(self.listed.id(), self.since.into_std()));
         self.server = Some(Attached { lease, target });
         true
     }
@@ -59,7 +61,9 @@ impl Session {
     pub(super) async fn lease_with_settings(&mut self, target: Target) -> Result<Lease, Error> {
         let pool = self.pool(target);
         loop {
-            let mut lease = pool.acquire().await?;
+            self.listed.waits(self.since.into_std());
+            let mut lease = pool.acquire().await.inspect_err(|_| self.listed.holds(0))?;
+            self.listed.holds(lease.lent_to(self.listed.id(), self.since.into_std()));
             let server = lease.server();
             let was_set = !server.settings.is_empty();
             let generation = self.db.statements.generation();
@@ -102,6 +106,7 @@ impl Session {
         {
             attached.lease.server().spill(&mut self.client.outbuf);
             attached.lease.release();
+            self.note_whereabouts();
             return Ok(());
         }
         Box::pin(self.release_with_care()).await
@@ -110,6 +115,7 @@ impl Session {
     /// Gives the server back once its session is known and clean.
     async fn release_with_care(&mut self) -> Result<(), Error> {
         if self.keeps_server() {
+            self.note_whereabouts();
             return self.refresh_own_server().await;
         }
         // First, since a cancel that comes late must not hit what pgherd runs.
@@ -123,6 +129,7 @@ impl Session {
             let _ = tokio::time::timeout(CLEAN_UP_DEADLINE, reset::discard_all(server)).await;
         }
         attached.lease.release();
+        self.note_whereabouts();
         Ok(())
     }
 
@@ -191,6 +198,16 @@ impl Session {
     pub(super) async fn untie_cancel(&mut self) {
         if self.cancel.slot.clear() {
             self.cancel.slot.delivered().await;
+        }
+    }
+
+    /// The client was killed: what its server runs for it is cancelled, and the server connection is closed.
+    pub(super) async fn cut_server_off(&mut self) {
+        let Some(server) = self.held_server() else { return };
+        let busy = !server.expects.is_empty();
+        server.mark_broken();
+        if busy {
+            let _ = tokio::time::timeout(CLEAN_UP_DEADLINE, self.cancel.slot.fire()).await;
         }
     }
 

@@ -3,6 +3,7 @@
 mod alarm;
 mod answer;
 pub mod cancel;
+pub mod clients;
 pub mod context;
 mod express;
 mod extended;
@@ -22,6 +23,7 @@ mod turn;
 mod writes;
 
 use std::collections::{HashMap, HashSet};
+use std::pin::pin;
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
@@ -38,6 +40,7 @@ use crate::exec::relay::ClientSide;
 use crate::net::home::Surplus;
 use crate::session::alarm::Alarm;
 use crate::session::cancel::Registration;
+use crate::session::clients::ListedClient;
 use crate::session::context::{Database, Target};
 use crate::session::flight::Flight;
 use crate::session::handshake::Authenticated;
@@ -177,6 +180,8 @@ pub struct Session {
     /// The running statement has been cancelled for taking too long.
     timed_out: bool,
     cancel: Registration,
+    /// Its place among all clients.
+    listed: ListedClient,
     /// pgherd ends: the client is sent away when it is idle.
     drain: DrainWatch,
     /// How many sessions this thread wants to be rid of.
@@ -191,6 +196,7 @@ impl Session {
         let minor = authenticated.startup.minor;
         let secret_len = if minor >= 2 { SECRET_BYTES_3_2 } else { SECRET_BYTES_3_0 };
         let cancel = db.shared.cancel_keys.register(secret_len);
+        let listed = db.shared.clients.enter(&authenticated.user, &db.config, &authenticated.stream);
         Self {
             mode: db.pool_mode(&authenticated.user),
             primary: db.pool(&authenticated.user, Target::Primary),
@@ -237,6 +243,7 @@ impl Session {
             drain: drain.watch(),
             surplus: Arc::default(),
             alarm: Alarm::default(),
+            listed,
         }
     }
 
@@ -252,7 +259,9 @@ impl Session {
     /// Serves the client on this thread until it leaves, or until the thread has a surplus of sessions and this one is free to go.
     pub async fn run(mut self, startup: Vec<(String, String)>, surplus: Arc<Surplus>) -> Stay {
         self.surplus = surplus;
-        match self.greet(startup).await {
+        let kill_switch = self.listed.kill_switch();
+        let greeted = kill_switch.or(pin!(self.greet(startup))).await;
+        match greeted {
             Ok(()) => self.stay().await,
             Err(error) => self.leave(Err(error)).await,
         }
@@ -270,7 +279,10 @@ impl Session {
     }
 
     async fn stay(mut self) -> Stay {
-        match self.serve().await {
+        self.note_whereabouts();
+        let kill_switch = self.listed.kill_switch();
+        let served = kill_switch.or(pin!(self.serve())).await;
+        match served {
             Ok(Served::ClientLeft) => self.leave(Ok(())).await,
             Ok(Served::Moves) => Stay::Moves(Box::new(self)),
             Err(error) => self.leave(Err(error)).await,
@@ -281,8 +293,28 @@ impl Session {
         if let Err(error) = &result {
             self.say_goodbye(error).await;
         }
+        if self.listed.is_killed() {
+            self.cut_server_off().await;
+        }
         self.give_up_server().await;
+        let rest = self.listed.rest(self.client.stream.traffic());
+        self.db.metrics.bytes_in.inc_by(rest.read);
+        self.db.metrics.bytes_out.inc_by(rest.written);
         Stay::Over(result)
+    }
+
+    /// Brings what others can see of this client up to date: between its transactions.
+    fn note_whereabouts(&mut self) {
+        let server = self.server.as_ref().map_or(0, |attached| attached.lease.number());
+        self.listed.holds(server);
+        self.listed.has(self.pins, self.named.len());
+        if let Some(traffic) = self.listed.uncounted(self.client.stream.traffic()) {
+            self.db.metrics.bytes_in.inc_by(traffic.read);
+            self.db.metrics.bytes_out.inc_by(traffic.written);
+        }
+        if self.listed.has_new_settings(&self.settings.current) {
+            self.listed.set_application_name(self.settings.current.get("application_name"));
+        }
     }
 }
 

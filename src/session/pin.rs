@@ -66,6 +66,16 @@ impl Pin {
 pub struct Pins(u16);
 
 impl Pins {
+    /// As bits, for a place that holds no more than a number.
+    pub fn bits(self) -> u16 {
+        self.0
+    }
+
+    /// What [`Pins::bits`] gave.
+    pub fn from_bits(bits: u16) -> Self {
+        Self(bits)
+    }
+
     /// Whether there is one.
     pub fn any(self) -> bool {
         self.0 != 0
