@@ -159,38 +159,33 @@ pub(super) async fn accept_loop(house: Arc<House>, listener: Listener) {
     }
 }
 
-async fn serve(house: Arc<House>, mut stream: Stream, seat: Seat) {
+async fn serve(house: Arc<House>, stream: Stream, seat: Seat) {
+    // Boxed, so that what a login needs is gone when it is over.
+    if let Some(guest) = Box::pin(receive(&house, stream)).await {
+        attend(house, guest, seat).await;
+    }
+}
+
+/// Does what a connection wants, up to the greeting if it is a session.
+async fn receive(house: &House, mut stream: Stream) -> Option<Guest> {
     if let Err(error) = stream.move_here() {
         tracing::debug!(%error, "a client was lost before it had said anything");
-        return;
+        return None;
     }
     let config = house.config.load_full();
     let context = house.handshake.load_full();
     let entered = house.door.load().enter(stream.peer().ip(), config.security.max_connections_per_ip);
     let (handshake, entered) = match entered {
-        Ok(entered) => (Box::pin(handshake::accept(stream, &context)).await, Some(entered)),
+        Ok(entered) => (handshake::accept(stream, &context).await, Some(entered)),
         // Even in a full house a cancel request is honoured.
-        Err(refusal) => (Box::pin(handshake::turn_away(stream, &context, refusal)).await, None),
+        Err(refusal) => (handshake::turn_away(stream, &context, refusal).await, None),
     };
-    let guest = go_on(&house, handshake, entered, &seat).await;
-    if let Some(guest) = guest {
-        attend(house, guest, seat).await;
-    }
-}
-
-/// Does what a connection turned out to want. Returns a session that goes on on another thread.
-async fn go_on(
-    house: &House,
-    handshake: Result<Handshake, Error>,
-    entered: Option<Entered>,
-    seat: &Seat,
-) -> Option<Guest> {
     match handshake {
-        Ok(Handshake::Session(authenticated)) => Box::pin(run_session(house, *authenticated, entered, seat)).await,
+        Ok(Handshake::Session(authenticated)) => open_session(house, *authenticated, entered).await,
         Ok(Handshake::Cancel { pid, secret, mut stream }) => {
             house.shared.cancel_keys.cancel(&CancelKey { pid, secret }).await;
             // libpq 17 and later cancels over TLS, and takes an end without close_notify for a failure.
-            let _ = tokio::time::timeout(house.config.load().listen.login_timeout, stream.shutdown()).await;
+            let _ = tokio::time::timeout(config.listen.login_timeout, stream.shutdown()).await;
             None
         }
         Ok(Handshake::Closed) => None,
@@ -202,7 +197,7 @@ async fn go_on(
     }
 }
 
-/// A session on its way from one thread to another, and what counts it.
+/// A session, and what counts it.
 struct Guest {
     session: Box<Session>,
     counted: Counted,
@@ -211,60 +206,62 @@ struct Guest {
 /// A client's places in all that is limited and shown.
 struct Counted {
     _entered: Option<Entered>,
-    _place: Option<LoggedIn>,
+    _place: LoggedIn,
     _gauge: ClientCount,
 }
 
-async fn run_session(
-    house: &House,
-    authenticated: Authenticated,
-    entered: Option<Entered>,
-    seat: &Seat,
-) -> Option<Guest> {
+async fn open_session(house: &House, authenticated: Authenticated, entered: Option<Entered>) -> Option<Guest> {
     let db = house.databases.get(&authenticated.database.name)?;
     let logged_in = house.door.load().log_in(&authenticated.user);
     let gauge = house.metrics.client(&authenticated.database.name, &authenticated.user.name);
     let settings = authenticated.startup.settings.clone();
     let session = Session::new(db, authenticated, &house.drain);
-    match logged_in {
-        Ok(place) => {
-            let stay = session.run(settings, seat.surplus()).await;
-            note_end(house, stay, Counted { _entered: entered, _place: Some(place), _gauge: gauge })
+    let opened = match logged_in {
+        Ok(place) => session.open(settings).await.map(|session| (session, place)),
+        Err(refusal) => Err(session.turn_away(refusal).await),
+    };
+    match opened {
+        Ok((session, place)) => {
+            Some(Guest { session, counted: Counted { _entered: entered, _place: place, _gauge: gauge } })
         }
-        Err(refusal) => {
-            let ended = session.turn_away(refusal).await;
-            note_end(house, Stay::Over(ended), Counted { _entered: entered, _place: None, _gauge: gauge })
+        Err(error) => {
+            note_early_end(house, &error);
+            None
         }
     }
 }
 
-/// Notes how a stay ended. Returns the session if it goes on elsewhere.
-fn note_end(house: &House, stay: Stay, counted: Counted) -> Option<Guest> {
-    match stay {
-        Stay::Moves(session) => return Some(Guest { session, counted }),
-        Stay::Over(Err(error)) => {
-            house.metrics.error(error.kind());
-            tracing::info!(%error, "session ended");
-        }
-        Stay::Over(Ok(())) => {}
-    }
-    None
+fn note_early_end(house: &House, error: &Error) {
+    house.metrics.error(error.kind());
+    tracing::info!(%error, "session ended");
 }
 
-/// Gives a session a seat on another thread. Boxed, because it is spawned by what it spawns.
-fn attend(house: Arc<House>, guest: Guest, left: Seat) -> Pin<Box<dyn Future<Output = ()> + Send>> {
+/// Serves a session on the thread at hand, then, if it has to go there, on another. Boxed, because it spawns itself.
+fn attend(house: Arc<House>, guest: Guest, seat: Seat) -> Pin<Box<dyn Future<Output = ()> + Send>> {
     Box::pin(async move {
-        drop(left);
-        house.metrics.moves.inc();
-        let seat = house.workers.seat();
-        let handle = seat.handle().clone();
-        let tracker = house.sessions.clone();
-        let stay = async move {
-            let stay = Box::pin(guest.session.go_on(seat.surplus())).await;
-            if let Some(guest) = note_end(&house, stay, guest.counted) {
-                attend(house, guest, seat).await;
+        let Guest { session, counted } = guest;
+        match session.stay(seat.surplus()).await {
+            Stay::Over(Ok(())) => {}
+            Stay::Over(Err(error)) => note_early_end(&house, &error),
+            Stay::Moves(session) => {
+                drop(seat);
+                move_elsewhere(house, Guest { session, counted });
             }
-        };
-        tracker.spawn_on(stay, &handle);
+        }
     })
+}
+
+/// Gives a session a seat on another thread.
+fn move_elsewhere(house: Arc<House>, mut guest: Guest) {
+    house.metrics.moves.inc();
+    let seat = house.workers.seat();
+    let handle = seat.handle().clone();
+    let tracker = house.sessions.clone();
+    let arrival = async move {
+        match guest.session.move_here() {
+            Ok(()) => attend(house, guest, seat).await,
+            Err(error) => note_early_end(&house, &error),
+        }
+    };
+    tracker.spawn_on(arrival, &handle);
 }

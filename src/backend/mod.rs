@@ -4,6 +4,7 @@ pub mod cancel;
 pub mod connect;
 pub mod control;
 pub mod expect;
+pub mod failure;
 pub mod gate;
 mod login;
 mod own;

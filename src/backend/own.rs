@@ -2,8 +2,9 @@
 
 use std::sync::Arc;
 
+use super::failure::{misbehaved, server_error};
 use super::pool::ProcessObserver;
-use super::server::{ServerConn, misbehaved, server_error};
+use super::server::ServerConn;
 use super::statements::Identity;
 use crate::error::Error;
 use crate::wire::backend::ErrorFields;

@@ -12,19 +12,20 @@ use tokio::io::{AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use super::cancel::CancelTarget;
 use super::connect::Connected;
 use super::expect::{Consequences, Expect, Expects, Verdict};
+use super::failure::{lost, misbehaved};
 use super::own::is_stale_plan;
 use super::pool::ProcessObserver;
 use super::roster::Listing;
 use super::settings::SharedSettings;
 use super::statements::Held;
 use crate::config::model::ServerAddress;
-use crate::error::{Error, ErrorKind};
+use crate::error::Error;
 use crate::limits;
+use crate::net::spare;
 use crate::net::stream::Stream;
 use crate::net::tls::ClientTls;
 use crate::wire::backend::ErrorFields;
 use crate::wire::frame::{self, Frame, HEADER_LEN};
-use crate::wire::sqlstate::SqlState;
 use crate::wire::writer::{self, TransactionStatus};
 
 /// Bytes of a message that is held until it is whole; larger ones pass as they come where nobody must read them.
@@ -373,6 +374,7 @@ impl ServerConn {
     /// Moves what is cleared into `out`, so that the server is free of it.
     pub fn spill(&mut self, out: &mut BytesMut) {
         if self.cleared > 0 {
+            spare::lend(out);
             out.extend_from_slice(&self.inbuf[..self.cleared]);
             self.inbuf.advance(self.cleared);
             self.cleared = 0;
@@ -567,29 +569,6 @@ impl ServerConn {
         let _ = self.stream.write_all(&self.outbuf).await;
         let _ = self.stream.shutdown().await;
     }
-}
-
-/// The error of pgherd's that stands for an ErrorResponse of a server: its SQLSTATE is not ours to name, so it is detail.
-pub fn server_error(body: &[u8]) -> Error {
-    match ErrorFields::parse(body) {
-        Ok(fields) => {
-            let error = fields.to_server_error();
-            Error::new(ErrorKind::Backend, SqlState::INTERNAL_ERROR, error.message.clone())
-                .detail(format!("The server said {}: {}", error.code, error.message))
-                .cause(error)
-        }
-        Err(_) => misbehaved("an ErrorResponse cannot be read"),
-    }
-}
-
-pub(super) fn lost(error: std::io::Error) -> Error {
-    Error::new(ErrorKind::Backend, SqlState::CONNECTION_FAILURE, "server closed the connection unexpectedly")
-        .hint("The statement may or may not have run: check before repeating it.")
-        .cause(error)
-}
-
-pub(super) fn misbehaved(what: impl Into<String>) -> Error {
-    Error::new(ErrorKind::Backend, SqlState::PROTOCOL_VIOLATION, "server broke the protocol").detail(what)
 }
 
 impl std::fmt::Debug for ServerConn {

@@ -126,7 +126,7 @@ fn behind_names(bind: &[u8]) -> &[u8] {
 
 fn own_statement_failed(server: &mut ServerConn, body: &[u8]) -> Error {
     server.mark_broken();
-    crate::backend::server::server_error(body)
+    crate::backend::failure::server_error(body)
 }
 
 /// An answer on its way to the client.

@@ -12,6 +12,7 @@ use tokio::io::AsyncWrite;
 use crate::backend::server::{Seen, ServerConn};
 use crate::error::{Error, ErrorKind};
 use crate::limits;
+use crate::net::spare;
 use crate::net::stream::Stream;
 use crate::wire::sqlstate::SqlState;
 
@@ -77,13 +78,19 @@ pub fn poll(
         // Messages that were read already may be handled now, and nothing else would wake the session to do it.
         return Poll::Ready(Ok(Event::FromClient));
     }
-    if read_client && !stuck {
-        return match ready!(poll_read(cx, &mut client.stream, &mut client.inbuf)) {
-            Ok(0) | Err(_) => Poll::Ready(Ok(Event::ClientGone)),
-            Ok(_) => Poll::Ready(Ok(Event::FromClient)),
-        };
+    let read = match read_client && !stuck {
+        true => poll_read(cx, &mut client.stream, &mut client.inbuf),
+        false => Poll::Pending,
+    };
+    match read {
+        Poll::Ready(Ok(0) | Err(_)) => Poll::Ready(Ok(Event::ClientGone)),
+        Poll::Ready(Ok(_)) => Poll::Ready(Ok(Event::FromClient)),
+        Poll::Pending => {
+            spare::give_back(&mut client.inbuf);
+            spare::give_back(&mut client.outbuf);
+            Poll::Pending
+        }
     }
-    Poll::Pending
 }
 
 /// Whether a queue is so full that the client's next message must wait.
@@ -158,10 +165,9 @@ fn poll_write_all(cx: &mut Context<'_>, stream: &mut Stream, buf: &mut BytesMut)
 /// a buffer that was filled to the brim grows.
 fn poll_read(cx: &mut Context<'_>, stream: &mut Stream, buf: &mut BytesMut) -> Poll<std::io::Result<usize>> {
     const SMALL: usize = 4 * 1024;
+    spare::lend(buf);
     if buf.capacity() - buf.len() < SMALL {
-        let room =
-            if buf.capacity() == 0 { SMALL } else { (buf.capacity() * 2).clamp(SMALL, limits::READ_CHUNK_BYTES * 2) };
-        buf.reserve(room);
+        buf.reserve((buf.capacity() * 2).clamp(SMALL, limits::READ_CHUNK_BYTES * 2));
     }
     tokio_util::io::poll_read_buf(Pin::new(stream), cx, buf)
 }

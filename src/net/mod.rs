@@ -3,5 +3,6 @@
 pub mod framed;
 pub mod home;
 pub mod listener;
+pub mod spare;
 pub mod stream;
 pub mod tls;

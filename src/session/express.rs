@@ -115,10 +115,10 @@ impl Session {
         }
         if !self.leaves_no_trace(ticket.facts()) {
             self.flight_target = Some(Target::Primary);
-            let noted = self.note_execution(ticket.facts()).await;
+            let noted = Box::pin(self.note_execution(ticket.facts())).await;
             self.flight_target = None;
             noted?;
-            self.before_commit().await?;
+            Box::pin(self.before_commit()).await?;
         }
         Ok(true)
     }

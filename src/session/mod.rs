@@ -38,6 +38,7 @@ use crate::config::model::{PoolMode, User};
 use crate::error::Error;
 use crate::exec::relay::ClientSide;
 use crate::net::home::Surplus;
+use crate::net::spare;
 use crate::session::alarm::Alarm;
 use crate::session::cancel::Registration;
 use crate::session::clients::ListedClient;
@@ -104,7 +105,7 @@ struct Attached {
 pub enum Stay {
     /// The session is over. An error is what ended it early; the client has been told where it could be.
     Over(Result<(), Error>),
-    /// It goes on on another thread: [`Session::go_on`].
+    /// It goes on on another thread: [`Session::move_here`], then [`Session::stay`].
     Moves(Box<Session>),
 }
 
@@ -192,12 +193,12 @@ pub struct Session {
 
 impl Session {
     /// A session for a client that has just proved who it is.
-    pub fn new(db: Arc<Database>, authenticated: Authenticated, drain: &Drain) -> Self {
+    pub fn new(db: Arc<Database>, authenticated: Authenticated, drain: &Drain) -> Box<Self> {
         let minor = authenticated.startup.minor;
         let secret_len = if minor >= 2 { SECRET_BYTES_3_2 } else { SECRET_BYTES_3_0 };
         let cancel = db.shared.cancel_keys.register(secret_len);
         let listed = db.shared.clients.enter(&authenticated.user, &db.config, &authenticated.stream);
-        Self {
+        Box::new(Self {
             mode: db.pool_mode(&authenticated.user),
             primary: db.pool(&authenticated.user, Target::Primary),
             db,
@@ -244,53 +245,60 @@ impl Session {
             surplus: Arc::default(),
             alarm: Alarm::default(),
             listed,
-        }
+        })
     }
 
-    /// Tells a client that it cannot be served, though it has proved who it is.
+    /// Tells a client that it cannot be served, though it has proved who it is; returns the refusal.
+    pub async fn turn_away(mut self: Box<Self>, refusal: Error) -> Error {
+        self.say_goodbye(&refusal).await;
+        refusal
+    }
+
+    /// Greets the client with its settings, its cancel key and ReadyForQuery.
     ///
     /// # Errors
-    /// Always: the refusal itself.
-    pub async fn turn_away(mut self, refusal: Error) -> Result<(), Error> {
-        self.say_goodbye(&refusal).await;
-        Err(refusal)
-    }
-
-    /// Serves the client on this thread until it leaves, or until the thread has a surplus of sessions and this one is free to go.
-    pub async fn run(mut self, startup: Vec<(String, String)>, surplus: Arc<Surplus>) -> Stay {
-        self.surplus = surplus;
+    /// Why there is no session; the client has been told where it could be.
+    pub async fn open(mut self: Box<Self>, startup: Vec<(String, String)>) -> Result<Box<Self>, Error> {
         let kill_switch = self.listed.kill_switch();
         let greeted = kill_switch.or(pin!(self.greet(startup))).await;
         match greeted {
-            Ok(()) => self.stay().await,
-            Err(error) => self.leave(Err(error)).await,
+            Ok(()) => {
+                self.note_whereabouts();
+                Ok(self)
+            }
+            Err(error) => {
+                self.leave(Some(&error)).await;
+                Err(error)
+            }
         }
     }
 
-    /// Goes on serving the client on another thread.
-    pub async fn go_on(mut self, surplus: Arc<Surplus>) -> Stay {
+    /// Serves the client on this thread until it leaves, or until the thread has a surplus of sessions and this one is free to go.
+    pub async fn stay(mut self: Box<Self>, surplus: Arc<Surplus>) -> Stay {
         self.surplus = surplus;
-        self.drain.move_here();
-        self.alarm = Alarm::default();
-        match self.client.stream.move_here() {
-            Ok(()) => self.stay().await,
-            Err(error) => self.leave(Err(error.into())).await,
-        }
-    }
-
-    async fn stay(mut self) -> Stay {
-        self.note_whereabouts();
         let kill_switch = self.listed.kill_switch();
         let served = kill_switch.or(pin!(self.serve())).await;
-        match served {
-            Ok(Served::ClientLeft) => self.leave(Ok(())).await,
-            Ok(Served::Moves) => Stay::Moves(Box::new(self)),
-            Err(error) => self.leave(Err(error)).await,
-        }
+        let result = match served {
+            Ok(Served::Moves) => return Stay::Moves(self),
+            Ok(Served::ClientLeft) => Ok(()),
+            Err(error) => Err(error),
+        };
+        Box::pin(self.leave(result.as_ref().err())).await;
+        Stay::Over(result)
     }
 
-    async fn leave(mut self, result: Result<(), Error>) -> Stay {
-        if let Err(error) = &result {
+    /// Brings the session to this thread, which [`Session::stay`] is then to be called on.
+    ///
+    /// # Errors
+    /// The client's socket could not be brought along.
+    pub fn move_here(&mut self) -> Result<(), Error> {
+        self.drain.move_here();
+        self.alarm = Alarm::default();
+        self.client.stream.move_here().map_err(Error::from)
+    }
+
+    async fn leave(&mut self, reason: Option<&Error>) {
+        if let Some(error) = reason {
             self.say_goodbye(error).await;
         }
         if self.listed.is_killed() {
@@ -300,7 +308,6 @@ impl Session {
         let rest = self.listed.rest(self.client.stream.traffic());
         self.db.metrics.bytes_in.inc_by(rest.read);
         self.db.metrics.bytes_out.inc_by(rest.written);
-        Stay::Over(result)
     }
 
     /// Brings what others can see of this client up to date: between its transactions.
@@ -324,6 +331,7 @@ impl Session {
         if let Some(attached) = &mut self.server {
             attached.lease.server().spill(&mut self.client.outbuf);
         }
+        spare::lend(&mut self.client.outbuf);
         &mut self.client.outbuf
     }
 
@@ -361,5 +369,20 @@ impl Session {
         if let Some(attached) = &mut self.server {
             attached.lease.server().inject(&mut self.client.outbuf);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn size_of_future<S, A, F: Future>(_: impl Fn(S, A) -> F) -> usize {
+        std::mem::size_of::<F>()
+    }
+
+    #[test]
+    fn an_idle_client_takes_little_room() {
+        let bytes = std::mem::size_of::<Session>() + size_of_future(Session::stay);
+        assert!(bytes <= 1750, "{bytes} bytes");
     }
 }

@@ -28,20 +28,25 @@ impl Session {
                     Ok(true) => continue,
                     Ok(false) => {}
                     Err(error) => {
-                        self.fail(error).await?;
+                        Box::pin(self.fail(error)).await?;
                         continue;
                     }
                 }
                 if self.client.inbuf.is_empty() {
                     break;
                 }
-                let Some(frame) = self.next_frame().await? else { break };
+                // Boxed, as is all that is not done for every statement: an idle client keeps no room for it.
+                let frame = match self.small_frame() {
+                    Some(frame) => Some(frame),
+                    None => Box::pin(self.next_frame()).await?,
+                };
+                let Some(frame) = frame else { break };
                 if frame.tag() == b'X' {
                     self.has_said_goodbye = true;
                     return Ok(Served::ClientLeft);
                 }
-                if let Err(error) = self.handle(frame).await {
-                    self.fail(error).await?;
+                if let Err(error) = Box::pin(self.handle(frame)).await {
+                    Box::pin(self.fail(error)).await?;
                 }
             }
             if self.surplus.is_any() && self.is_free_to_move() && self.surplus.take() {
@@ -96,6 +101,14 @@ impl Session {
             }
         }
         Ok(())
+    }
+
+    /// The client's next message, if it is there as a whole and no part of a COPY.
+    fn small_frame(&mut self) -> Option<Frame> {
+        let header = frame::peek(&self.client.inbuf, limits::AUTH_MESSAGE_BYTES).ok()??;
+        let is_here = self.passing == 0 && self.client.inbuf.len() >= header.total;
+        let is_plain = is_here && !matches!(header.tag, b'd' | b'c' | b'f');
+        is_plain.then(|| Frame { bytes: self.client.inbuf.split_to(header.total).freeze() })
     }
 
     /// The client's next whole message, if it is there. Large COPY data and Binds are passed on as they come.
