@@ -41,6 +41,8 @@ pub enum Protocol<'a> {
         bind: &'a [u8],
         /// Whether the client asked for the row description.
         described: bool,
+        /// ParseComplete and BindComplete, as far as the client is to be given them when the server has said so.
+        unanswered: &'a [u8],
     },
 }
 
@@ -50,7 +52,10 @@ pub enum Outcome {
     /// The answer was passed on, CommandComplete included.
     Done(Option<Captured>),
     /// The server's error was passed on.
-    Failed,
+    Failed {
+        /// Whether it came behind the ParseComplete that the client waits for.
+        parsed: bool,
+    },
     /// The statement writes after all. Nothing was passed on.
     Writes,
 }
@@ -130,7 +135,8 @@ fn own_statement_failed(server: &mut ServerConn, body: &[u8]) -> Error {
 }
 
 /// An answer on its way to the client.
-struct Answer {
+struct Answer<'a> {
+    unanswered: &'a [u8],
     /// What has not been passed on yet.
     held: BytesMut,
     captured: Option<BytesMut>,
@@ -142,9 +148,13 @@ struct Answer {
     outcome: Option<Outcome>,
 }
 
-impl Answer {
-    fn new(protocol: Protocol<'_>, capture: Option<usize>) -> Self {
+impl<'a> Answer<'a> {
+    fn new(protocol: Protocol<'a>, capture: Option<usize>) -> Self {
         Self {
+            unanswered: match protocol {
+                Protocol::Simple => b"",
+                Protocol::Extended { unanswered, .. } => unanswered,
+            },
             held: BytesMut::new(),
             captured: capture.map(|_| BytesMut::new()),
             limit: capture.unwrap_or(0),
@@ -158,8 +168,14 @@ impl Answer {
 
     async fn take(&mut self, frame: &Frame, client: &mut ClientSide) -> Result<(), Error> {
         match frame.tag() {
-            // ParseComplete and BindComplete: the session answers those.
-            b'1' | b'2' => return Ok(()),
+            b'1' | b'2' => {
+                if self.unanswered.first() == Some(&frame.tag()) {
+                    let (told, rest) = self.unanswered.split_at(frame.bytes.len().min(self.unanswered.len()));
+                    self.held.extend_from_slice(told);
+                    self.unanswered = rest;
+                }
+                return Ok(());
+            }
             b'N' => self.captured = None,
             b'E' => {
                 let writes = ErrorFields::parse(frame.body())
@@ -168,7 +184,7 @@ impl Answer {
                     self.outcome = Some(Outcome::Writes);
                     return Ok(());
                 }
-                self.outcome = Some(Outcome::Failed);
+                self.outcome = Some(Outcome::Failed { parsed: !self.unanswered.starts_with(b"1") });
                 self.captured = None;
             }
             b'D' => {
@@ -223,9 +239,9 @@ impl Answer {
                 let captured = captured.map(|bytes| Captured { bytes: bytes.freeze(), row_description_len, rows });
                 Ok(Outcome::Done(captured))
             }
-            Some(Outcome::Failed) => {
+            Some(failed @ Outcome::Failed { .. }) => {
                 self.pass_on(client);
-                Ok(Outcome::Failed)
+                Ok(failed)
             }
             None => Err(unexpected(b'Z')),
         }

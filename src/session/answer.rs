@@ -26,7 +26,7 @@ impl Session {
         text: &[u8],
         facts: &super::SharedFacts,
     ) -> Result<(), Error> {
-        let execution = Execution { facts, text, types: &[], bind: None, max_rows: 0 };
+        let execution = Execution::described(facts, text, &[]);
         self.wait_for_answers().await?;
         let way = self.way(&execution).await?;
         if let Way::Relay(target) = way {
@@ -158,7 +158,12 @@ impl Session {
     ) -> Result<Carried, Error> {
         let protocol = match execution.bind {
             None => Protocol::Simple,
-            Some((bind, _)) => Protocol::Extended { types: execution.types, bind: bind.body(), described },
+            Some((bind, _)) => Protocol::Extended {
+                types: execution.types,
+                bind: bind.body(),
+                described,
+                unanswered: execution.unanswered,
+            },
         };
         let undo = self.db.catalog.current().version > 0 && self.trusts_user_code(execution.facts);
         let read = Read { text: execution.text, protocol, undo };
@@ -190,7 +195,12 @@ impl Session {
                     target
                 }));
             }
-            Outcome::Failed => self.failed_read(execution),
+            Outcome::Failed { parsed } => {
+                if !parsed && let Some((_, bind)) = execution.bind {
+                    self.forget_statement(bind.statement);
+                }
+                self.failed_read(execution);
+            }
             Outcome::Done(captured) => keep(fill, captured, cost).await,
         }
         Ok(Carried::Answered)
@@ -238,12 +248,13 @@ impl Session {
         let mut rest = crate::wire::frame::Body::new(bind.body());
         let _ = (rest.cstr(), rest.cstr());
         writer::parse(&mut server.outbuf, b"", execution.text, execution.types);
-        server.expects.push(Expect::Parse { hidden: true, statement: None, client_name: None });
+        let hidden = !execution.unanswered.starts_with(b"1");
+        server.expects.push(Expect::Parse { hidden, statement: None, client_name: None });
         writer::message(&mut server.outbuf, b'B', |out| {
             out.extend_from_slice(b"\0\0");
             out.extend_from_slice(rest.rest());
         });
-        server.expects.push(Expect::HiddenBind);
+        server.expects.push(if execution.unanswered.is_empty() { Expect::HiddenBind } else { Expect::Bind });
         if described {
             writer::describe(&mut server.outbuf, b'P', b"");
             server.expects.push(Expect::Describe(None));

@@ -303,6 +303,9 @@ impl Session {
     }
 
     pub(super) async fn on_function_call(&mut self, frame: Frame) -> Result<(), Error> {
+        if self.status == TransactionStatus::Failed && self.server.is_none() {
+            return Err(super::planned::aborted());
+        }
         let target = self.default_target();
         self.attach(target).await?;
         self.note_opaque_write().await?;

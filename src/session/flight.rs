@@ -65,6 +65,17 @@ impl Session {
         if self.db.is_planned() { self.run_flight().await } else { Ok(()) }
     }
 
+    /// A Query or FunctionCall ends a pipeline that has no Sync, and is not heard if something in it failed.
+    pub(super) async fn flight_goes_first(&mut self) -> Result<(), Error> {
+        if self.flight.frames.is_empty() {
+            return Ok(());
+        }
+        let simple = !std::mem::replace(&mut self.in_extended, true);
+        self.run_flight().await?;
+        self.in_extended = !simple;
+        self.wait_for_answers().await
+    }
+
     /// Handles what is held back. Errors of single executions are the client's; what is returned ends the session.
     async fn run_flight(&mut self) -> Result<(), Error> {
         let frames = std::mem::take(&mut self.flight).frames;
@@ -199,6 +210,7 @@ impl Session {
             types: &asked.types,
             bind: Some((&bind, &bound)),
             max_rows: execute.max_rows,
+            unanswered: b"",
         };
         self.way(&execution).await
     }
@@ -233,8 +245,7 @@ impl Session {
                 _ => continue,
             };
             if let Some(asked) = self.asked(unit, name)? {
-                let execution =
-                    Execution { facts: &asked.facts, text: &asked.text, types: &asked.types, bind: None, max_rows: 0 };
+                let execution = Execution::described(&asked.facts, &asked.text, &asked.types);
                 way = Way::Relay(self.way(&execution).await?.describe_target());
             }
         }
@@ -276,25 +287,35 @@ impl Session {
     async fn answer_unit(&mut self, unit: &[Frame], way: Way) -> Result<(), Error> {
         let mut way = Some(way);
         let mut described = false;
+        // What a server says to the client's own Parse and Bind is told as it says it: either may be what fails.
+        let unanswered = if asks_one_thing(unit) && way.as_ref().is_some_and(Way::is_read_aside) {
+            if unit[0].tag() == b'P' { PARSED_AND_BOUND } else { BOUND }
+        } else {
+            b""
+        };
         for frame in unit {
             match frame.tag() {
                 b'P' => {
                     let (name, prepared) = self.read_parse(frame)?;
                     self.keep_statement(&name, prepared);
-                    self.answer_in_turn(b"1\0\0\0\x04");
+                    if unanswered.is_empty() {
+                        self.answer_in_turn(b"1\0\0\0\x04");
+                    }
                 }
                 b'B' => {
                     let bind = frontend::bind(frame.body()).map_err(|error| malformed("Bind", error))?;
                     if let Some(prepared) = self.statement(bind.statement) {
                         self.keep_portal(bind.portal, prepared)?;
                     }
-                    self.answer_in_turn(b"2\0\0\0\x04");
+                    if unanswered.is_empty() {
+                        self.answer_in_turn(BOUND);
+                    }
                 }
                 b'D' => described = true,
                 b'C' => self.on_close(frame.clone())?,
                 _ => {
                     if let Some(way) = way.take() {
-                        self.go_extended(unit, frame, described, way).await?;
+                        self.go_extended(unit, frame, described, unanswered, way).await?;
                     }
                 }
             }
@@ -303,7 +324,14 @@ impl Session {
     }
 
     /// Executes one portal of a unit that pgherd answers itself.
-    async fn go_extended(&mut self, unit: &[Frame], execute: &Frame, described: bool, way: Way) -> Result<(), Error> {
+    async fn go_extended(
+        &mut self,
+        unit: &[Frame],
+        execute: &Frame,
+        described: bool,
+        unanswered: &[u8],
+        way: Way,
+    ) -> Result<(), Error> {
         let execute = frontend::execute(execute.body()).map_err(|error| malformed("Execute", error))?;
         let Some(bind) = self.bind_of(unit, execute.portal)? else {
             return Err(Error::internal("a planned portal has no Bind"));
@@ -318,9 +346,31 @@ impl Session {
             types: &asked.types,
             bind: Some((&bind, &bound)),
             max_rows: execute.max_rows,
+            unanswered,
         };
         Box::pin(self.go(&execution, described, way)).await
     }
+}
+
+/// BindComplete.
+const BOUND: &[u8] = b"2\0\0\0\x04";
+/// ParseComplete and BindComplete.
+const PARSED_AND_BOUND: &[u8] = b"1\0\0\0\x042\0\0\0\x04";
+
+/// Whether a unit is (Parse), Bind, (Describe), Execute of one statement and one portal.
+fn asks_one_thing(unit: &[Frame]) -> bool {
+    let order = unit.iter().map(Frame::tag).filter(|&tag| tag != b'D');
+    if !order.clone().eq(*b"PBE") && !order.eq(*b"BE") {
+        return false;
+    }
+    let bind = unit.iter().find(|frame| frame.tag() == b'B').and_then(|frame| frontend::bind_names(frame.body()));
+    let Some((portal, statement)) = bind else { return false };
+    unit.iter().all(|frame| match frame.tag() {
+        b'P' => frontend::parse(frame.body()).is_ok_and(|parse| parse.name == statement),
+        b'D' => frontend::target(frame.body()).is_ok_and(|describe| describe.is_portal && describe.name == portal),
+        b'E' => frontend::execute(frame.body()).is_ok_and(|execute| execute.portal == portal),
+        _ => true,
+    })
 }
 
 fn too_long() -> Error {

@@ -32,6 +32,15 @@ pub(super) struct Execution<'a> {
     pub(super) bind: Option<(&'a Frame, &'a Bind<'a>)>,
     /// Execute's row limit; 0 is none.
     pub(super) max_rows: i32,
+    /// ParseComplete and BindComplete, as far as the client has not been given them yet.
+    pub(super) unanswered: &'a [u8],
+}
+
+impl<'a> Execution<'a> {
+    /// A statement of which nothing is known but itself: a simple query, or one that is only described.
+    pub(super) fn described(facts: &'a SharedFacts, text: &'a [u8], types: &'a [u32]) -> Self {
+        Self { facts, text, types, bind: None, max_rows: 0, unanswered: b"" }
+    }
 }
 
 /// What the session does with an execution.
@@ -61,6 +70,11 @@ pub(super) enum Way {
 }
 
 impl Way {
+    /// Whether it is run on a server connection of its own, whose word on Parse and Bind is passed on.
+    pub(super) fn is_read_aside(&self) -> bool {
+        matches!(self, Self::ReadOnly(_) | Self::Fill(..))
+    }
+
     /// The server of something that is passed on; the primary for all else.
     pub(super) fn relay_target(&self) -> Target {
         match self {
@@ -479,7 +493,7 @@ fn is_plain_savepoint(text: &[u8]) -> bool {
     }
 }
 
-fn aborted() -> Error {
+pub(super) fn aborted() -> Error {
     Error::new(
         ErrorKind::Refused,
         SqlState::IN_FAILED_SQL_TRANSACTION,

@@ -134,6 +134,7 @@ impl Session {
                 Err(error) => return Err(Error::protocol(error.to_string())),
             };
             if matches!(header.tag, b'd' | b'c' | b'f') {
+                self.flight_must_be_relayed().await?;
                 self.settle_copy().await?;
             }
             if header.tag == b'd' {
@@ -186,6 +187,9 @@ impl Session {
         if self.held_server().is_none_or(|server| server.expects.is_empty()) {
             self.since = Instant::now();
             self.timed_out = false;
+        }
+        if matches!(frame.tag(), b'Q' | b'F') {
+            self.flight_goes_first().await?;
         }
         let skipping = self.skipping || self.held_server().is_some_and(|server| server.expects.is_skipping());
         match frame.tag() {

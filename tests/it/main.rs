@@ -22,4 +22,5 @@ mod reading;
 mod relay;
 mod servers;
 mod tpch;
+mod transcripts;
 mod traps;

@@ -9,4 +9,3 @@ mod settings;
 mod soak;
 mod statements;
 mod threads;
-mod transcripts;

@@ -37,12 +37,17 @@ impl Proxy {
 
     /// Before that database, reached by that connection string.
     pub(crate) async fn at(database: Database, address: &str, pool: &str) -> Self {
+        Self::with(database, address, pool, "").await
+    }
+
+    /// The same with more TOML.
+    pub(crate) async fn with(database: Database, address: &str, pool: &str, more: &str) -> Self {
         let text = format!(
             "threads = 3\n[listen]\naddress = \"127.0.0.1:0\"\n[[database]]\nname = \"{}\"\nprimary = \"{address}\"\n\
-             pool = {{ min_connections = 0, {pool} }}\n[[user]]\nname = \"postgres\"\nauth = \"trust\"\n",
+             pool = {{ min_connections = 0, {pool} }}\n[[user]]\nname = \"postgres\"\nauth = \"trust\"\n{more}",
             database.name
         );
-        let loaded = config::parse(&text, Path::new("proxy.toml"), Path::new("/"), &|_| None);
+        let loaded = config::parse(&text, Path::new("proxy.toml"), harness::ground().folder(), &|_| None);
         let config = loaded.unwrap_or_else(|faults| panic!("{faults}\n{text}")).config;
         let running = app::start(Arc::new(config), None).await.expect("pgherd starts");
         Self { port: running.address().port(), database, running }
@@ -76,6 +81,22 @@ impl Proxy {
     pub(crate) fn pool(&self) -> Arc<Pool> {
         let pools = self.running.databases()[0].pools();
         Arc::clone(&pools.first().expect("a client has come").1)
+    }
+
+    /// Waits until this query is answered from the cache.
+    pub(crate) async fn caches(&self, query: &str) {
+        let client = self.client().await;
+        let hits = || {
+            let databases = self.running.databases();
+            let stats = databases[0].cache.as_ref().expect("a cache").stats();
+            stats.memory_hits + stats.redis_hits
+        };
+        eventually(PATIENCE, "the cache answers", || async {
+            let before = hits();
+            client.simple_query(query).await.expect("an answer");
+            hits() > before
+        })
+        .await;
     }
 
     /// Waits until no client holds a server connection.

@@ -1,0 +1,88 @@
+//! The same bytes go to PostgreSQL and through pgherd; the traces are equal, or differ as a reviewed patch says. The transcripts
+//! lie in `tests/transcripts`, which also tells their format.
+
+mod patch;
+mod play;
+mod script;
+mod step;
+
+use std::collections::BTreeSet;
+
+use play::{Before, play};
+use script::Script;
+
+use crate::harness::{Database, fresh_database};
+use crate::relay::proxy::Proxy;
+
+/// What every transcript finds.
+const SETUP: &str = include_str!("../../transcripts/setup.sql");
+/// A cache that keeps every read that it can.
+const CACHE: &str = "[cache]\nenabled = true\nolap_only = false\n";
+/// Every message that PostgreSQL sends outside authentication by a secret and replication.
+const BACKEND_MESSAGES: &[u8] = b"RKZSTDCIENA123ntsGHcdVv";
+
+struct Modes {
+    straight: Database,
+    behind: Database,
+    scripts: Vec<Script>,
+    server: u32,
+}
+
+impl Modes {
+    async fn set() -> Self {
+        let (straight, behind) = (fresh_database().await, fresh_database().await);
+        straight.execute(SETUP).await;
+        behind.execute(SETUP).await;
+        let row = straight.client().await.query_one("show server_version_num", &[]).await.expect("a version");
+        let server = row.get::<_, String>(0).parse::<u32>().expect("a number") / 10_000;
+        Self { straight, behind, scripts: script::all(), server }
+    }
+
+    /// Plays all of them in one mode, twice: the second time statements are prepared, answers are cached, and servers have been
+    /// used by others. Returns what differs from what is known, and notes the messages that were seen.
+    async fn play(&self, mode: &str, proxy: &Proxy, seen: &mut BTreeSet<u8>) -> Vec<String> {
+        let mut faults = Vec::new();
+        let straight = Before { port: self.straight.port, database: &self.straight };
+        let through = Before { port: proxy.port, database: &self.behind };
+        for script in self.scripts.iter().filter(|script| script.scope.holds(mode, self.server)) {
+            for round in ["cold", "warm"] {
+                let (wanted, tags) = play(straight, &script.steps).await;
+                let (got, _) = play(through, &script.steps).await;
+                seen.extend(tags);
+                let got = got.into_iter().map(|line| line.replace(&self.behind.name, &self.straight.name)).collect();
+                let found = patch::difference(&wanted, &got);
+                let patches = patch::known(&script.path);
+                if found != patch::wanted(&patches, mode, self.server) {
+                    faults.push(format!("{} ({mode}, {round}):\n{}\n", script.name, found.join("\n")));
+                }
+            }
+        }
+        faults
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_same_bytes_get_the_same_answers() {
+    let modes = Modes::set().await;
+    let all = std::env::var_os("PGHERD_TEST_TRANSCRIPTS").is_none();
+    assert!(!modes.scripts.is_empty(), "no transcript has that name");
+    let (mut faults, mut seen) = (Vec::new(), BTreeSet::new());
+    for (mode, pool, more) in
+        [("transaction", "transaction", ""), ("session", "session", ""), ("cache", "transaction", CACHE)]
+    {
+        let pool = format!("max_connections = 4, mode = \"{pool}\"");
+        let proxy = Proxy::with(modes.behind.clone(), &modes.behind.address(), &pool, more).await;
+        if !more.is_empty() {
+            proxy.caches("select count(*) from t").await;
+        }
+        faults.extend(modes.play(mode, &proxy, &mut seen).await);
+        if faults.is_empty() {
+            proxy.examine().await;
+        }
+        proxy.stop().await;
+    }
+    assert!(faults.is_empty(), "{} differ\n\n{}", faults.len(), faults.join("\n"));
+    assert!(!all || modes.scripts.len() >= 60, "{} transcripts", modes.scripts.len());
+    let missing: Vec<char> = BACKEND_MESSAGES.iter().filter(|tag| !seen.contains(tag)).map(|&tag| tag.into()).collect();
+    assert!(!all || missing.is_empty(), "no transcript shows {missing:?}");
+}
