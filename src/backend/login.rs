@@ -20,8 +20,6 @@ use crate::wire::sqlstate::SqlState;
 use crate::wire::startup;
 use crate::wire::writer::TransactionStatus;
 
-/// The `application_name` of connections whose string has none.
-const APPLICATION_NAME: &str = "pgherd";
 /// The protocol asked for: 3.2 brings servers longer secrets only, and some poolers refuse to negotiate.
 const MINOR: u16 = 0;
 
@@ -30,11 +28,9 @@ pub(super) async fn login(stream: Stream, address: &ServerAddress, login: &Login
     let user = address.user.as_deref().unwrap_or(&login.user);
     let database = address.dbname.as_deref().unwrap_or(&login.database);
     let mut session = Session { stream, inbuf: BytesMut::new(), address, login, user };
-    let parameters = [
-        ("user", user),
-        ("database", database),
-        ("application_name", address.application_name.as_deref().unwrap_or(APPLICATION_NAME)),
-    ];
+    let mut parameters = vec![("user", user), ("database", database)];
+    // A name of pgherd's own would be what a client that gave none is told is its own.
+    parameters.extend(address.application_name.as_deref().map(|name| ("application_name", name)));
     session.send(|out| startup::startup_message(out, MINOR, &parameters)).await?;
     session.authenticate().await?;
     let reports = session.until_ready().await?;

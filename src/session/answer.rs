@@ -70,6 +70,8 @@ impl Session {
     }
 
     async fn carry_out(&mut self, execution: &Execution<'_>, described: bool, way: Way) -> Result<Carried, Error> {
+        self.has_read_aside |= self.status == TransactionStatus::InTransaction
+            && matches!(way, Way::ReadOnly(_) | Way::Fill(..) | Way::Hit(_) | Way::FanOut(_));
         match way {
             Way::Relay(_) => return Err(Error::internal("a relayed statement is not pgherd's to answer")),
             Way::ReadOnly(target) => return self.read_only(execution, described, target, None).await,
@@ -116,6 +118,7 @@ impl Session {
         let control = execution.facts.single().map(|statement| statement.class);
         self.isolated = control == Some(Class::Transaction(TransactionControl::BeginOther));
         self.read_only = control == Some(Class::Transaction(TransactionControl::BeginReadOnly));
+        self.has_read_aside = false;
         self.lazy_begin = vec![Bytes::copy_from_slice(execution.text)];
         self.status = TransactionStatus::InTransaction;
         let starts = execution.text.trim_ascii_start().get(..5).is_some_and(|word| word.eq_ignore_ascii_case(b"start"));

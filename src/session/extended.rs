@@ -112,6 +112,8 @@ impl Session {
             return Ok(());
         }
         let target = self.target_for(&prepared.facts)?;
+        self.attach(target).await?;
+        self.hide_statements(&prepared.facts, target).await?;
         let server = self.attach(target).await?;
         if server.expects.is_skipping() {
             self.forget_statement(&name);
@@ -158,6 +160,9 @@ impl Session {
         let target =
             prepared.as_ref().map_or(Ok(self.default_target()), |prepared| self.target_for(&prepared.facts))?;
         self.attach(target).await?;
+        if let Some(prepared) = &prepared {
+            self.hide_statements(&prepared.facts, target).await?;
+        }
         let server_name = match &prepared {
             Some(prepared) => self.ensure_held(prepared).await?,
             None => self.unknown_name(name),
@@ -242,6 +247,11 @@ impl Session {
         if self.held_server().is_some_and(|server| server.expects.is_skipping()) {
             return Ok(());
         }
+        if let Some(facts) = &facts
+            && self.deallocates_itself(facts).await?
+        {
+            return Ok(());
+        }
         match facts {
             Some(facts) => self.note_execution(&facts).await?,
             // A cursor of SQL's, or a portal that pgherd has lost sight of: it may run anything.
@@ -252,10 +262,10 @@ impl Session {
             server.outbuf.extend_from_slice(&frame.bytes);
             server.expects.push(Expect::Execute);
         }
-        Ok(())
+        self.after_deallocation().await
     }
 
-    pub(super) fn on_close(&mut self, frame: Frame) -> Result<(), Error> {
+    pub(super) async fn on_close(&mut self, frame: Frame) -> Result<(), Error> {
         let close = frontend::target(frame.body()).map_err(|error| malformed("Close", error))?;
         if close.is_portal {
             self.portals.remove(close.name);
@@ -266,8 +276,25 @@ impl Session {
                 }
                 return Ok(());
             }
-        } else {
-            self.forget_statement(close.name);
+        } else if self.statement(close.name).is_some() {
+            if self.held_server().is_some_and(|server| server.expects.is_unsynced() && !server.expects.is_empty()) {
+                // What stands before it in the pipeline may fail, and then it is not heard.
+                self.wait_for_answers().await?;
+            }
+            if self.held_server().is_none_or(|server| !server.expects.is_skipping()) {
+                self.forget_statement(close.name);
+            }
+        } else if self.keeps_server()
+            && !close.name.is_empty()
+            && !close.name.starts_with(NAME_PREFIX.as_bytes())
+            && let Some(server) = self.held_server()
+        {
+            // PREPARE may have made it.
+            if !server.expects.is_skipping() {
+                server.outbuf.extend_from_slice(&frame.bytes);
+                server.expects.push(Expect::Close { hidden: false });
+            }
+            return Ok(());
         }
         if self.held_server().is_some_and(|server| server.expects.is_skipping()) {
             return Ok(());
@@ -295,6 +322,9 @@ impl Session {
             }
             writer::sync(&mut server.outbuf);
             server.expects.push(Expect::Sync { hidden: false });
+            if self.settings.has_restorable() {
+                self.wait_for_answers().await?;
+            }
             return Ok(());
         }
         let status = self.status;
@@ -481,7 +511,8 @@ fn send_parse(server: &mut ServerConn, identity: &Arc<Identity>, client_name: Op
 
 /// A message whose body its type does not allow.
 pub(super) fn malformed(what: &str, error: Malformed) -> Error {
-    Error::protocol(format!("invalid {what} message: {}", error.0))
+    // As in PostgreSQL the session lives on: where the message ends is known.
+    Error::new(ErrorKind::Protocol, SqlState::PROTOCOL_VIOLATION, format!("invalid {what} message: {}", error.0))
 }
 
 fn too_many(what: &str, limit: usize) -> Error {

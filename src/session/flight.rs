@@ -3,6 +3,7 @@
 use bytes::Bytes;
 
 use super::Session;
+use super::context::Target;
 use super::extended::malformed;
 use super::planned::{Execution, Way};
 use crate::backend::expect::Expect;
@@ -42,6 +43,7 @@ impl Session {
         match frame.tag() {
             b'S' => {
                 self.run_flight().await?;
+                self.only_statements = true;
                 self.on_sync(frame).await
             }
             b'H' => {
@@ -90,7 +92,7 @@ impl Session {
         while !rest.is_empty() && !self.skipping {
             let end = rest.iter().position(|frame| frame.tag() == b'E').map_or(rest.len(), |at| at + 1);
             let (unit, behind) = rest.split_at(end);
-            if let Err(error) = Box::pin(self.run_unit(unit)).await {
+            if let Err(error) = Box::pin(self.run_unit(unit, behind)).await {
                 self.fail(error).await?;
             }
             rest = behind;
@@ -100,7 +102,7 @@ impl Session {
 
     /// After a Flush that brought no execution nothing is open: the server is asked to sync, and is free.
     async fn end_of_flush(&mut self) -> Result<(), Error> {
-        let only_statements = std::mem::replace(&mut self.only_statements, true);
+        let only_statements = self.only_statements;
         let Some(server) = self.held_server() else { return Ok(()) };
         if !server.expects.is_unsynced() || server.expects.is_skipping() {
             return Ok(());
@@ -115,12 +117,12 @@ impl Session {
         Ok(())
     }
 
-    /// Handles the messages up to one Execute, or those at the end that execute nothing.
-    async fn run_unit(&mut self, unit: &[Frame]) -> Result<(), Error> {
+    /// Handles the messages up to one Execute, or those at the end that execute nothing; `behind` is what follows them.
+    async fn run_unit(&mut self, unit: &[Frame], behind: &[Frame]) -> Result<(), Error> {
         if self.is_known_unit(unit)? {
             return self.relay_unit(unit, super::context::Target::Primary).await;
         }
-        let way = self.way_of_unit(unit).await?;
+        let way = self.way_of_unit(unit).await?.settled(unit, behind, self.status);
         let only_statements = unit.iter().all(|frame| !matches!(frame.tag(), b'B' | b'E'));
         if only_statements && self.server.is_none() {
             return self.describe_aside(unit, way.relay_target()).await;
@@ -144,7 +146,7 @@ impl Session {
         if self.skipping || rest.is_empty() {
             return Ok(());
         }
-        match self.way_of_unit(rest).await? {
+        match self.way_of_unit(rest).await?.settled(rest, behind, self.status) {
             Way::Relay(target) => self.relay_unit(rest, target).await,
             way => self.answer_unit(rest, way).await,
         }
@@ -179,7 +181,7 @@ impl Session {
                 b'B' => self.on_bind(frame).await,
                 b'D' => self.on_describe(frame).await,
                 b'E' => self.on_execute(frame).await,
-                _ => self.on_close(frame),
+                _ => self.on_close(frame).await,
             };
             if result.is_err() {
                 break;
@@ -289,7 +291,7 @@ impl Session {
         let mut described = false;
         // What a server says to the client's own Parse and Bind is told as it says it: either may be what fails.
         let unanswered = if asks_one_thing(unit) && way.as_ref().is_some_and(Way::is_read_aside) {
-            if unit[0].tag() == b'P' { PARSED_AND_BOUND } else { BOUND }
+            if unit.iter().any(|frame| frame.tag() == b'P') { PARSED_AND_BOUND } else { BOUND }
         } else {
             b""
         };
@@ -312,7 +314,7 @@ impl Session {
                     }
                 }
                 b'D' => described = true,
-                b'C' => self.on_close(frame.clone())?,
+                b'C' => self.on_close(frame.clone()).await?,
                 _ => {
                     if let Some(way) = way.take() {
                         self.go_extended(unit, frame, described, unanswered, way).await?;
@@ -357,20 +359,47 @@ const BOUND: &[u8] = b"2\0\0\0\x04";
 /// ParseComplete and BindComplete.
 const PARSED_AND_BOUND: &[u8] = b"1\0\0\0\x042\0\0\0\x04";
 
-/// Whether a unit is (Parse), Bind, (Describe), Execute of one statement and one portal.
+impl Way {
+    /// A portal that is wanted again, or others beside it: only the transaction's own server can keep them.
+    fn settled(self, unit: &[Frame], behind: &[Frame], status: TransactionStatus) -> Self {
+        let is_aside = match &self {
+            Self::ReadOnly(target) => !matches!(target, Target::Shard(_)),
+            Self::Hit(_) | Self::Fill(..) | Self::Empty => true,
+            _ => false,
+        };
+        let is_alone = asks_one_thing(unit) && !executes_again(behind);
+        // A transaction that failed before any server knew of it stays here: what still works in it is empty.
+        if is_aside && !is_alone && status != TransactionStatus::Failed { Self::Relay(Target::Primary) } else { self }
+    }
+}
+
+/// Whether the unnamed portal is used once more before another takes its name.
+fn executes_again(behind: &[Frame]) -> bool {
+    let next = behind.iter().find(|frame| match frame.tag() {
+        b'B' | b'E' => true,
+        b'D' => frame.body().first() == Some(&b'P'),
+        _ => false,
+    });
+    next.is_some_and(|frame| frame.tag() != b'B')
+}
+
+/// Whether a unit is (Parse), Bind, (Describe), Execute of one statement and the unnamed portal.
 fn asks_one_thing(unit: &[Frame]) -> bool {
-    let order = unit.iter().map(Frame::tag).filter(|&tag| tag != b'D');
+    // A Close at the front is of something else, and answered first.
+    let order = unit.iter().map(Frame::tag).skip_while(|&tag| tag == b'C').filter(|&tag| tag != b'D');
     if !order.clone().eq(*b"PBE") && !order.eq(*b"BE") {
         return false;
     }
     let bind = unit.iter().find(|frame| frame.tag() == b'B').and_then(|frame| frontend::bind_names(frame.body()));
     let Some((portal, statement)) = bind else { return false };
-    unit.iter().all(|frame| match frame.tag() {
-        b'P' => frontend::parse(frame.body()).is_ok_and(|parse| parse.name == statement),
-        b'D' => frontend::target(frame.body()).is_ok_and(|describe| describe.is_portal && describe.name == portal),
-        b'E' => frontend::execute(frame.body()).is_ok_and(|execute| execute.portal == portal),
-        _ => true,
-    })
+    portal.is_empty()
+        && unit.iter().all(|frame| match frame.tag() {
+            b'P' => frontend::parse(frame.body()).is_ok_and(|parse| parse.name == statement),
+            b'D' => frontend::target(frame.body())
+                .is_ok_and(|describe| describe.name == if describe.is_portal { portal } else { statement }),
+            b'E' => frontend::execute(frame.body()).is_ok_and(|execute| execute.portal == portal),
+            _ => true,
+        })
 }
 
 fn too_long() -> Error {

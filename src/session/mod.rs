@@ -14,6 +14,7 @@ mod greet;
 pub mod handshake;
 mod lease;
 mod memo;
+mod named;
 pub mod pin;
 mod planned;
 mod query;
@@ -164,6 +165,8 @@ pub struct Session {
     isolated: bool,
     /// The transaction is READ ONLY.
     read_only: bool,
+    /// The transaction has read on connections other than its own.
+    has_read_aside: bool,
     /// The transaction may have written.
     written: bool,
     /// What it may have written.
@@ -232,6 +235,7 @@ impl Session {
             lazy_begin: Vec::new(),
             isolated: false,
             read_only: false,
+            has_read_aside: false,
             written: false,
             writes: Writes::default(),
             last_write: None,

@@ -124,7 +124,8 @@ impl Session {
             // A pipeline: where the transaction stands is known when what was synced before has been answered.
             self.wait_for_answers().await?;
         }
-        if let Some(way) = self.way_of_transaction(execution.facts, execution.text)? {
+        self.show_that_it_has_read(execution.facts);
+        if let Some(way) = self.way_of_transaction(execution)? {
             return Ok(way);
         }
         if self.status == TransactionStatus::Failed && self.server.is_some() {
@@ -157,6 +158,15 @@ impl Session {
             Plan::Local(Local::Empty) => Ok(Way::Empty),
             Plan::Local(Local::ExplainRoute(inner)) => self.explain(execution, &inner).await.map(Way::Explain),
             Plan::Refuse(refusal) => Err(self.refused(refusal)),
+        }
+    }
+
+    /// SET TRANSACTION behind a query is an error: the server must know of one where all were answered aside.
+    fn show_that_it_has_read(&mut self, facts: &Facts) {
+        let set = Class::Transaction(TransactionControl::SetTransaction);
+        if self.has_read_aside && !self.lazy_begin.is_empty() && facts.statements.iter().any(|it| it.class == set) {
+            self.has_read_aside = false;
+            self.lazy_begin.push(Bytes::from_static(b"SELECT 1"));
         }
     }
 
@@ -193,7 +203,8 @@ impl Session {
     }
 
     /// Transactions begin and end without a server as long as they touch none.
-    fn way_of_transaction(&self, facts: &Facts, text: &[u8]) -> Result<Option<Way>, Error> {
+    fn way_of_transaction(&self, execution: &Execution<'_>) -> Result<Option<Way>, Error> {
+        let (facts, text) = (execution.facts, execution.text);
         let control = match facts.single().map(|statement| statement.class) {
             Some(Class::Transaction(control)) => Some(control),
             _ => None,
@@ -211,6 +222,10 @@ impl Session {
                 Some(TransactionControl::Rollback) => return Ok(Some(Way::End(false))),
                 Some(TransactionControl::RollbackTo) if let Some(kept) = savepoint_named_in(&self.lazy_begin, text) => {
                     return Ok(Some(Way::RollbackTo(kept)));
+                }
+                // Bind is refused even then.
+                _ if execution.bind.is_none() && facts.statements.iter().all(|it| it.class == Class::Empty) => {
+                    return Ok(Some(Way::Empty));
                 }
                 _ if self.status == TransactionStatus::Failed => return Err(aborted()),
                 _ => return Ok(None),

@@ -36,14 +36,23 @@ impl Session {
     /// Sends a Query on to the server where it runs.
     pub(super) async fn relay_query(&mut self, frame: &Frame, facts: &SharedFacts) -> Result<(), Error> {
         self.refuse_sequence_state(facts).await?;
+        if facts.effects().any(|effect| matches!(effect, Effect::DeallocateAll | Effect::DiscardAll)) {
+            // Whether it has worked is told by the answers from here on.
+            self.wait_for_answers().await?;
+        }
         let target = self.target_for(facts)?;
         self.attach(target).await?;
+        self.hide_statements(facts, target).await?;
         self.note_execution(facts).await?;
         self.before_commit().await?;
         let server = self.attach(target).await?;
         server.unnamed = None;
         server.outbuf.extend_from_slice(&frame.bytes);
         server.expects.push(Expect::Query);
+        if self.forgets_statements || self.settings.has_restorable() {
+            // What the client sends next must find the statements gone, or its startup values back.
+            self.wait_for_answers().await?;
+        }
         Ok(())
     }
 

@@ -203,7 +203,7 @@ impl Session {
             b'B' => self.on_bind(frame).await,
             b'D' => self.on_describe(frame).await,
             b'E' => self.on_execute(frame).await,
-            b'C' => self.on_close(frame),
+            b'C' => self.on_close(frame).await,
             b'H' => self.on_flush(frame).await,
             b'F' => self.on_function_call(frame).await,
             b'c' | b'f' => {

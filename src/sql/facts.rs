@@ -199,6 +199,8 @@ pub enum Effect {
     AdvisoryUnlock,
     /// `currval`, `lastval`: reads what this session's sequences did
     SequenceState,
+    /// `pg_prepared_statements`: shows what the server connection holds
+    StatementsShown,
     /// `setseed`, `pg_export_snapshot`, `lo_open` and other state that lives in the server's session
     ServerState,
     /// `LOAD`

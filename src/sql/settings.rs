@@ -19,9 +19,10 @@ pub(super) fn recognise(piece: Piece<'_>) -> Option<Found> {
 
 fn discard(piece: Piece<'_>) -> Effect {
     match piece.lower(1).as_str() {
+        "all" => Effect::DiscardAll,
         "temp" | "temporary" => Effect::DiscardTemp,
         "plans" | "sequences" => Effect::Discard,
-        _ => Effect::DiscardAll,
+        _ => Effect::Opaque,
     }
 }
 

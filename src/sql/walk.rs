@@ -299,6 +299,9 @@ impl Walk {
         self.sources += 1;
         let is_cte = name.schema.is_none() && self.ctes.iter().flatten().any(|cte| **cte == *name.name);
         if !is_cte {
+            if &*name.name == "pg_prepared_statements" {
+                self.out.effects.push(Effect::StatementsShown);
+            }
             self.out.reads.push(name);
         }
     }

@@ -96,7 +96,7 @@ async fn the_callers_identity_is_used_where_the_string_has_none() {
         Login { user: role.clone(), password: Some(Secret::new("secret")), database: database.name.clone(), ..login() };
     let mut connected = connect(&address, &login).await.expect("logged in");
     let query = "select current_user || ' ' || current_database() || ' ' || current_setting('application_name')";
-    assert_eq!(ask(&mut connected, query).await, format!("{role} {} pgherd", database.name));
+    assert_eq!(ask(&mut connected, query).await, format!("{role} {} ", database.name));
 }
 
 #[tokio::test]
