@@ -11,15 +11,17 @@ use super::state::SessionSettings;
 use crate::backend::pool::Baseline;
 use crate::backend::reset;
 use crate::backend::settings::Settings;
-use crate::error::Error;
+use crate::error::{Error, ErrorKind};
 use crate::limits;
+use crate::wire::backend::ServerError;
+use crate::wire::sqlstate::SqlState;
 use crate::wire::writer;
 
 impl Session {
     /// Takes over the startup parameters and greets the client.
     pub(super) async fn greet(&mut self, startup: Vec<(String, String)>) -> Result<(), Error> {
         let pool = Arc::clone(&self.primary);
-        let settings = self.startup_settings(startup).await.map_err(Error::fatal)?;
+        let settings = self.startup_settings(startup).await.map_err(|error| in_the_servers_words(error).fatal())?;
         let baseline = match pool.baseline() {
             Some(baseline) => baseline,
             None => {
@@ -86,5 +88,18 @@ impl Session {
         }
         lease.release();
         Ok(reported)
+    }
+}
+
+/// A startup parameter that the server does not take: the client gets the error that PostgreSQL would have given it.
+fn in_the_servers_words(error: Error) -> Error {
+    let Some(said) = std::error::Error::source(&error).and_then(|cause| cause.downcast_ref::<ServerError>()) else {
+        return error;
+    };
+    match said.code.as_str() {
+        "42704" => Error::new(ErrorKind::Protocol, SqlState::UNDEFINED_OBJECT, said.message.clone()),
+        "22023" => Error::new(ErrorKind::Protocol, SqlState::INVALID_PARAMETER_VALUE, said.message.clone()),
+        "42501" => Error::new(ErrorKind::Protocol, SqlState::INSUFFICIENT_PRIVILEGE, said.message.clone()),
+        _ => error,
     }
 }

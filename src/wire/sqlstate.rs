@@ -55,6 +55,8 @@ states! {
     DUPLICATE_PREPARED_STATEMENT = "42P05";
     /// insufficient_privilege
     INSUFFICIENT_PRIVILEGE = "42501";
+    /// undefined_object
+    UNDEFINED_OBJECT = "42704";
     /// undefined_table
     UNDEFINED_TABLE = "42P01";
     /// program_limit_exceeded

@@ -15,16 +15,23 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-use pgherd::commands::demo::servers::{Ground, PostgresOptions, PostgresServer};
+use pgherd::commands::demo::servers::{Binaries, Ground, PostgresOptions, PostgresServer};
 use tokio_postgres::{Client, NoTls};
 
 pub use certificates::certificates;
 pub use proxy::Pgherd;
 
-/// The temporary folder that all of this binary's servers stand in.
+/// The temporary folder that all of this binary's servers stand in; `PGHERD_TEST_POSTGRES_BIN` names the folder of PostgreSQL's
+/// programs, else the newest that is installed is taken.
 pub fn ground() -> &'static Arc<Ground> {
     static GROUND: OnceLock<Arc<Ground>> = OnceLock::new();
-    GROUND.get_or_init(|| Ground::new().unwrap_or_else(|error| panic!("{error}")))
+    GROUND.get_or_init(|| {
+        let ground = match std::env::var_os("PGHERD_TEST_POSTGRES_BIN") {
+            Some(folder) => Binaries::of(folder.into()).and_then(Ground::with),
+            None => Ground::new(),
+        };
+        ground.unwrap_or_else(|error| panic!("{error}"))
+    })
 }
 
 /// Roles that are members of `scram`, `md5`, `cleartext` or `cert` must log in that way; all others are trusted.

@@ -62,7 +62,11 @@ pub(super) async fn play(before: Before<'_>, steps: &[Step]) -> (Trace, Vec<u8>)
                 assert!(queued.is_empty(), "something is queued when the session changes");
                 player.turn_to(name, parameters).await;
             }
-            Step::Cancel(name) => player.sessions[name].cancel().await,
+            Step::Cancel(name) => {
+                if timeout(PATIENCE, player.sessions[name].cancel()).await.is_err() {
+                    player.note("a cancel request is not answered");
+                }
+            }
             Step::Drop => drop(player.sessions.remove(&player.current)),
         }
     }
@@ -137,7 +141,10 @@ impl Player<'_> {
         let more = parameters.iter().map(|(key, value)| (key.as_str(), value.as_str()));
         pairs.extend(more.filter(|(key, _)| !OWN.contains(key)));
         client.startup(version, &pairs).await;
-        let mut greeting = client.until_ready().await;
+        let Ok(mut greeting) = timeout(PATIENCE, client.until_ready()).await else {
+            self.note("silence");
+            return;
+        };
         if let Some(key) = greeting.iter().find(|message| message.tag == b'K') {
             client.key.clone_from(&key.body);
         }

@@ -18,8 +18,22 @@ pub struct Binaries {
 
 /// The programs without which a folder is not taken.
 const NEEDED: [&str; 3] = ["initdb", "postgres", "pg_basebackup"];
+/// The same for a folder that was named: without `pg_basebackup` there are no replicas.
+const NEEDED_WHERE_NAMED: [&str; 2] = ["initdb", "postgres"];
 
 impl Binaries {
+    /// The programs of one folder.
+    ///
+    /// # Errors
+    /// It lacks `initdb` or `postgres`.
+    pub fn of(folder: PathBuf) -> Result<Self, ServerError> {
+        if NEEDED_WHERE_NAMED.iter().all(|name| folder.join(name).exists()) {
+            return Ok(Self { postgres: folder, redis: find_redis() });
+        }
+        let needed = NEEDED_WHERE_NAMED.join(" or ");
+        Err(ServerError(format!("{} lacks {needed}", folder.display())))
+    }
+
     /// Looks at `PGHERD_PG_BIN`, then `PATH`, then the usual install folders, newest version first.
     ///
     /// # Errors

@@ -35,7 +35,14 @@ impl Ground {
     /// # Errors
     /// PostgreSQL is not installed, or no folder can be made.
     pub fn new() -> Result<Arc<Self>, ServerError> {
-        let binaries = Binaries::find()?;
+        Self::with(Binaries::find()?)
+    }
+
+    /// The same with programs that were found elsewhere.
+    ///
+    /// # Errors
+    /// No folder can be made.
+    pub fn with(binaries: Binaries) -> Result<Arc<Self>, ServerError> {
         let folder = temporary_folder();
         fs::create_dir(&folder)
             .map_err(|error| ServerError::io(format!("cannot create {}", folder.display()), &error))?;
