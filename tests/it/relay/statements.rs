@@ -207,8 +207,13 @@ async fn statements_of_pgherds_own_are_out_of_reach() {
     let mut owner = proxy.wire().await;
     parse(&mut owner, "s", "select 'secret'").await;
     run(&mut owner, "s").await;
-    let rows_held = proxy.wire().await.query("select name from pg_prepared_statements").await;
-    let name = value(&rows_held).expect("one statement");
+    let listed = proxy.wire().await.query("select name, statement from pg_prepared_statements").await;
+    assert!(rows(&listed).is_empty(), "another client's statement is shown: {listed:?}");
+    run(&mut owner, "s").await;
+    proxy.at_rest().await;
+    let mut lease = proxy.pool().acquire().await.expect("a server connection");
+    let name = lease.server().held.names().next().expect("one statement").to_owned();
+    lease.release();
     let mut other = proxy.wire().await;
     for text in [format!("execute {name}"), format!("deallocate {name}"), format!("begin; deallocate {name}; commit")] {
         let answers = other.query(&text).await;
