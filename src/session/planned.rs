@@ -435,7 +435,7 @@ impl Session {
     }
 
     /// Whether the server held has a pipeline open, whose order an answer of pgherd's own would break.
-    fn is_mid_flight(&self) -> bool {
+    pub(super) fn is_mid_flight(&self) -> bool {
         self.server.as_ref().is_some_and(|attached| attached.lease.is_unsynced())
     }
 

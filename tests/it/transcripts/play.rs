@@ -55,7 +55,7 @@ pub(super) async fn play(before: Before<'_>, steps: &[Step]) -> (Trace, Vec<u8>)
             Step::Read(tags) => {
                 player.send(&mut queued).await;
                 if !player.read(tags).await {
-                    return (player.trace, player.tags);
+                    return (sort_reports(player.trace), player.tags);
                 }
             }
             Step::Session { name, parameters } => {
@@ -71,7 +71,14 @@ pub(super) async fn play(before: Before<'_>, steps: &[Step]) -> (Trace, Vec<u8>)
         }
     }
     assert!(queued.is_empty(), "something was never sent");
-    (player.trace, player.tags)
+    (sort_reports(player.trace), player.tags)
+}
+
+/// Reports of several settings at once come in the order of a hash table, which is the server version's own.
+fn sort_reports(mut trace: Trace) -> Trace {
+    let is_report = |line: &String| line.starts_with("S[") || line.contains(": S[");
+    trace.chunk_by_mut(|a, b| is_report(a) && is_report(b)).for_each(<[String]>::sort);
+    trace
 }
 
 impl Player<'_> {
