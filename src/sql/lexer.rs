@@ -212,21 +212,71 @@ impl Iterator for Lexer<'_> {
     }
 }
 
-/// PostgreSQL's `space`: `\v` joined it in version 16, and is an error before.
+const SPACE: u8 = 1;
+const IDENTIFIER_START: u8 = 2;
+const IDENTIFIER_PART: u8 = 4;
+const OPERATOR: u8 = 8;
+
+/// What each byte may be: one look instead of a chain of comparisons, since every statement passes here.
+const CLASSES: [u8; 256] = {
+    let mut classes = [0; 256];
+    let mut byte = 0;
+    while byte < 256 {
+        let b = byte as u8;
+        // PostgreSQL's `space`: `\v` joined it in version 16, and is an error before.
+        if matches!(b, b' ' | b'\t' | b'\n' | b'\r' | 0x0b | 0x0c) {
+            classes[byte] |= SPACE;
+        }
+        if b.is_ascii_alphabetic() || b == b'_' || b >= 0x80 {
+            classes[byte] |= IDENTIFIER_START | IDENTIFIER_PART;
+        }
+        if b.is_ascii_digit() || b == b'$' {
+            classes[byte] |= IDENTIFIER_PART;
+        }
+        if matches!(
+            b,
+            b'~' | b'!'
+                | b'@'
+                | b'#'
+                | b'^'
+                | b'&'
+                | b'|'
+                | b'`'
+                | b'?'
+                | b'+'
+                | b'-'
+                | b'*'
+                | b'/'
+                | b'%'
+                | b'<'
+                | b'>'
+                | b'='
+        ) {
+            classes[byte] |= OPERATOR;
+        }
+        byte += 1;
+    }
+    classes
+};
+
+fn is(byte: u8, class: u8) -> bool {
+    CLASSES[usize::from(byte)] & class != 0
+}
+
 fn is_space(byte: u8) -> bool {
-    matches!(byte, b' ' | b'\t' | b'\n' | b'\r' | 0x0b | 0x0c)
+    is(byte, SPACE)
 }
 
 fn is_identifier_start(byte: u8) -> bool {
-    byte.is_ascii_alphabetic() || byte == b'_' || byte >= 0x80
+    is(byte, IDENTIFIER_START)
 }
 
 fn is_identifier_part(byte: u8) -> bool {
-    is_identifier_start(byte) || byte.is_ascii_digit() || byte == b'$'
+    is(byte, IDENTIFIER_PART)
 }
 
 fn is_operator(byte: u8) -> bool {
-    b"~!@#^&|`?+-*/%<>=".contains(&byte)
+    is(byte, OPERATOR)
 }
 
 fn skip_while(text: &[u8], from: usize, accept: impl Fn(u8) -> bool) -> usize {
