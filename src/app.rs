@@ -1,6 +1,7 @@
 //! The only place that wires the parts together: configuration in, a running pgherd out.
 
 mod accept;
+mod console;
 mod databases;
 mod figures;
 mod flags;
@@ -25,6 +26,7 @@ use self::accept::Door;
 use self::databases::Databases;
 use self::workers::Workers;
 use crate::auth::scram::ScramStore;
+use crate::backend::gate::Gate;
 use crate::cache::ResultCache;
 use crate::catalog::refresh::CatalogHandle;
 use crate::config::model::{Config, Database as DatabaseConfig};
@@ -50,6 +52,9 @@ struct House {
     databases: Databases,
     /// By primary.
     homes: Mutex<HashMap<String, Home>>,
+    /// By database, kept over reloads.
+    gates: Mutex<HashMap<String, Arc<Gate>>>,
+    console: console::Controls,
     shared: Arc<Shared>,
     metrics: Arc<Metrics>,
     readiness: Readiness,
@@ -132,6 +137,8 @@ async fn open(
         handshake: ArcSwap::from_pointee(handshake),
         databases: Databases::default(),
         homes: Mutex::default(),
+        gates: Mutex::default(),
+        console: console::Controls::default(),
         shared,
         metrics,
         readiness: Readiness::default(),
@@ -151,9 +158,11 @@ async fn open(
         house.tasks.spawn(accept::accept_loop(Arc::clone(&house), unix));
     }
     if let Some(path) = path {
+        let _ = house.console.path.set(path.clone());
         house.watch_configuration(&path, config);
     }
     house.tasks.spawn(upkeep::check_health(Arc::clone(&house)));
+    house.tasks.spawn(Arc::clone(&house).keep_averages());
     house.tasks.spawn(workers::balance(Arc::clone(&house)));
     house.readiness.set_listening(true);
     tracing::info!(%address, "listening");
@@ -167,9 +176,15 @@ async fn open(
 pub async fn run(config: Arc<Config>, path: Option<PathBuf>) -> Result<(), Error> {
     let shutdown_timeout = config.listen.shutdown_timeout;
     let running = start(config, path).await?;
-    wait_for_signal().await?;
+    let asked = tokio::select! {
+        signal = wait_for_signal() => signal.map(|()| None)?,
+        how = running.told_to_shut_down() => Some(how),
+    };
     tracing::info!("draining: no new clients, open transactions may end");
-    running.drain(shutdown_timeout).await;
+    match asked {
+        None => running.drain(shutdown_timeout).await,
+        Some(how) => running.shut_down(how, shutdown_timeout).await,
+    }
     Ok(())
 }
 
@@ -251,6 +266,7 @@ impl House {
         let shared = Arc::clone(&self.shared);
         let mut database = Database::new(Arc::clone(wanted), shared, config, home.cache, home.solo);
         database.catalog = home.catalog;
+        database.gate = self.gate(&wanted.name);
         let database = Arc::new(database);
         if database.is_planned() {
             let (house, kept) = (Arc::clone(self), Arc::clone(&database));
@@ -261,6 +277,12 @@ impl House {
             self.tasks.spawn(upkeep::keep_catalog(house, kept, upkeep::Kept::Shards));
         }
         database
+    }
+
+    /// The gate before that database: what is paused stays paused over a reload.
+    fn gate(&self, database: &str) -> Arc<Gate> {
+        let ids = Arc::clone(&self.shared.clients.ids);
+        Arc::clone(self.gates.lock().entry(database.to_owned()).or_insert_with(|| Arc::new(Gate::new(ids))))
     }
 
     /// What the databases of that primary share; made when the first of them is opened. There is a cache if any of them wants
@@ -341,6 +363,7 @@ impl House {
 
     /// Applies a changed configuration as far as that can be done live.
     fn take_over(self: &Arc<Self>, config: &Arc<Config>) {
+        let _alone = self.console.applying.lock();
         let scram = Arc::clone(&self.handshake.load().scram);
         match handshake_context(config, scram) {
             Ok(context) => self.handshake.store(Arc::new(context)),

@@ -3,6 +3,7 @@
 //! A statement's way: `net` -> `session` (handshake, then one turn a message) -> `sql` (facts) -> `plan` (a decision, as data)
 //! -> `exec` (relay, cached, fan-out, local) -> `wire` -> the client's socket. `app` wires the parts together.
 
+pub mod admin;
 pub mod app;
 pub mod auth;
 pub mod backend;

@@ -16,6 +16,7 @@ use crate::error::{Error, ErrorKind};
 use crate::net::listener::Listener;
 use crate::net::stream::Stream;
 use crate::session::cancel::CancelKey;
+use crate::session::context::Database;
 use crate::session::handshake::{self, Authenticated, Handshake};
 use crate::session::{Session, Stay};
 use crate::telemetry::metrics::ClientCount;
@@ -143,6 +144,7 @@ pub(super) async fn accept_loop(house: Arc<House>, listener: Listener) {
     loop {
         let accepted = tokio::select! {
             () = house.drain.begun() => return,
+            () = house.console.closing.cancelled() => return,
             accepted = listener.accept() => accepted,
         };
         match accepted {
@@ -167,7 +169,7 @@ async fn serve(house: Arc<House>, stream: Stream, seat: Seat) {
 }
 
 /// Does what a connection wants, up to the greeting if it is a session.
-async fn receive(house: &House, mut stream: Stream) -> Option<Guest> {
+async fn receive(house: &Arc<House>, mut stream: Stream) -> Option<Guest> {
     if let Err(error) = stream.move_here() {
         tracing::debug!(%error, "a client was lost before it had said anything");
         return None;
@@ -186,6 +188,11 @@ async fn receive(house: &House, mut stream: Stream) -> Option<Guest> {
             house.shared.cancel_keys.cancel(&CancelKey { pid, secret }).await;
             // libpq 17 and later cancels over TLS, and takes an end without close_notify for a failure.
             let _ = tokio::time::timeout(config.listen.login_timeout, stream.shutdown()).await;
+            None
+        }
+        Ok(Handshake::Console(operator)) => {
+            Box::pin(house.open_console(*operator)).await;
+            drop(entered);
             None
         }
         Ok(Handshake::Closed) => None,
@@ -210,9 +217,18 @@ struct Counted {
     _gauge: ClientCount,
 }
 
+/// The database was closed to new clients in the console.
+fn disabled(db: &Database) -> Error {
+    let message = format!("database \"{}\" does not accept connections at the moment", db.config.name);
+    Error::new(ErrorKind::Limit, SqlState::CANNOT_CONNECT_NOW, message)
+        .hint("An administrator has disabled it; ENABLE in the console ends that.")
+        .fatal()
+}
+
 async fn open_session(house: &House, authenticated: Authenticated, entered: Option<Entered>) -> Option<Guest> {
     let db = house.databases.get(&authenticated.database.name)?;
-    let logged_in = house.door.load().log_in(&authenticated.user);
+    let is_disabled = db.gate.is_disabled();
+    let logged_in = if is_disabled { Err(disabled(&db)) } else { house.door.load().log_in(&authenticated.user) };
     let gauge = house.metrics.client(&authenticated.database.name, &authenticated.user.name);
     let settings = authenticated.startup.settings.clone();
     let session = Session::new(db, authenticated, &house.drain);

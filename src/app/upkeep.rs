@@ -33,7 +33,7 @@ pub(super) async fn check_health(house: Arc<House>) {
                 pool.publish_state();
                 pool.cool(ROUND);
             }
-            if due {
+            if due && !database.gate.is_shut() {
                 last_checked.insert(database.config.name.clone(), now);
                 house.tasks.spawn(check_database(Arc::clone(&house), database));
             }
@@ -87,6 +87,13 @@ pub(super) async fn keep_catalog(house: Arc<House>, database: Arc<Database>, kep
         tokio::select! {
             () = database.closed.cancelled() => return,
             () = house.stop.cancelled() => return,
+            () = database.gate.opened() => {}
+        }
+        tokio::select! {
+            () = database.closed.cancelled() => return,
+            () = house.stop.cancelled() => return,
+            // A paused database has no connection to its servers, not even pgherd's own.
+            () = database.gate.shut() => {}
             result = keep_connected(&house, &database, kept, &mut first) => if let Err(error) = result {
                 tracing::warn!(%error, database = database.config.name, ?kept, "cannot read the catalog");
             },

@@ -339,6 +339,11 @@ impl Pool {
         &self.address
     }
 
+    /// How long clients have waited for its connections, all together.
+    pub fn waited(&self) -> Duration {
+        self.metrics.wait.sum()
+    }
+
     /// Its connections, one by one.
     pub fn roster(&self) -> &Arc<Roster> {
         &self.roster

@@ -107,6 +107,13 @@ impl Registry {
         identity
     }
 
+    /// All that some client or server holds, in order of their making.
+    pub fn all(&self) -> Vec<Arc<Identity>> {
+        let mut all: Vec<_> = self.known.lock().values().filter_map(Weak::upgrade).collect();
+        all.sort_unstable_by_key(|identity| identity.id);
+        all
+    }
+
     /// A number for an unnamed statement, so that no two of all clients' are taken for each other on a server. Never 0.
     pub fn next_serial(&self) -> u64 {
         self.serials.fetch_add(1, Ordering::Relaxed) + 1

@@ -100,6 +100,7 @@ pub static ROOT: Section = Section {
         key("user", Tables(&USER), None),
         fixed("cache", Table(&CACHE), None),
         fixed("fanout", Table(&FANOUT), None),
+        key("admin", Table(&ADMIN), None),
         key("security", Table(&SECURITY), None),
         key("telemetry", Table(&TELEMETRY), None),
     ],
@@ -254,6 +255,9 @@ static FANOUT: Section = Section {
         "remove it: what pgherd cannot merge while it streams is refused with 0A000 in this version",
     )],
 };
+
+static ADMIN: Section =
+    Section { path: "admin", keys: &[key("users", Texts, None), key("stats_users", Texts, None)], unsupported: &[] };
 
 static SECURITY: Section = Section {
     path: "security",

@@ -19,6 +19,8 @@ pub struct Config {
     pub cache: Cache,
     /// Fan-out over shards.
     pub fanout: Fanout,
+    /// Who may use the console.
+    pub admin: Admin,
     /// Limits on clients.
     pub security: Security,
     /// Logs and metrics.
@@ -362,6 +364,18 @@ pub struct Fanout {
     /// How long a distributed statement may run.
     pub query_timeout: Duration,
 }
+
+/// `[admin]`
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Admin {
+    /// Users who may do everything in the console.
+    pub users: Vec<String>,
+    /// Users who may look.
+    pub stats_users: Vec<String>,
+}
+
+/// The names that the console answers to.
+pub const CONSOLE_DATABASES: [&str; 2] = ["pgherd", "pgbouncer"];
 
 /// `[security]`
 #[derive(Debug, Clone, PartialEq)]

@@ -9,6 +9,7 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use tokio::time::Instant;
 
+use self::authenticate::Entrance;
 use self::client::{Client, Stop};
 use crate::auth::scram::{ScramKeys, ScramStore};
 use crate::config::model::{Config, Database, ListenTlsMode, User};
@@ -39,6 +40,8 @@ pub struct HandshakeContext {
 pub enum Handshake {
     /// A session, by someone who may have it.
     Session(Box<Authenticated>),
+    /// The console, by someone who may use it.
+    Console(Box<Operator>),
     /// A statement of another connection to be cancelled. The connection is closed when that has been done.
     Cancel {
         /// The process id we gave out.
@@ -50,6 +53,21 @@ pub enum Handshake {
     },
     /// Nothing: the peer closed before it asked or proved anything, as port probes and password prompts do.
     Closed,
+}
+
+/// A client that proved who it is and may use the console.
+#[derive(Debug)]
+pub struct Operator {
+    /// The client's socket.
+    pub stream: Stream,
+    /// Bytes that it sent already beyond the login.
+    pub inbuf: BytesMut,
+    /// What waits to be sent to it: AuthenticationOk.
+    pub outbuf: BytesMut,
+    /// Who it is.
+    pub user: Arc<User>,
+    /// Whether it may do more than look.
+    pub is_admin: bool,
 }
 
 /// A client that proved who it is.
@@ -96,7 +114,11 @@ pub async fn accept(stream: Stream, context: &HandshakeContext) -> Result<Handsh
         Opened::Other(handshake) => return Ok(handshake),
     };
     match authenticate::authenticate(&mut client, context, &startup).await {
-        Ok(admitted) => Ok(Handshake::Session(Box::new(Authenticated {
+        Ok(Entrance::Console { user, is_admin }) => {
+            let Client { stream, inbuf, outbuf, .. } = client;
+            Ok(Handshake::Console(Box::new(Operator { stream, inbuf, outbuf, user, is_admin })))
+        }
+        Ok(Entrance::Database(admitted)) => Ok(Handshake::Session(Box::new(Authenticated {
             stream: client.stream,
             inbuf: client.inbuf,
             outbuf: client.outbuf,

@@ -67,6 +67,8 @@ states! {
     OUT_OF_MEMORY = "53200";
     /// configuration_limit_exceeded
     CONFIGURATION_LIMIT_EXCEEDED = "53400";
+    /// object_not_in_prerequisite_state
+    OBJECT_NOT_IN_PREREQUISITE_STATE = "55000";
     /// query_canceled
     QUERY_CANCELED = "57014";
     /// admin_shutdown

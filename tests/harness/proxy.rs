@@ -81,6 +81,11 @@ impl Pgherd {
         of_name.filter_map(|(_, value)| value.parse::<f64>().ok()).sum()
     }
 
+    /// Waits until a console asks for the end.
+    pub async fn told_to_shut_down(&self) -> pgherd::admin::Shutdown {
+        self.running.told_to_shut_down().await
+    }
+
     /// Shuts it down and waits until it has.
     pub async fn stop(self) {
         self.running.stop().await;

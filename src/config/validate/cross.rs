@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use crate::config::model::{AuthMethod, Config, Database, ListenTlsMode, User};
+use crate::config::model::{AuthMethod, CONSOLE_DATABASES, Config, Database, ListenTlsMode, User};
 use crate::config::raw::Table;
 
 /// The tables that the parts came from, to place faults.
@@ -36,6 +36,25 @@ pub(super) fn check(tables: &Tables<'_, '_>, config: &Config, databases: &[Datab
         table.warn("enabled", "every database has cache = false", "let one of them be cached, or set enabled = false");
     }
     check_trust(tables, config, users);
+    check_console(tables, config, users);
+    for (table, database) in tables.databases.iter().zip(databases) {
+        if CONSOLE_DATABASES.contains(&database.name.as_str()) {
+            table.fault("name", "this is the console's name", "give the database another name");
+        }
+    }
+}
+
+/// Whoever may use the console is a user like any other first.
+fn check_console(tables: &Tables<'_, '_>, config: &Config, users: &[User]) {
+    let table = tables.root.table("admin");
+    for (key, names) in [("users", &config.admin.users), ("stats_users", &config.admin.stats_users)] {
+        for name in names.iter().filter(|name| !users.iter().any(|user| user.name == **name)) {
+            let near = crate::config::raw::nearest(name, users.iter().map(|user| user.name.as_str()));
+            let help =
+                near.map_or_else(|| "add a [[user]] of this name".into(), |near| format!("did you mean \"{near}\"?"));
+            table.fault(key, format!("there is no user \"{}\"", name.escape_debug()), help);
+        }
+    }
 }
 
 fn refuse_duplicates<'n>(tables: &[Table<'_>], names: impl Iterator<Item = &'n String>) {

@@ -58,6 +58,7 @@ fn config(root: &Table<'_>) -> Config {
         users: BTreeMap::new(),
         cache: cache::read(&cache_table),
         fanout: rest::fanout(&root.table("fanout")),
+        admin: rest::admin(&root.table("admin")),
         security: rest::security(&root.table("security")),
         telemetry: rest::telemetry(&root.table("telemetry")),
         threads: root.count("threads", 1..THREADS + 1).map(|threads| threads as usize),

@@ -2,7 +2,7 @@
 
 use tracing_subscriber::EnvFilter;
 
-use crate::config::model::{Fanout, LogFormat, Security, Telemetry};
+use crate::config::model::{Admin, Fanout, LogFormat, Security, Telemetry};
 use crate::config::names;
 use crate::config::raw::Table;
 
@@ -28,6 +28,10 @@ pub(super) fn fanout(table: &Table<'_>) -> Fanout {
         pure_functions: pure_functions.collect(),
         query_timeout: table.duration("query_timeout"),
     }
+}
+
+pub(super) fn admin(table: &Table<'_>) -> Admin {
+    Admin { users: table.texts("users"), stats_users: table.texts("stats_users") }
 }
 
 pub(super) fn security(table: &Table<'_>) -> Security {

@@ -7,13 +7,21 @@ use super::{HandshakeContext, check_encryption};
 use crate::auth::password;
 use crate::auth::scram::server::Offer;
 use crate::auth::scram::{ScramError, ScramKeys, ScramVerifier};
-use crate::config::model::{AuthMethod, Config, Database, User};
+use crate::config::model::{AuthMethod, CONSOLE_DATABASES, Config, Database, User};
 use crate::error::{Error, ErrorKind};
 use crate::net::stream::Stream;
 use crate::wire::authentication::{self, Authentication, SaslInitialResponse};
 use crate::wire::frontend::Malformed;
 use crate::wire::sqlstate::SqlState;
 use crate::wire::startup::{self, StartupMessage};
+
+/// Where somebody was let in.
+pub(super) enum Entrance {
+    /// To a database.
+    Database(Admitted),
+    /// To the console.
+    Console { user: Arc<User>, is_admin: bool },
+}
 
 /// Who was let in, and to what.
 pub(super) struct Admitted {
@@ -27,7 +35,7 @@ pub(super) async fn authenticate(
     client: &mut Client,
     context: &HandshakeContext,
     startup: &StartupMessage,
-) -> Result<Admitted, Stop> {
+) -> Result<Entrance, Stop> {
     if startup.replication {
         return Err(Error::refused("replication connections are not supported")
             .hint("Connect to the server itself for replication.")
@@ -46,8 +54,12 @@ pub(super) async fn authenticate(
     let keys = prove(client, context, &user).await?;
     authentication::request(&mut client.outbuf, &Authentication::Ok);
     // As PostgreSQL does: which databases there are is told only to those who are known.
+    if CONSOLE_DATABASES.contains(&startup.database.as_str()) {
+        let is_admin = may_use_console(&context.config, &user, &startup.database)?;
+        return Ok(Entrance::Console { user, is_admin });
+    }
     let database = database(&context.config, &user, &startup.database)?;
-    Ok(Admitted { user, database, keys })
+    Ok(Entrance::Database(Admitted { user, database, keys }))
 }
 
 async fn prove(client: &mut Client, context: &HandshakeContext, user: &User) -> Result<Option<ScramKeys>, Stop> {
@@ -154,6 +166,19 @@ fn trust(stream: &Stream, user: &User) -> Result<(), Error> {
     }
     Err(denied(format!("trust authentication of user \"{}\" is for local connections only", user.name))
         .hint("Give the user a password and auth = \"scram\", or connect from this machine."))
+}
+
+/// Whether the user may do everything in the console, or only look.
+fn may_use_console(config: &Config, user: &User, database: &str) -> Result<bool, Error> {
+    let is_admin = config.admin.users.contains(&user.name);
+    if is_admin || config.admin.stats_users.contains(&user.name) {
+        return Ok(is_admin);
+    }
+    let message = format!("permission denied for database \"{database}\"");
+    Err(Error::new(ErrorKind::Auth, SqlState::INSUFFICIENT_PRIVILEGE, message)
+        .detail("This is pgherd's console.")
+        .hint("Name the user in [admin] users or stats_users of proxy.toml.")
+        .fatal())
 }
 
 fn database(config: &Config, user: &User, name: &str) -> Result<Arc<Database>, Error> {

@@ -53,6 +53,11 @@ impl Histogram {
         self.0.sum_nanos.fetch_add(u64::try_from(time.as_nanos()).unwrap_or(0), Relaxed);
     }
 
+    /// All times together.
+    pub fn sum(&self) -> Duration {
+        Duration::from_nanos(self.0.sum_nanos.load(Relaxed))
+    }
+
     /// How many times were counted.
     pub fn count(&self) -> u64 {
         self.0.buckets.iter().map(|bucket| bucket.load(Relaxed)).sum()

@@ -95,6 +95,11 @@ impl DatabaseMetrics {
         duration.observe(time);
     }
 
+    /// The time that statements took, all together.
+    pub fn statement_time(&self) -> Duration {
+        self.statements.iter().map(|(_, duration)| duration.sum()).sum()
+    }
+
     /// How many statements of a class have ended.
     pub fn statements(&self, plan: PlanClass) -> u64 {
         self.statements[plan as usize].0.get()

@@ -1,0 +1,96 @@
+//! SHOW CONFIG: the settings in force by their keys in proxy.toml, and those that tools look for under PgBouncer's names.
+
+use std::time::Duration;
+
+use super::value::{Column, Row, Type, Value};
+use crate::config::keys::{self, Applies};
+use crate::config::model::{Config, Consistency, ListenTlsMode, LogFormat};
+
+pub(super) const COLUMNS: [Column; 4] =
+    [("key", Type::Text), ("value", Type::Text), ("default", Type::Text), ("changeable", Type::Text)];
+
+/// Settings of databases, users and pools are in SHOW DATABASES and SHOW USERS; secrets are nowhere.
+pub(super) fn rows(config: &Config) -> Vec<Row> {
+    let mut rows: Vec<Row> = own(config)
+        .into_iter()
+        .map(|(path, value)| {
+            let key = key_of(path);
+            let changeable = key.is_some_and(|key| key.applies == Applies::Live);
+            row(path, value, key.and_then(|key| key.default).unwrap_or_default(), changeable)
+        })
+        .collect();
+    let address = config.listen.address;
+    let pgbouncers = [
+        ("admin_users", config.admin.users.join(", "), true),
+        ("listen_addr", address.ip().to_string(), false),
+        ("listen_port", address.port().to_string(), false),
+        ("max_client_conn", config.listen.max_clients.to_string(), true),
+        ("max_db_connections", "0".into(), false),
+        ("max_user_connections", "0".into(), false),
+        ("stats_users", config.admin.stats_users.join(", "), true),
+    ];
+    rows.extend(pgbouncers.into_iter().map(|(name, value, changeable)| row(name, value, "", changeable)));
+    rows.sort_by_key(|row| format!("{:?}", row[0]));
+    rows
+}
+
+fn row(key: &str, value: String, default: &str, changeable: bool) -> Row {
+    vec![key.into(), Value::Text(value), default.into(), if changeable { "yes" } else { "no" }.into()]
+}
+
+fn key_of(path: &str) -> Option<&'static keys::Key> {
+    let (section, name) = path.rsplit_once('.').unwrap_or(("", path));
+    keys::sections().into_iter().find(|known| known.path == section)?.key(name)
+}
+
+fn own(config: &Config) -> Vec<(&'static str, String)> {
+    let Config { listen, cache, fanout, security, telemetry, .. } = config;
+    let tls = match listen.tls.mode {
+        ListenTlsMode::Off => "off",
+        ListenTlsMode::Prefer => "prefer",
+        ListenTlsMode::Require => "require",
+        ListenTlsMode::VerifyClient => "verify-client",
+    };
+    let consistency = match cache.consistency {
+        Consistency::Strict => "strict",
+        Consistency::Bounded => "bounded",
+    };
+    let format = match telemetry.format {
+        LogFormat::Text => "text",
+        LogFormat::Json => "json",
+    };
+    let optional = |count: Option<String>| count.unwrap_or_default();
+    vec![
+        ("threads", optional(config.threads.map(|count| count.to_string()))),
+        ("listen.address", listen.address.to_string()),
+        ("listen.http", optional(listen.http.map(|address| address.to_string()))),
+        ("listen.unix_socket_dir", optional(listen.unix_socket_dir.as_ref().map(|path| path.display().to_string()))),
+        ("listen.max_clients", listen.max_clients.to_string()),
+        ("listen.login_timeout", time(listen.login_timeout)),
+        ("listen.shutdown_timeout", time(listen.shutdown_timeout)),
+        ("listen.tls.mode", tls.into()),
+        ("admin.users", config.admin.users.join(", ")),
+        ("admin.stats_users", config.admin.stats_users.join(", ")),
+        ("cache.enabled", cache.enabled.to_string()),
+        ("cache.ttl", time(cache.ttl)),
+        ("cache.memory", cache.memory_bytes.to_string()),
+        ("cache.max_entry", cache.max_entry_bytes.to_string()),
+        ("cache.consistency", consistency.into()),
+        ("cache.olap_only", cache.olap_only.to_string()),
+        ("fanout.max_parallel", fanout.max_parallel.to_string()),
+        ("fanout.memory", fanout.memory_bytes.to_string()),
+        ("fanout.query_timeout", time(fanout.query_timeout)),
+        ("security.max_connections_per_ip", optional(security.max_connections_per_ip.map(|count| count.to_string()))),
+        ("security.rate_limit_per_minute", optional(security.rate_limit_per_minute.map(|count| count.to_string()))),
+        ("telemetry.log", telemetry.log.clone()),
+        ("telemetry.format", format.into()),
+        ("telemetry.slow_statement", telemetry.slow_statement.map_or_else(|| "off".into(), time)),
+    ]
+}
+
+fn time(time: Duration) -> String {
+    match time.subsec_millis() {
+        0 => format!("{}s", time.as_secs()),
+        _ => format!("{}ms", time.as_millis()),
+    }
+}
