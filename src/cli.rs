@@ -28,6 +28,8 @@ pub enum Command {
     Check,
     /// Show which plan a statement would get, and why, without running it.
     Explain(commands::explain::Arguments),
+    /// Write a proxy.toml from PgBouncer's configuration, and list what has no equivalent.
+    Import(commands::import::Arguments),
     /// Show what pgherd does, on throw-away servers, and then keep them up to try.
     Demo(commands::demo::Options),
 }
@@ -39,6 +41,7 @@ pub fn run() -> ExitCode {
         Command::Serve => commands::serve::run(&config),
         Command::Check => commands::check::main(&config),
         Command::Explain(arguments) => commands::explain::main(&config, &arguments),
+        Command::Import(arguments) => commands::import::main(&arguments),
         Command::Demo(options) => commands::demo::main(&options),
     }
 }

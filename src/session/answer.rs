@@ -273,7 +273,11 @@ impl Session {
 
     /// Counts a statement that has ended, and logs it if it took long.
     pub(super) fn note_statement(&self, class: PlanClass) {
-        let took = self.since.elapsed();
+        self.note_time(class, self.since.elapsed());
+    }
+
+    /// As [`Session::note_statement`], with the time that it took.
+    pub(super) fn note_time(&self, class: PlanClass, took: std::time::Duration) {
         self.db.metrics.statement(class, took);
         if self.db.slow_statement.is_some_and(|limit| took >= limit) {
             let (user, database) = (&self.user.name, &self.db.config.name);

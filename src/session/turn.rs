@@ -306,7 +306,8 @@ impl Session {
             Box::pin(self.after_hidden_ready()).await?;
         }
         let Some(status) = self.seen.ready.take() else { return Ok(()) };
-        self.since = Instant::now();
+        let now = Instant::now();
+        let took = now - std::mem::replace(&mut self.since, now);
         if self.seen.hidden_error.take().is_some() {
             return Err(Error::internal("the server refused a statement of pgherd's own").fatal());
         }
@@ -315,7 +316,7 @@ impl Session {
             Some(super::context::Target::Shard(_)) => PlanClass::Shard,
             _ => PlanClass::Primary,
         };
-        self.note_statement(class);
+        self.note_time(class, took);
         let succeeded = std::mem::take(&mut self.errors_in_turn) == 0;
         self.note_turn_outcome(succeeded);
         if self.settings.has_restorable() {

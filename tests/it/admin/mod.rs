@@ -1,6 +1,7 @@
 //! The console on a running pgherd: who may use it, what it shows, and what clients see of what it does.
 
 mod control;
+mod import;
 mod show;
 
 use std::collections::BTreeMap;
@@ -53,6 +54,13 @@ async fn row(console: &Client, command: &str, column: &str, value: &str) -> BTre
     let rows = shown(console, command).await;
     let found = rows.iter().find(|row| row.get(column).is_some_and(|it| it == value));
     found.unwrap_or_else(|| panic!("{command}: no {column} = {value} in {rows:?}")).clone()
+}
+
+/// The row of SHOW POOLS for `postgres` on that database.
+async fn pool_of(console: &Client, database: &str) -> BTreeMap<String, String> {
+    let rows = shown(console, "show pools").await;
+    let found = rows.iter().find(|row| row["database"] == database && row["user"] == "postgres");
+    found.unwrap_or_else(|| panic!("no pool in {rows:?}")).clone()
 }
 
 /// The SQLSTATE that a statement fails with.

@@ -2,7 +2,7 @@
 
 use std::process::Stdio;
 
-use super::{PATIENCE, code, pgherd_before, row, scene, shown};
+use super::{PATIENCE, code, pgherd_before, pool_of, row, scene, shown};
 use crate::harness::wire::{WireClient, tags};
 use crate::harness::{self, eventually, ground};
 use pgherd::wire::writer;
@@ -45,7 +45,7 @@ async fn psql_shows_pools_with_pgbouncers_columns_under_either_name() {
             )
         );
         let expected = format!("{}|postgres|1|0|0|0|0|0|0|1|0|0|0|0|0|transaction|", database.name);
-        assert_eq!(lines.next(), Some(expected.as_str()), "{out}");
+        assert!(lines.any(|line| line == expected), "{out}");
     }
     let (worked, _, help) = psql(pgherd.port, "pgherd", "SHOW HELP").await;
     assert!(worked && help.contains("NOTICE:  Console usage") && help.contains("RECONNECT [<db>]"), "{help}");
@@ -89,13 +89,13 @@ async fn who_waits_for_a_server_is_counted_as_waiting() {
     let (holder, waiter) = (pgherd.client(&database.name).await, pgherd.client(&database.name).await);
     holder.batch_execute("begin; select 1").await.expect("begun");
     let waiting = tokio::spawn(async move { waiter.simple_query("select 2").await.map(|_| ()) });
-    let counted = async || row(&console, "show pools", "database", &database.name).await["cl_waiting"] == "1";
+    let counted = async || pool_of(&console, &database.name).await["cl_waiting"] == "1";
     eventually(PATIENCE, "somebody waits", counted).await;
-    let pool = row(&console, "show pools", "database", &database.name).await;
+    let pool = pool_of(&console, &database.name).await;
     assert_eq!((pool["cl_active"].as_str(), pool["sv_active"].as_str()), ("1", "1"));
     holder.batch_execute("commit").await.expect("committed");
     waiting.await.expect("joined").expect("served");
-    assert_eq!(row(&console, "show pools", "database", &database.name).await["cl_waiting"], "0");
+    assert_eq!(pool_of(&console, &database.name).await["cl_waiting"], "0");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -110,7 +110,7 @@ async fn figures_are_what_was_done() {
     let after = row(&console, "show stats", "database", &database.name).await;
     let grown = |name: &str| after[name].parse::<u64>().expect(name) - before[name].parse::<u64>().expect(name);
     assert_eq!((grown("total_query_count"), grown("total_xact_count")), (11, 11));
-    assert_eq!(grown("total_server_assignment_count"), 11);
+    assert!(grown("total_server_assignment_count") >= 11, "with those of health checks");
     assert!(grown("total_query_time") >= 50_000 && grown("total_xact_time") >= 50_000, "{after:?}");
     assert!(grown("total_received") > 300 && grown("total_sent") > 600, "{after:?}");
     let totals = row(&console, "show stats_totals", "database", &database.name).await;
@@ -153,7 +153,10 @@ async fn drivers_that_speak_the_extended_protocol_get_typed_values() {
     let client = pgherd.client(&database.name).await;
     client.simple_query("select 1").await.expect("an answer");
     let pools = console.query("SHOW POOLS", &[]).await.expect("pools");
-    let pool = pools.iter().find(|row| row.get::<_, &str>("database") == database.name).expect("the pool");
+    let pool = pools
+        .iter()
+        .find(|row| row.get::<_, &str>("database") == database.name && row.get::<_, &str>("user") == "postgres");
+    let pool = pool.expect("the pool");
     assert_eq!((pool.get::<_, i32>("cl_active"), pool.get::<_, i32>("sv_idle")), (1, 1));
     assert_eq!(pool.get::<_, Option<&str>>("load_balance_hosts"), None);
     let statement = console.prepare("show databases").await.expect("prepared");
