@@ -187,7 +187,7 @@ async fn drivers_that_speak_the_extended_protocol_get_typed_values() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn only_those_who_are_named_get_in_and_only_administrators_do_more_than_look() {
     let (_database, pgherd, _console) = scene().await;
-    let error = harness::try_connect(&pgherd.conninfo("guest", "pgherd")).await.err().expect("refused");
+    let error = harness::try_connect(&pgherd.conninfo("guest", "pgherd")).await.map(|_| ()).expect_err("refused");
     let error = error.as_db_error().expect("an answer");
     assert_eq!(error.code().code(), "42501");
     assert!(error.hint().is_some_and(|hint| hint.contains("[admin]")), "{error:?}");
