@@ -141,6 +141,8 @@ async fn one_client_can_be_killed_and_a_database_be_closed_to_new_ones() {
     let id = shown(&console, "show clients").await[0]["id"].clone();
     console.batch_execute(&format!("kill_client {id}")).await.expect("killed");
     eventually(PATIENCE, "it is gone", async || one.is_closed()).await;
+    let unlisted = async || shown(&console, "show clients").await.iter().all(|row| row["id"] != id);
+    eventually(PATIENCE, "nor is it listed", unlisted).await;
     assert_eq!(code(&console, &format!("kill_client {id}")).await, "55000");
     console.batch_execute(&format!("disable {}", database.name)).await.expect("disabled");
     let refused =
