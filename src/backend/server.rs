@@ -43,6 +43,8 @@ pub struct ServerConn {
     pub inbuf: BytesMut,
     /// What is to be sent to it.
     pub outbuf: BytesMut,
+    /// Its socket's TLS may hold bytes that were taken out of `outbuf` and are not sent yet.
+    pub unflushed: bool,
     /// Bytes at the front of `inbuf` that may go to the client as they are.
     pub cleared: usize,
     /// Answers that it owes.
@@ -136,6 +138,7 @@ impl ServerConn {
             stream: connected.stream,
             inbuf: connected.inbuf,
             outbuf: BytesMut::new(),
+            unflushed: false,
             cleared: 0,
             expects: Expects::default(),
             pid: connected.pid,
@@ -171,6 +174,7 @@ impl ServerConn {
             && self.unfinished == 0
             && self.inbuf.is_empty()
             && self.outbuf.is_empty()
+            && !self.unflushed
     }
 
     /// Whether nothing is owed and it is outside a transaction; its buffers may still hold bytes for the client.
@@ -232,6 +236,9 @@ impl ServerConn {
         let before = std::mem::replace(&mut self.broken, true);
         self.stream.write_all(&self.outbuf).await.map_err(lost)?;
         self.outbuf.clear();
+        // TLS may still hold a part of it.
+        self.stream.flush().await.map_err(lost)?;
+        self.unflushed = false;
         self.broken = before;
         Ok(())
     }
@@ -259,6 +266,10 @@ impl ServerConn {
     /// # Errors
     /// The socket failed; the connection is broken.
     pub fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Error>> {
+        if self.outbuf.is_empty() && !self.unflushed {
+            return Poll::Ready(Ok(()));
+        }
+        self.unflushed = true;
         while !self.outbuf.is_empty() {
             match std::task::ready!(Pin::new(&mut self.stream).poll_write(cx, &self.outbuf)) {
                 Ok(written) if written > 0 => self.outbuf.advance(written),
@@ -270,7 +281,9 @@ impl ServerConn {
                 }
             }
         }
-        Pin::new(&mut self.stream).poll_flush(cx).map_err(lost)
+        std::task::ready!(Pin::new(&mut self.stream).poll_flush(cx)).map_err(lost)?;
+        self.unflushed = false;
+        Poll::Ready(Ok(()))
     }
 
     /// The next whole message, noted.

@@ -53,12 +53,16 @@ pub fn poll(
 ) -> Poll<Result<Event, Error>> {
     let was_stuck = is_stuck(client, server.as_deref());
     if let Some(server) = server.as_deref_mut()
-        && !server.outbuf.is_empty()
-        && let Poll::Ready(Err(_)) = poll_write_all(cx, &mut server.stream, &mut server.outbuf)
+        && (server.unflushed || !server.outbuf.is_empty())
     {
-        // What the server said before it went may still be there to read; only then is it known to be gone.
-        server.outbuf.clear();
-        server.mark_broken();
+        let written = poll_write_all(cx, &mut server.stream, &mut server.outbuf);
+        // TLS may have taken everything and sent only a part of it: then nothing but a flush sends the rest.
+        server.unflushed = written.is_pending();
+        if let Poll::Ready(Err(_)) = written {
+            // What the server said before it went may still be there to read; only then is it known to be gone.
+            server.outbuf.clear();
+            server.mark_broken();
+        }
     }
     loop {
         if poll_flush_client(cx, client, server.as_deref_mut()).is_err() {

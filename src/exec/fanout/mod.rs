@@ -186,9 +186,7 @@ impl<'a> Fanout<'a> {
                 if progress.is_over() || progress.stage == Stage::Waiting {
                     continue;
                 }
-                if !leg.queue().is_empty()
-                    && let Poll::Ready(Err(error)) = leg.poll_flush(cx)
-                {
+                if let Poll::Ready(Err(error)) = leg.poll_flush(cx) {
                     return Poll::Ready(Event::Lost(at, error));
                 }
                 let held = self.merger.as_ref().map_or(0, |merger| merger.held_bytes(at));
@@ -207,9 +205,7 @@ impl<'a> Fanout<'a> {
             }
             self.next = (self.next + 1) % count.max(1);
             // Nothing to read: what there is may go, however little.
-            if !sink.queue().is_empty()
-                && let Poll::Ready(Err(error)) = sink.poll_flush(cx)
-            {
+            if let Poll::Ready(Err(error)) = sink.poll_flush(cx) {
                 return Poll::Ready(Event::SinkLost(error));
             }
             Poll::Pending
@@ -345,9 +341,7 @@ async fn drain<L: Leg>(progress: &mut Progress, leg: &mut L) {
     }
     while !progress.is_over() {
         let next = poll_fn(|cx| {
-            if !leg.queue().is_empty()
-                && let Poll::Ready(Err(error)) = leg.poll_flush(cx)
-            {
+            if let Poll::Ready(Err(error)) = leg.poll_flush(cx) {
                 return Poll::Ready(Err(error));
             }
             leg.poll_frame(cx)

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use tokio::time::timeout;
 
 use super::proxy::{PATIENCE, Proxy};
-use crate::harness::wire::{rows, tags};
+use crate::harness::wire::{bind, rows, tags};
 use crate::harness::{self, database_on, eventually};
 
 /// Ends every server process of that database but the one that asks, and waits until each is gone with its sockets (pgherd may have
@@ -61,6 +61,30 @@ async fn a_server_that_dies_in_a_statement_or_a_transaction_ends_its_client_and_
         assert_eq!(rows(&bystander.query("select 1").await), [[Some("1".to_owned())]], "{before}");
     }
     proxy.examine().await;
+}
+
+#[tokio::test]
+async fn a_large_message_reaches_a_server_that_is_slow_to_read_it() {
+    let database = harness::fresh_database().await;
+    for tls in ["require", "disable"] {
+        let address = format!("{} sslmode={tls}", database.address());
+        let proxy = Proxy::at(database.clone(), &address, "max_connections = 1").await;
+        let mut client = proxy.wire().await;
+        let large = "x".repeat(8 << 20);
+        let say = |out: &mut bytes::BytesMut| {
+            use pgherd::wire::writer;
+            for (text, value) in [("select pg_sleep(0.3)::text, $1::text", "small"), ("select 1, length($1)", &large)] {
+                writer::parse(out, b"", text.as_bytes(), &[25]);
+                bind(out, "", "", &[Some(value)], 0);
+                writer::execute(out, b"", 0);
+            }
+            writer::sync(out);
+        };
+        client.say(say).await;
+        let answers = timeout(PATIENCE, client.until_ready()).await.expect("answered");
+        assert_eq!(rows(&answers)[1], [Some("1".to_owned()), Some((8 << 20).to_string())], "sslmode={tls}");
+        proxy.stop().await;
+    }
 }
 
 #[tokio::test]
