@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use tokio_postgres::{Client, SimpleQueryMessage};
 
-use crate::harness::{self, Database, Pgherd};
+use crate::harness::{self, Database, Pgherd, eventually};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -31,6 +31,12 @@ async fn scene() -> (Database, Pgherd, Client) {
     let database = harness::fresh_database().await;
     let pgherd = pgherd_before(&database, "max_connections = 4").await;
     let console = pgherd.client("pgherd").await;
+    // The first health check has opened a connection and given it back: the next one is not due while the story lasts.
+    let is_checked = async || {
+        let servers = shown(&console, "show servers").await;
+        !servers.is_empty() && servers.iter().all(|server| server["state"] == "idle")
+    };
+    eventually(PATIENCE, "the first health check is over", is_checked).await;
     (database, pgherd, console)
 }
 
