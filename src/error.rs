@@ -116,6 +116,14 @@ impl Error {
         self
     }
 
+    /// The same error for somebody else, without what is below it.
+    #[must_use]
+    pub fn again(&self) -> Self {
+        let Inner { kind, sqlstate, message, detail, hint, fatal, cause: _ } = &*self.0;
+        let (message, detail, hint) = (message.clone(), detail.clone(), hint.clone());
+        Self(Box::new(Inner { kind: *kind, sqlstate: *sqlstate, message, detail, hint, fatal: *fatal, cause: None }))
+    }
+
     /// Marks the error as one that ends the session (severity FATAL).
     #[must_use]
     pub fn fatal(mut self) -> Self {

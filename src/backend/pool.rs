@@ -14,7 +14,7 @@ use arc_swap::ArcSwapOption;
 use bb8::{ManageConnection, PooledConnection};
 use futures_util::FutureExt as _;
 use parking_lot::Mutex;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 use super::connect::{self, Login};
 use super::gate::Gate;
@@ -64,6 +64,21 @@ pub struct Manager {
     metrics: PoolMetrics,
     observer: Option<Arc<dyn ProcessObserver>>,
     roster: Arc<Roster>,
+    /// Why the last attempt to connect failed.
+    failed: watch::Sender<Option<Error>>,
+}
+
+impl Manager {
+    async fn open(&self) -> Result<Box<ServerConn>, Error> {
+        let connected = connect::connect(&self.address, &self.login).await?;
+        let mut server = Box::new(ServerConn::new(connected, &self.address, &self.login.tls, self.statements));
+        let read = tokio::time::timeout(self.login.connect_timeout, reset::read_baseline(&mut server)).await;
+        let baseline = read.map_err(|_| timed_out("reading a new server connection's settings"))??;
+        if self.baseline.load().as_deref() != Some(&baseline) {
+            self.baseline.store(Some(Arc::new(baseline)));
+        }
+        Ok(server)
+    }
 }
 
 impl ManageConnection for Manager {
@@ -77,15 +92,11 @@ impl ManageConnection for Manager {
         if self.roster.gate.wants_none() {
             return Err(not_now());
         }
-        let connected = connect::connect(&self.address, &self.login).await.inspect_err(|_| {
+        let mut server = self.open().await.inspect_err(|error| {
             self.metrics.connect_failures.inc();
+            // bb8 would let those who wait for a connection wait until their time is up.
+            self.failed.send_replace(Some(error.again()));
         })?;
-        let mut server = Box::new(ServerConn::new(connected, &self.address, &self.login.tls, self.statements));
-        let read = tokio::time::timeout(self.login.connect_timeout, reset::read_baseline(&mut server)).await;
-        let baseline = read.map_err(|_| timed_out("reading a new server connection's settings"))??;
-        if self.baseline.load().as_deref() != Some(&baseline) {
-            self.baseline.store(Some(Arc::new(baseline)));
-        }
         self.metrics.connects.inc();
         let stream = &server.stream;
         server.listing = Some(self.roster.arrives(Arrival {
@@ -182,6 +193,8 @@ pub struct Pool {
     address: ServerAddress,
     metrics: PoolMetrics,
     roster: Arc<Roster>,
+    /// Why the last attempt to connect failed.
+    failed: watch::Sender<Option<Error>>,
 }
 
 /// What a pool reports to, and who may hold it up.
@@ -283,6 +296,7 @@ impl Pool {
         let Around { metrics, gate, observer } = around;
         let roster = Arc::new(Roster::new(gate));
         let baseline = Arc::new(ArcSwapOption::empty());
+        let failed = watch::Sender::new(None);
         let manager = Manager {
             address: address.clone(),
             login,
@@ -291,6 +305,7 @@ impl Pool {
             metrics: metrics.clone(),
             observer,
             roster: Arc::clone(&roster),
+            failed: failed.clone(),
         };
         let pool = bb8::Pool::builder()
             .max_size(config.max_connections)
@@ -312,6 +327,7 @@ impl Pool {
             address,
             metrics,
             roster,
+            failed,
         }
     }
 
@@ -450,11 +466,16 @@ impl Pool {
 
     /// A connection from bb8, old or new; `None` if the gate was shut meanwhile.
     async fn connect(&self, permit: OwnedSemaphorePermit) -> Result<Option<Lease>, Error> {
+        let mut failed = self.failed.subscribe();
         loop {
             let got = tokio::select! {
                 biased;
                 got = self.pool.get_owned() => got,
                 () = self.roster.gate.shut() => return Ok(None),
+                _ = failed.changed() => match &*failed.borrow() {
+                    Some(error) => return Err(error.again()),
+                    None => continue,
+                },
             };
             let mut server = match got {
                 Ok(server) => server,

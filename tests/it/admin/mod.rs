@@ -55,11 +55,31 @@ async fn shown(console: &Client, command: &str) -> Vec<BTreeMap<String, String>>
     rows
 }
 
-/// The row whose column has that value.
+/// The row whose column has that value, once there is one: what is shown follows what a client was told by a moment.
 async fn row(console: &Client, command: &str, column: &str, value: &str) -> BTreeMap<String, String> {
-    let rows = shown(console, command).await;
-    let found = rows.iter().find(|row| row.get(column).is_some_and(|it| it == value));
-    found.unwrap_or_else(|| panic!("{command}: no {column} = {value} in {rows:?}")).clone()
+    row_with(console, command, &[(column, value)]).await
+}
+
+/// The row whose columns have those values, once there is one.
+async fn row_with(console: &Client, command: &str, wanted: &[(&str, &str)]) -> BTreeMap<String, String> {
+    let mut found = None;
+    let what = format!("{command}: {wanted:?}");
+    let looked = async || {
+        let is_it = |row: &BTreeMap<String, String>| {
+            wanted.iter().all(|(column, value)| row.get(*column).is_some_and(|it| it == value))
+        };
+        shown(console, command).await.into_iter().find(is_it)
+    };
+    let deadline = std::time::Instant::now() + PATIENCE;
+    while found.is_none() {
+        assert!(
+            std::time::Instant::now() < deadline,
+            "waited in vain for {what} in {:?}",
+            shown(console, command).await
+        );
+        found = looked().await;
+    }
+    found.expect("a row")
 }
 
 /// The row of SHOW POOLS for `postgres` on that database.

@@ -2,7 +2,7 @@
 
 use std::process::Stdio;
 
-use super::{PATIENCE, code, pgherd_before, pool_of, row, scene, shown};
+use super::{PATIENCE, code, pgherd_before, pool_of, row, row_with, scene, shown};
 use crate::harness::wire::{WireClient, tags};
 use crate::harness::{self, eventually, ground};
 use pgherd::wire::writer;
@@ -71,13 +71,12 @@ async fn clients_and_servers_are_shown_as_they_are() {
 
     client.batch_execute("begin").await.expect("begun");
     let pid: i32 = client.query_one("select pg_backend_pid()", &[]).await.expect("a pid").get(0);
-    let active = row(&console, "show clients", "application_name", "teller").await;
-    assert_eq!(active["state"], "active");
-    let server = row(&console, "show servers", "remote_pid", &pid.to_string()).await;
+    let active = row_with(&console, "show clients", &[("application_name", "teller"), ("state", "active")]).await;
+    let server = row_with(&console, "show servers", &[("remote_pid", &pid.to_string()), ("state", "active")]).await;
     assert_eq!((server["state"].as_str(), server["link"].as_str()), ("active", active["ptr"].as_str()));
     assert_eq!((active["link"].as_str(), server["database"].as_str()), (server["ptr"].as_str(), name.as_str()));
     client.batch_execute("commit").await.expect("committed");
-    assert_eq!(row(&console, "show servers", "remote_pid", &pid.to_string()).await["state"], "idle");
+    row_with(&console, "show servers", &[("remote_pid", &pid.to_string()), ("state", "idle")]).await;
 
     client.batch_execute("listen here").await.expect("listening");
     let pinned = row(&console, "show pins", "reasons", "listen").await;
@@ -101,7 +100,8 @@ async fn who_waits_for_a_server_is_counted_as_waiting() {
     assert_eq!((pool["cl_active"].as_str(), pool["sv_active"].as_str()), ("1", "1"));
     holder.batch_execute("commit").await.expect("committed");
     waiting.await.expect("joined").expect("served");
-    assert_eq!(pool_of(&console, &database.name).await["cl_waiting"], "0");
+    let nobody = async || pool_of(&console, &database.name).await["cl_waiting"] == "0";
+    eventually(PATIENCE, "nobody waits any more", nobody).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
