@@ -46,19 +46,41 @@ impl Modes {
         let through = Before { port: proxy.port, database: &self.behind };
         for script in self.scripts.iter().filter(|script| script.scope.holds(mode, self.server)) {
             for round in ["cold", "warm"] {
-                let (wanted, tags) = play(straight, &script.steps).await;
-                let (got, _) = play(through, &script.steps).await;
-                seen.extend(tags);
-                let got = got.into_iter().map(|line| line.replace(&self.behind.name, &self.straight.name)).collect();
-                let found = patch::difference(&wanted, &got);
                 let patches = patch::known(&script.path);
-                if found != patch::wanted(&patches, mode, self.server) {
+                let known = patch::wanted(&patches, mode, self.server);
+                let mut found = self.found(straight, through, script, seen).await;
+                if found != known && !is_strict() {
+                    // Beside all other tests a timeout of the machine's may tell what PostgreSQL would not: it must tell it twice.
+                    eprintln!("{} ({mode}, {round}) differed once:\n{}\n", script.name, found.join("\n"));
+                    found = self.found(straight, through, script, seen).await;
+                }
+                if found != known {
                     faults.push(format!("{} ({mode}, {round}):\n{}\n", script.name, found.join("\n")));
                 }
             }
         }
         faults
     }
+
+    /// Plays one on both sides, and returns what differs.
+    async fn found(
+        &self,
+        straight: Before<'_>,
+        through: Before<'_>,
+        script: &script::Script,
+        seen: &mut BTreeSet<u8>,
+    ) -> Vec<String> {
+        let (wanted, tags) = play(straight, &script.steps).await;
+        let (got, _) = play(through, &script.steps).await;
+        seen.extend(tags);
+        let got = got.into_iter().map(|line| line.replace(&self.behind.name, &self.straight.name)).collect();
+        patch::difference(&wanted, &got)
+    }
+}
+
+/// Whether a difference counts that does not come again: in runs by hand, on a machine that does nothing else.
+fn is_strict() -> bool {
+    std::env::var_os("PGHERD_SOAK").is_some()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
