@@ -11,6 +11,7 @@ mod own;
 pub mod pool;
 pub mod reset;
 pub mod roster;
+pub mod scan;
 pub mod server;
 pub mod settings;
 pub mod statements;

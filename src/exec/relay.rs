@@ -9,7 +9,8 @@ use std::task::{Context, Poll, ready};
 use bytes::{Buf, BytesMut};
 use tokio::io::AsyncWrite;
 
-use crate::backend::server::{Seen, ServerConn};
+use crate::backend::scan::Seen;
+use crate::backend::server::ServerConn;
 use crate::error::{Error, ErrorKind};
 use crate::limits;
 use crate::net::spare;

@@ -33,7 +33,7 @@ use tokio::time::Instant;
 
 use crate::backend::expect::{Expect, LearnedTypes};
 use crate::backend::pool::{Lease, Pool};
-use crate::backend::server::Seen;
+use crate::backend::scan::Seen;
 use crate::backend::statements::Identity;
 use crate::config::model::{PoolMode, User};
 use crate::error::Error;

@@ -1,0 +1,233 @@
+//! Reading what a server sends: which of it is the client's, which is pgherd's own, and what it says of the session.
+
+use bytes::{Buf, Bytes, BytesMut};
+
+use super::expect::{Consequences, Verdict};
+use super::failure::misbehaved;
+use super::own::is_stale_plan;
+use super::server::{ServerConn, UNKNOWN_STATEMENT};
+use crate::error::Error;
+use crate::limits;
+use crate::net::spare;
+use crate::wire::backend::ErrorFields;
+use crate::wire::frame::{self, HEADER_LEN};
+use crate::wire::writer::TransactionStatus;
+
+/// Bytes of a message that is held until it is whole; larger ones pass as they come where nobody must read them.
+const HELD_UP_TO: usize = 64 * 1024;
+/// Bytes of answers up to which copying them is cheaper than keeping the server waiting for the client's socket.
+const COPY_UP_TO: usize = 8 * 1024;
+
+/// What scanning a server's bytes showed.
+#[derive(Debug, Default)]
+pub struct Seen {
+    /// The last ReadyForQuery's status, if one came.
+    pub ready: Option<TransactionStatus>,
+    /// A ReadyForQuery came that only pgherd had asked for.
+    pub hidden_ready: bool,
+    /// It asked for COPY data.
+    pub copy_in: bool,
+    /// It said why it goes away.
+    pub farewell: bool,
+    /// Rows passed on.
+    pub rows: u64,
+    /// Errors passed on.
+    pub errors: u32,
+    /// A notice was passed on.
+    pub notices: u32,
+    /// The server said that a kept plan's result type changed.
+    pub stale_plan: bool,
+    /// SQLSTATE of the last error of a hidden query.
+    pub hidden_error: Option<Bytes>,
+    /// Settings it reported as changed.
+    pub reported: Vec<(String, String)>,
+    /// What failed Parses left behind.
+    pub consequences: Consequences,
+}
+
+impl ServerConn {
+    /// Scans what was read, clears for the client what is the client's, and swallows what is not. What must go to the
+    /// client before bytes still in `inbuf` is appended to `out`.
+    ///
+    /// # Errors
+    /// The server broke the protocol; the connection is broken.
+    pub fn scan(&mut self, out: &mut BytesMut, seen: &mut Seen) -> Result<(), Error> {
+        let result = self.scan_messages(out, seen);
+        if result.is_err() {
+            self.broken = true;
+        } else if self.cleared <= COPY_UP_TO {
+            self.spill(out);
+        }
+        result
+    }
+
+    /// Moves what is cleared into `out`, so that the server is free of it.
+    pub fn spill(&mut self, out: &mut BytesMut) {
+        if self.cleared > 0 {
+            spare::lend(out);
+            out.extend_from_slice(&self.inbuf[..self.cleared]);
+            self.inbuf.advance(self.cleared);
+            self.cleared = 0;
+        }
+    }
+
+    fn scan_messages(&mut self, out: &mut BytesMut, seen: &mut Seen) -> Result<(), Error> {
+        loop {
+            if self.passing > 0 {
+                let step = self.passing.min(self.inbuf.len() - self.cleared);
+                self.cleared += step;
+                self.passing -= step;
+                if self.passing > 0 {
+                    return Ok(());
+                }
+            }
+            let rest = self.inbuf.len() - self.cleared;
+            let header = match frame::peek(&self.inbuf[self.cleared..], limits::MESSAGE_BYTES) {
+                Ok(Some(header)) => header,
+                Ok(None) => return Ok(()),
+                Err(error) => return Err(misbehaved(error.to_string())),
+            };
+            if matches!(header.tag, b'D' | b'd') && !self.expects.is_hidden() {
+                self.answer(header.tag, seen)?;
+                seen.rows += u64::from(header.tag == b'D');
+                self.passing = header.total;
+                continue;
+            }
+            if header.total > HELD_UP_TO && self.pass_unread(header, seen)? {
+                continue;
+            }
+            if rest < header.total {
+                let missing = header.total - rest;
+                self.inbuf.reserve(missing);
+                return Ok(());
+            }
+            match self.judge(header, seen)? {
+                Verdict::Forward => self.cleared += header.total,
+                Verdict::Swallow => {
+                    self.spill(out);
+                    self.inbuf.advance(header.total);
+                }
+                Verdict::Replace(bytes) => {
+                    self.spill(out);
+                    self.inbuf.advance(header.total);
+                    out.extend_from_slice(&bytes);
+                }
+            }
+            self.inject(out);
+        }
+    }
+
+    /// Lets a large message pass as it comes instead of holding it: a client can make a notice, an error or a function's
+    /// result as large as it likes. Returns false for one that must be held.
+    fn pass_unread(&mut self, header: frame::Header, seen: &mut Seen) -> Result<bool, Error> {
+        if self.expects.is_hidden() || self.expects.is_poisoned() || self.expects.is_empty() {
+            return Ok(false);
+        }
+        match header.tag {
+            b'N' => seen.notices += 1,
+            b'V' => drop(self.answer(b'V', seen)?),
+            b'E' => {
+                self.copying_in = false;
+                seen.errors += 1;
+                self.answer(b'E', seen)?;
+                self.act_on_losses(seen);
+            }
+            _ => return Ok(false),
+        }
+        self.passing = header.total;
+        Ok(true)
+    }
+
+    /// Puts in what is due before the server's next message.
+    pub fn inject(&mut self, out: &mut BytesMut) {
+        while let Some(bytes) = self.expects.take_injection() {
+            self.spill(out);
+            out.extend_from_slice(&bytes);
+        }
+    }
+
+    fn answer(&mut self, tag: u8, seen: &mut Seen) -> Result<Verdict, Error> {
+        self.expects
+            .answer(tag, &mut seen.consequences)
+            .map_err(|unexpected| misbehaved(format!("message {:?} answers nothing", unexpected.0 as char)))
+    }
+
+    fn judge(&mut self, header: frame::Header, seen: &mut Seen) -> Result<Verdict, Error> {
+        let hidden = self.expects.is_hidden();
+        let unasked = if hidden { Verdict::Swallow } else { Verdict::Forward };
+        match header.tag {
+            b'N' => {
+                seen.notices += u32::from(!hidden);
+                return Ok(unasked);
+            }
+            b'A' => return Ok(Verdict::Forward),
+            b'S' => {
+                let body = self.copy_body(header);
+                seen.reported.extend(self.note_parameter(&body));
+                return Ok(unasked);
+            }
+            b'E' if self.expects.is_empty() => {
+                // Unasked: the server is going away (admin shutdown, idle timeout). The client is told as PostgreSQL would.
+                self.broken = true;
+                seen.errors += 1;
+                seen.farewell = true;
+                return Ok(Verdict::Forward);
+            }
+            b'E' => self.judge_error(header, hidden, seen),
+            b't' => {
+                let body = self.copy_body(header);
+                self.expects.learn_types(&body);
+            }
+            b'G' | b'W' => {
+                self.copying_in = true;
+                seen.copy_in = true;
+                self.expects.copy_in_started();
+            }
+            b'C' => self.copying_in = false,
+            b'Z' => {
+                let byte = self.inbuf[self.cleared..self.cleared + header.total].last().copied();
+                let status = byte.and_then(TransactionStatus::from_byte);
+                self.status = status.ok_or_else(|| misbehaved("ReadyForQuery without a status"))?;
+                self.copying_in = false;
+                if self.expects.is_hidden_ready() {
+                    seen.hidden_ready = true;
+                } else {
+                    seen.ready = Some(self.status);
+                }
+            }
+            _ => {}
+        }
+        let verdict = self.answer(header.tag, seen)?;
+        self.act_on_losses(seen);
+        Ok(verdict)
+    }
+
+    /// Parses and Closes that did not happen: what is believed of the server follows.
+    fn act_on_losses(&mut self, seen: &mut Seen) {
+        for statement in seen.consequences.lost_statements.drain(..) {
+            self.held.remove(statement.id);
+        }
+        let lost_close = std::mem::take(&mut seen.consequences.lost_close);
+        if lost_close || std::mem::take(&mut seen.consequences.lost_unnamed) {
+            self.unnamed = Some(UNKNOWN_STATEMENT);
+        }
+        self.dirty |= lost_close;
+    }
+
+    fn judge_error(&mut self, header: frame::Header, hidden: bool, seen: &mut Seen) {
+        self.copying_in = false;
+        let body = self.copy_body(header);
+        if hidden {
+            seen.hidden_error = Some(body);
+        } else {
+            seen.errors += 1;
+            let fields = ErrorFields::parse(&body).ok();
+            seen.farewell |= fields.as_ref().is_some_and(ErrorFields::is_fatal);
+            seen.stale_plan |= fields.as_ref().is_some_and(is_stale_plan);
+        }
+    }
+
+    fn copy_body(&self, header: frame::Header) -> Bytes {
+        Bytes::copy_from_slice(&self.inbuf[self.cleared + HEADER_LEN..self.cleared + header.total])
+    }
+}
