@@ -76,11 +76,9 @@ impl SessionSettings {
             _ => false,
         };
         match effect {
-            Effect::Set(name) => {
-                self.touched.insert(name.clone());
-            }
+            Effect::Set(name) => self.touch(name),
             Effect::Reset(name) => {
-                self.touched.insert(name.clone());
+                self.touch(name);
                 self.reset.insert(name.clone());
                 self.restorable.extend(self.startup.get(name).map(|_| name.clone()));
             }
@@ -90,6 +88,14 @@ impl SessionSettings {
                 self.restorable.extend(self.startup.iter().map(|(name, _)| Box::from(name)));
             }
             _ => {}
+        }
+    }
+
+    /// Notes that a setting may change. The session's authorization takes the role with it: it becomes `none`.
+    fn touch(&mut self, name: &str) {
+        self.touched.insert(name.into());
+        if name == "session_authorization" {
+            self.touched.insert("role".into());
         }
     }
 
@@ -109,7 +115,7 @@ impl SessionSettings {
         if is_reported(&name) {
             self.parse_is_uncertain |= Settings::is_parse_relevant(&name);
             self.exact = None;
-            self.touched.insert(name.into());
+            self.touch(&name);
         }
     }
 
@@ -187,6 +193,14 @@ mod tests {
         assert!(session.is_uncertain() && !session.must_read_back());
         session.transaction_ended();
         assert!(!session.is_uncertain());
+    }
+
+    #[test]
+    fn an_authorization_takes_the_role_with_it() {
+        let mut session = SessionSettings::new(Arc::new(settings(&[("role", "ann")])));
+        session.note_effect(&Effect::Set("session_authorization".into()));
+        let names = session.names_to_read(&Settings::default());
+        assert_eq!(names.iter().map(|name| &**name).collect::<Vec<_>>(), ["role", "session_authorization"]);
     }
 
     #[test]

@@ -85,6 +85,31 @@ async fn what_a_transaction_undoes_is_undone() {
 
 /// Startup parameters are what RESET goes back to, at once, and the client is told.
 #[tokio::test]
+async fn another_authorization_takes_the_role_away() {
+    let proxy = Proxy::start("max_connections = 1").await;
+    let [ann, ben] = ["relay_ann", "relay_ben"].map(harness::unique);
+    proxy.database.execute(&format!("create role {ann}; create role {ben}; grant {ben} to {ann}")).await;
+    let mut client = proxy.wire().await;
+    for (script, wanted) in [
+        (format!("set session authorization {ann}; set role {ben}"), format!("{ann} {ben} {ben}")),
+        (format!("begin; set session authorization {ann}; commit"), format!("{ann} {ann} none")),
+        (format!("set role {ben}"), format!("{ann} {ben} {ben}")),
+        ("reset session authorization".to_owned(), "postgres postgres none".to_owned()),
+        (format!("set role {ben}"), format!("postgres {ben} {ben}")),
+        (format!("select set_config('session_authorization', '{ann}', false)"), format!("{ann} {ann} none")),
+        ("set session authorization default".to_owned(), "postgres postgres none".to_owned()),
+    ] {
+        assert!(!tags(&client.query(&script).await).contains('E'), "{script}");
+        // Another client in between, so that all must be put back.
+        assert_eq!(show(&mut proxy.wire().await, "current_user").await, "postgres");
+        let seen = show(&mut client, "concat_ws(' ', session_user, current_user, current_setting('role'))").await;
+        assert_eq!(seen, wanted, "{script}");
+    }
+    drop(client);
+    proxy.examine().await;
+}
+
+#[tokio::test]
 async fn reset_goes_back_to_what_the_client_asked_for_at_startup() {
     for mode in ["transaction", "session"] {
         let proxy = Proxy::start(&format!("max_connections = 2, mode = \"{mode}\"")).await;
