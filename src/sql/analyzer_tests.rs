@@ -25,6 +25,42 @@ fn facts_that_depend_on_a_literal_are_told_apart() {
 }
 
 #[test]
+fn a_literal_may_say_whether_explain_runs_its_statement() {
+    let analyzer = Analyzer::new();
+    for (text, class) in [
+        ("explain (analyze 0) delete from t", Class::Utility),
+        ("explain (analyze 1) delete from t", Class::Write),
+        ("explain (analyze 'off') delete from t", Class::Utility),
+        ("explain (analyze 'on') delete from t", Class::Write),
+        ("explain (\"analyze\") delete from t", Class::Write),
+        ("explain (\"analyze\" off) delete from t", Class::Utility),
+    ] {
+        assert_eq!(analyzer.facts(text.as_bytes(), true).class(), class, "{text}");
+    }
+}
+
+#[test]
+fn statements_do_not_nest_however_often_a_text_says_so() {
+    let run = || {
+        let analyzer = Analyzer::new();
+        for opening in ["explain ", "explain (verbose) ", "prepare a as ", "declare a cursor for ", "copy ("] {
+            let text = opening.repeat(50_000);
+            assert_eq!(analyzer.facts(text.as_bytes(), true).statements.len(), 1, "{opening}");
+        }
+    };
+    let thread = std::thread::Builder::new().stack_size(2 * 1024 * 1024).spawn(run).expect("a thread");
+    thread.join().expect("no overflow");
+}
+
+#[test]
+fn a_cursor_may_be_called_cursor() {
+    for (name, effect) in [("c", Effect::HoldCursor), ("cursor", Effect::HoldCursor)] {
+        let facts = Analyzer::new().facts(format!("declare {name} cursor with hold for select 1").as_bytes(), true);
+        assert_eq!(facts.statements[0].effects, [effect], "{name}");
+    }
+}
+
+#[test]
 fn hints_belong_to_the_text_that_holds_them() {
     let analyzer = Analyzer::new();
     let plain = analyzer.facts(b"select 1", true);

@@ -2,6 +2,7 @@
 
 use super::analyzer::analyze_piece;
 use super::facts::{Class, Effect, Statement};
+use super::lexer::{Token, TokenKind};
 use super::piece::{Found, Piece};
 use super::settings;
 use super::transaction;
@@ -59,6 +60,11 @@ pub(super) fn opaque(piece: Piece<'_>) -> Found {
     Found { statement, literal_sensitive: true }
 }
 
+/// A statement inside of another. None that may hold one in its turn is allowed there, so that no text makes this deep.
+fn nested(piece: Piece<'_>) -> Found {
+    if piece.is_one(0, &["explain", "declare", "prepare", "copy"]) { opaque(piece) } else { analyze_piece(piece) }
+}
+
 fn session(effect: Effect) -> Statement {
     Statement { effects: vec![effect], ..Statement::new(Class::Session) }
 }
@@ -106,7 +112,7 @@ fn prepare(piece: Piece<'_>) -> Statement {
     let Some(name) = piece.identifier(1) else { return opaque(piece).statement };
     let mut statement = session(Effect::Prepare(name.into()));
     statement.identifiers = piece.identifiers_and_bodies();
-    let inner = (2..piece.tokens.len()).find(|&at| piece.is(at, "as")).map(|at| analyze_piece(piece.from(at + 1)));
+    let inner = (2..piece.tokens.len()).find(|&at| piece.is(at, "as")).map(|at| nested(piece.from(at + 1)));
     if inner.is_none_or(|inner| !inner.statement.effects.is_empty()) {
         statement.effects.push(Effect::Opaque);
     }
@@ -115,10 +121,11 @@ fn prepare(piece: Piece<'_>) -> Statement {
 
 /// `DECLARE name ... CURSOR [WITH HOLD] FOR query`: the query's facts, which FETCH will run.
 fn declare(piece: Piece<'_>) -> Found {
-    let Some(cursor) = (1..piece.tokens.len()).find(|&at| piece.is(at, "cursor")) else { return opaque(piece) };
+    // The name comes first, and may be `cursor` too.
+    let Some(cursor) = (2..piece.tokens.len()).find(|&at| piece.is(at, "cursor")) else { return opaque(piece) };
     let hold = piece.are(cursor + 1, &["with", "hold"]);
     let Some(query) = (cursor..piece.tokens.len()).find(|&at| piece.is(at, "for")) else { return opaque(piece) };
-    let mut found = analyze_piece(piece.from(query + 1));
+    let mut found = nested(piece.from(query + 1));
     if found.statement.class == Class::Read {
         found.statement.class = Class::Session;
     } else if found.statement.class != Class::Opaque {
@@ -133,10 +140,12 @@ struct Explained {
     inner: usize,
     analyze: bool,
     route: bool,
+    /// A literal says whether it is ANALYZE: `(ANALYZE 0)` and `(ANALYZE 1)` have one fingerprint.
+    by_literal: bool,
 }
 
 fn explained(piece: Piece<'_>) -> Option<Explained> {
-    let mut found = Explained { inner: 1, analyze: false, route: false };
+    let mut found = Explained { inner: 1, analyze: false, route: false, by_literal: false };
     let is_query = piece.is_punctuation(2, b'(') || piece.is_one(2, &["select", "with", "values", "table"]);
     if piece.is_punctuation(1, b'(') && !is_query {
         found.inner = piece.behind_parenthesis(1)?;
@@ -146,11 +155,14 @@ fn explained(piece: Piece<'_>) -> Option<Explained> {
             }
             let value = piece.lower(at + 1);
             let on = !matches!(value.trim_matches('\''), "off" | "false" | "0");
-            match piece.lower(at).as_str() {
-                "analyze" | "analyse" => found.analyze = on,
-                "route" => found.route = on,
-                _ => {}
+            // An option's name may be quoted.
+            match piece.identifier(at).as_deref() {
+                Some("analyze" | "analyse") => found.analyze = on,
+                Some("route") => found.route = on,
+                _ => continue,
             }
+            let literal = |token: Token| token.kind == TokenKind::Number || token.kind.is_string();
+            found.by_literal |= piece.token(at + 1).is_some_and(literal);
         }
     } else {
         if piece.is_one(1, &["analyze", "analyse"]) {
@@ -163,12 +175,14 @@ fn explained(piece: Piece<'_>) -> Option<Explained> {
 }
 
 fn explain(piece: Piece<'_>) -> Found {
-    let Some(Explained { inner, analyze, route }) = explained(piece) else { return opaque(piece) };
+    let Some(Explained { inner, analyze, route, by_literal }) = explained(piece) else { return opaque(piece) };
     if route {
-        return Statement::new(Class::ExplainRoute).into();
+        return Found { statement: Statement::new(Class::ExplainRoute), literal_sensitive: by_literal };
     }
-    let mut found = analyze_piece(piece.from(inner));
+    let inner = piece.from(inner);
+    let mut found = if inner.is(0, "declare") { declare(inner) } else { nested(inner) };
     found.statement.explain = true;
+    found.literal_sensitive |= by_literal;
     if !analyze && found.statement.class != Class::Opaque {
         let statement = &mut found.statement;
         statement.class = Class::Utility;
@@ -202,7 +216,7 @@ fn copy(piece: Piece<'_>) -> Found {
 /// `COPY (query) TO STDOUT | 'file' | PROGRAM 'command'`
 fn copy_query(piece: Piece<'_>) -> Option<Found> {
     let behind = piece.behind_parenthesis(1)?;
-    let mut found = analyze_piece(piece.range(2, behind - 1));
+    let mut found = nested(piece.range(2, behind - 1));
     if !piece.is(behind, "to") {
         return None;
     }

@@ -135,13 +135,16 @@ pub(super) fn split(text: &[u8], standard_conforming_strings: bool) -> Vec<Vec<T
     let mut piece: Vec<Token> = Vec::new();
     let mut parentheses = 0_usize;
     let mut blocks = 0_usize;
-    for token in Lexer::new(text, standard_conforming_strings).significant() {
+    let mut tokens = Lexer::new(text, standard_conforming_strings).significant().peekable();
+    while let Some(token) = tokens.next() {
         if token.is_punctuation(text, b'(') {
             parentheses += 1;
         } else if token.is_punctuation(text, b')') {
             parentheses = parentheses.saturating_sub(1);
         } else if parentheses == 0 && is_routine(&piece, text) {
-            if token.is_word(text, "begin") || (blocks > 0 && token.is_word(text, "case")) {
+            // `begin` alone may be the routine's name.
+            let atomic = token.is_word(text, "begin") && tokens.peek().is_some_and(|next| next.is_word(text, "atomic"));
+            if atomic || (blocks > 0 && token.is_word(text, "case")) {
                 blocks += 1;
             } else if blocks > 0 && token.is_word(text, "end") {
                 blocks -= 1;
@@ -185,6 +188,7 @@ mod tests {
         assert_eq!(count("create rule r as on insert to t do (select 1; select 2); select 3"), 2);
         let atomic = "create or replace function f() returns int begin atomic select case when true then 1 end; select 2; end; select 3";
         assert_eq!(count(atomic), 2);
+        assert_eq!(count("create function begin() returns int return 1; select 2; select 3"), 3);
         assert_eq!(count("begin; select 1; end"), 3);
     }
 
