@@ -3,6 +3,7 @@
 mod accept;
 mod console;
 mod databases;
+mod door;
 mod figures;
 mod flags;
 mod solo;
@@ -22,11 +23,12 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use self::accept::Door;
 use self::databases::Databases;
+use self::door::Door;
 use self::workers::Workers;
 use crate::auth::scram::ScramStore;
 use crate::backend::gate::Gate;
+use crate::backend::ledger::Bounds;
 use crate::cache::ResultCache;
 use crate::catalog::refresh::CatalogHandle;
 use crate::config::model::{Config, Database as DatabaseConfig};
@@ -48,7 +50,7 @@ use crate::wire::sqlstate::SqlState;
 struct House {
     config: ArcSwap<Config>,
     handshake: ArcSwap<HandshakeContext>,
-    door: ArcSwap<Door>,
+    door: Arc<Door>,
     databases: Databases,
     /// By primary.
     homes: Mutex<HashMap<String, Home>>,
@@ -124,6 +126,7 @@ async fn open(
         analyzer: Analyzer::new(),
         cancel_keys: Arc::new(CancelKeys::default()),
         clients: Arc::new(Clients::default()),
+        ledger: Arc::default(),
         tls: ClientTls::new(),
         metrics: Arc::clone(&metrics),
     });
@@ -132,7 +135,7 @@ async fn open(
     let address = listener.local_addr().ok_or_else(|| Error::internal("the listening socket has no address"))?;
     let stop = CancellationToken::new();
     let house = Arc::new(House {
-        door: ArcSwap::from_pointee(Door::new(&config)),
+        door: Arc::new(Door::new(&config)),
         config: ArcSwap::new(Arc::clone(&config)),
         handshake: ArcSwap::from_pointee(handshake),
         databases: Databases::default(),
@@ -150,6 +153,7 @@ async fn open(
         #[cfg(feature = "faults")]
         faults,
     });
+    house.shared.ledger.set_bounds(bounds(&config));
     house.open_databases(&config);
     let http_address = house.listen_http(&config).await?;
     house.tasks.spawn(accept::accept_loop(Arc::clone(&house), listener));
@@ -376,15 +380,25 @@ impl House {
         for setting in reload::needs_restart(&self.config.load(), config) {
             tracing::warn!(setting, "a change of this setting needs a restart");
         }
-        if self.config.load().security != config.security || self.config.load().listen != config.listen {
-            self.door.store(Arc::new(Door::new(config)));
-        }
+        self.door.apply(config);
+        self.shared.ledger.set_bounds(bounds(config));
         if let Err(error) = telemetry::log::set_filter(&config.telemetry.log) {
             tracing::error!(error, "the log filter stays as it is");
         }
         self.config.store(Arc::clone(config));
         self.open_databases(config);
         tracing::info!("configuration applied");
+    }
+}
+
+/// What the configuration says of server connections over several pools.
+fn bounds(config: &Config) -> Bounds {
+    let users = config.users.values();
+    Bounds {
+        total: config.limits.server_connections,
+        reserve: config.limits.reserved_server_connections,
+        users: users.clone().filter_map(|user| Some((user.name.clone(), user.max_server_connections?))).collect(),
+        privileged: users.map(|user| user.name.clone()).filter(|name| config.may_use_reserve(name)).collect(),
     }
 }
 

@@ -40,10 +40,11 @@ pub(super) enum Topic {
     Shards,
     Pins,
     Statements,
+    Limits,
 }
 
 /// Every topic by its word.
-pub(super) const TOPICS: [(&str, Topic); 19] = [
+pub(super) const TOPICS: [(&str, Topic); 20] = [
     ("help", Topic::Help),
     ("pools", Topic::Pools),
     ("clients", Topic::Clients),
@@ -63,6 +64,7 @@ pub(super) const TOPICS: [(&str, Topic); 19] = [
     ("shards", Topic::Shards),
     ("pins", Topic::Pins),
     ("statements", Topic::Statements),
+    ("limits", Topic::Limits),
 ];
 
 /// How SHUTDOWN goes about it.

@@ -4,6 +4,7 @@ mod command;
 mod connections;
 mod console;
 mod control;
+mod limits;
 mod settings;
 mod show;
 mod stats;
@@ -17,6 +18,7 @@ pub use command::Shutdown;
 pub use console::serve;
 pub use stats::{Averages, PERIOD};
 
+use crate::backend::ledger::Standing;
 use crate::config::model::Config;
 use crate::error::Error;
 use crate::session::clients::Clients;
@@ -34,6 +36,8 @@ pub trait World: Send + Sync {
     fn databases(&self) -> Vec<Arc<Database>>;
     /// All clients but consoles.
     fn clients(&self) -> Arc<Clients>;
+    /// Bounds on server connections that several pools share.
+    fn standings(&self) -> Vec<Standing>;
     /// How many consoles there are.
     fn consoles(&self) -> usize;
     /// The averages of the last period.

@@ -4,7 +4,7 @@ use super::World;
 use super::command::{TOPICS, Topic};
 use super::stats::{self, Part};
 use super::value::{Column, Row, Type, Value};
-use super::{connections, settings};
+use super::{connections, limits, settings};
 use crate::cache::CacheStatsSnapshot;
 use crate::session::clients::{Client, Clients};
 
@@ -29,6 +29,7 @@ pub(super) fn columns(topic: Topic) -> Vec<Column> {
         Topic::Mem => vec![("name", Text), ("size", Int), ("used", Int), ("free", Int), ("memtotal", Numeric)],
         Topic::Version => vec![("version", Text)],
         Topic::State => vec![("key", Text), ("value", Text)],
+        Topic::Limits => limits::COLUMNS.to_vec(),
         Topic::Cache => cache_columns(),
         Topic::Statements => vec![
             ("database", Text),
@@ -62,6 +63,7 @@ pub(super) fn rows(world: &dyn World, topic: Topic) -> Vec<Row> {
         Topic::Mem => memory(world),
         Topic::Version => vec![vec![format!("pgherd {}", env!("CARGO_PKG_VERSION")).into()]],
         Topic::State => state(world),
+        Topic::Limits => limits::rows(world),
         Topic::Cache => caches(world),
         Topic::Statements => statements(world),
     }

@@ -1,17 +1,13 @@
 //! Taking clients in: limits first, then the handshake, then a session, each in a task of its own.
 
-use std::collections::HashMap;
-use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 
-use parking_lot::Mutex;
 use tokio::io::AsyncWriteExt as _;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::House;
+use super::door::{Entered, LoggedIn, Shut};
 use super::workers::Seat;
-use crate::config::model::User;
 use crate::error::{Error, ErrorKind};
 use crate::net::listener::Listener;
 use crate::net::stream::Stream;
@@ -24,120 +20,6 @@ use crate::wire::sqlstate::SqlState;
 
 /// Pause after the system refused an accept (out of descriptors), so that the loop does not spin.
 const PAUSE_AFTER_FAILED_ACCEPT: std::time::Duration = std::time::Duration::from_millis(50);
-
-/// Addresses whose rate is remembered before the memory is swept of those that are quiet.
-const RATED_ADDRESSES: usize = 10_000;
-
-type RateLimiter = governor::DefaultKeyedRateLimiter<IpAddr>;
-
-/// Counts clients against `listen.max_clients` and `[security]`.
-pub(super) struct Door {
-    places: Arc<Semaphore>,
-    by_address: Mutex<HashMap<IpAddr, usize>>,
-    by_user: Mutex<HashMap<String, usize>>,
-    rate: Option<RateLimiter>,
-}
-
-impl Door {
-    /// A door for that configuration.
-    pub(super) fn new(config: &crate::config::model::Config) -> Self {
-        let per_minute = config.security.rate_limit_per_minute.and_then(std::num::NonZeroU32::new);
-        Self {
-            places: Arc::new(Semaphore::new(config.listen.max_clients.min(Semaphore::MAX_PERMITS))),
-            by_address: Mutex::default(),
-            by_user: Mutex::default(),
-            rate: per_minute.map(|rate| RateLimiter::keyed(governor::Quota::per_minute(rate))),
-        }
-    }
-
-    /// Lets a client in, or says why not.
-    fn enter(self: &Arc<Self>, address: Option<IpAddr>, per_address: Option<usize>) -> Result<Entered, Error> {
-        let refused = |message: &str, hint: &str| {
-            Err(Error::new(ErrorKind::Limit, SqlState::TOO_MANY_CONNECTIONS, message).hint(hint).fatal())
-        };
-        let Ok(place) = Arc::clone(&self.places).try_acquire_owned() else {
-            return refused("sorry, too many clients already", "Raise listen.max_clients.");
-        };
-        let Some(address) = address else {
-            return Ok(Entered { _place: place, door: Arc::clone(self), address: None });
-        };
-        if let Some(rate) = &self.rate {
-            if rate.len() > RATED_ADDRESSES {
-                rate.retain_recent();
-            }
-            if rate.check_key(&address).is_err() {
-                return refused(
-                    "too many new connections from this address",
-                    "Keep connections open, or raise security.rate_limit_per_minute.",
-                );
-            }
-        }
-        let mut by_address = self.by_address.lock();
-        let count = by_address.entry(address).or_default();
-        if per_address.is_some_and(|limit| *count >= limit) {
-            return refused(
-                "too many connections from this address",
-                "Close some of them, or raise security.max_connections_per_ip.",
-            );
-        }
-        *count += 1;
-        Ok(Entered { _place: place, door: Arc::clone(self), address: Some(address) })
-    }
-}
-
-impl Door {
-    /// Counts a client against `user.max_clients`, now that it is known who it is.
-    fn log_in(self: &Arc<Self>, user: &User) -> Result<LoggedIn, Error> {
-        let mut by_user = self.by_user.lock();
-        let count = by_user.entry(user.name.clone()).or_default();
-        if user.max_clients.is_some_and(|limit| *count >= limit) {
-            let message = format!("too many connections for role \"{}\"", user.name);
-            return Err(Error::new(ErrorKind::Limit, SqlState::TOO_MANY_CONNECTIONS, message)
-                .hint("Close some of them, or raise the user's max_clients.")
-                .fatal());
-        }
-        *count += 1;
-        Ok(LoggedIn { door: Arc::clone(self), user: user.name.clone() })
-    }
-}
-
-/// A client's place among those of its user; given up when dropped.
-struct LoggedIn {
-    door: Arc<Door>,
-    user: String,
-}
-
-impl Drop for LoggedIn {
-    fn drop(&mut self) {
-        let mut by_user = self.door.by_user.lock();
-        if let Some(count) = by_user.get_mut(&self.user) {
-            *count -= 1;
-            if *count == 0 {
-                by_user.remove(&self.user);
-            }
-        }
-    }
-}
-
-/// A client's place; given up when dropped.
-struct Entered {
-    _place: OwnedSemaphorePermit,
-    door: Arc<Door>,
-    address: Option<IpAddr>,
-}
-
-impl Drop for Entered {
-    fn drop(&mut self) {
-        let Some(address) = self.address else { return };
-        let mut by_address = self.door.by_address.lock();
-        if let Some(count) = by_address.get_mut(&address) {
-            *count -= 1;
-            if *count == 0 {
-                by_address.remove(&address);
-            }
-        }
-    }
-}
 
 /// Accepts clients until pgherd drains.
 pub(super) async fn accept_loop(house: Arc<House>, listener: Listener) {
@@ -176,11 +58,19 @@ async fn receive(house: &Arc<House>, mut stream: Stream) -> Option<Guest> {
     }
     let config = house.config.load_full();
     let context = house.handshake.load_full();
-    let entered = house.door.load().enter(stream.peer().ip(), config.security.max_connections_per_ip);
-    let (handshake, entered) = match entered {
+    let address = stream.peer().ip();
+    let (handshake, entered) = match house.door.enter(address, &config) {
         Ok(entered) => (handshake::accept(stream, &context).await, Some(entered)),
         // Even in a full house a cancel request is honoured.
-        Err(refusal) => (handshake::turn_away(stream, &context, refusal).await, None),
+        Err(Shut::Refused(refusal)) => (handshake::turn_away(stream, &context, refusal).await, None),
+        Err(Shut::Full(refusal)) => {
+            let mut entered = None;
+            let admit = |user: &str| {
+                entered = config.may_use_reserve(user).then(|| house.door.enter_by_reserve(address, &config)).flatten();
+                entered.is_some()
+            };
+            (handshake::accept_some(stream, &context, refusal, admit).await, entered)
+        }
     };
     match handshake {
         Ok(Handshake::Session(authenticated)) => open_session(house, *authenticated, entered).await,
@@ -228,7 +118,12 @@ fn disabled(db: &Database) -> Error {
 async fn open_session(house: &House, authenticated: Authenticated, entered: Option<Entered>) -> Option<Guest> {
     let db = house.databases.get(&authenticated.database.name)?;
     let is_disabled = db.gate.is_disabled();
-    let logged_in = if is_disabled { Err(disabled(&db)) } else { house.door.load().log_in(&authenticated.user) };
+    let (user, database) = (&authenticated.user, &authenticated.database);
+    let may_use_reserve = house.config.load().may_use_reserve(&user.name);
+    let logged_in = match is_disabled {
+        true => Err(disabled(&db)),
+        false => house.door.log_in(user, database, may_use_reserve),
+    };
     let gauge = house.metrics.client(&authenticated.database.name, &authenticated.user.name);
     let settings = authenticated.startup.settings.clone();
     let session = Session::new(db, authenticated, &house.drain);

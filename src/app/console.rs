@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::House;
 use crate::admin::{self, Averages, Shutdown, World};
+use crate::backend::ledger::Standing;
 use crate::config::{self, model::Config};
 use crate::error::{Error, ErrorKind};
 use crate::session::clients::Clients;
@@ -64,6 +65,10 @@ impl World for View {
 
     fn clients(&self) -> Arc<Clients> {
         Arc::clone(&self.0.shared.clients)
+    }
+
+    fn standings(&self) -> Vec<Standing> {
+        self.0.shared.ledger.standings()
     }
 
     fn consoles(&self) -> usize {

@@ -26,12 +26,17 @@ pub(super) async fn check_health(house: Arc<House>) {
             _ = round.tick() => {}
         }
         let now = tokio::time::Instant::now();
+        // Nobody has to be missed for ever: what somebody gave back while another began to wait is looked for once more.
+        house.shared.ledger.settle();
         for database in house.databases.all() {
             let interval = database.config.pool.health_check_interval;
             let due = last_checked.get(&database.config.name).is_none_or(|at| now >= *at + interval);
             for (_, pool) in database.pools() {
                 pool.publish_state();
                 pool.cool(ROUND);
+                if pool.trim() {
+                    house.tasks.spawn(async move { pool.refill().await });
+                }
             }
             if due && !database.gate.is_shut() {
                 last_checked.insert(database.config.name.clone(), now);

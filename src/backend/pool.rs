@@ -1,193 +1,40 @@
 //! Server connections of one (database, user, server): bb8 behind FIFO permits.
 //!
 //! bb8 alone is not fair: a task that gives a connection back can take it again before one that waits. A semaphore with as
-//! many permits as connections hands them out in order of arrival, so that bb8 never has to make anyone wait.
+//! many permits as connections hands them out in order of arrival, so that bb8 never has to make anyone wait. The permits are what
+//! the [`Ledger`] has granted: bounds over several pools are its business.
 //!
 //! bb8 opens connections, counts them and closes them when they are old or idle. Between two transactions that follow each
 //! other closely a connection does not go back to it: it waits on a stack of its own, which costs one short lock.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwapOption;
-use bb8::{ManageConnection, PooledConnection};
 use futures_util::FutureExt as _;
-use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
-use super::connect::{self, Login};
+use super::connect::Login;
 use super::gate::Gate;
-use super::reset;
-use super::roster::{Arrival, Roster};
-use super::server::ServerConn;
+pub use super::lease::Lease;
+use super::lease::{Pooled, Warm, is_outdated};
+use super::ledger::{Holder, Kind, Ledger, Newcomer};
+pub use super::manager::{Baseline, ProcessObserver};
+use super::manager::{Manager, timed_out};
+use super::roster::Roster;
 use crate::config::model::{Pool as PoolConfig, ServerAddress};
 use crate::error::{Error, ErrorKind};
-use crate::net::home;
 use crate::telemetry::metrics::PoolMetrics;
 use crate::wire::sqlstate::SqlState;
-use crate::wire::writer::TransactionStatus;
-
-/// What a fresh login to this server looks like, before any session has set anything.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Baseline {
-    /// ParameterStatus at login, in the server's order.
-    pub parameters: Vec<(String, String)>,
-    /// Values of the settings that decide what a query returns, by name, in order of name.
-    pub settings: Vec<(String, String)>,
-    /// When the server was started, as it says, for telling its processes apart after a restart.
-    pub server_started: String,
-}
-
-impl Baseline {
-    /// The value of a setting at login, by lower-case name.
-    pub fn setting(&self, name: &str) -> Option<&str> {
-        let at = self.settings.binary_search_by(|(known, _)| known.as_str().cmp(name)).ok()?;
-        Some(&self.settings[at].1)
-    }
-}
-
-/// Learns of the server processes that connections lead to.
-pub trait ProcessObserver: Send + Sync {
-    /// A connection to that process, started at that time (microseconds since 1970), is there.
-    fn opened(&self, pid: i32, start_us: i64);
-    /// It is not there any more.
-    fn closed(&self, pid: i32, start_us: i64);
-}
-
-/// Makes and judges connections for bb8.
-pub struct Manager {
-    address: ServerAddress,
-    login: Login,
-    statements: usize,
-    baseline: Arc<ArcSwapOption<Baseline>>,
-    metrics: PoolMetrics,
-    observer: Option<Arc<dyn ProcessObserver>>,
-    roster: Arc<Roster>,
-    /// Why the last attempt to connect failed.
-    failed: watch::Sender<Option<Error>>,
-}
-
-impl Manager {
-    async fn open(&self) -> Result<Box<ServerConn>, Error> {
-        let connected = connect::connect(&self.address, &self.login).await?;
-        let mut server = Box::new(ServerConn::new(connected, &self.address, &self.login.tls, self.statements));
-        let read = tokio::time::timeout(self.login.connect_timeout, reset::read_baseline(&mut server)).await;
-        let baseline = read.map_err(|_| timed_out("reading a new server connection's settings"))??;
-        if self.baseline.load().as_deref() != Some(&baseline) {
-            self.baseline.store(Some(Arc::new(baseline)));
-        }
-        Ok(server)
-    }
-}
-
-impl ManageConnection for Manager {
-    // Boxed, because bb8 moves connections in and out of its queue by value.
-    type Connection = Box<ServerConn>;
-    type Error = Error;
-
-    async fn connect(&self) -> Result<Box<ServerConn>, Error> {
-        let epoch = self.roster.gate.epoch();
-        let _logging_in = self.roster.logs_in();
-        if self.roster.gate.wants_none() {
-            return Err(not_now());
-        }
-        let mut server = self.open().await.inspect_err(|error| {
-            self.metrics.connect_failures.inc();
-            // bb8 would let those who wait for a connection wait until their time is up.
-            self.failed.send_replace(Some(error.again()));
-        })?;
-        self.metrics.connects.inc();
-        let stream = &server.stream;
-        server.listing = Some(self.roster.arrives(Arrival {
-            pid: server.pid,
-            local: stream.local(),
-            peer: stream.peer().address(),
-            tls: stream.tls_info().map(|info| info.version),
-            epoch,
-        }));
-        if self.roster.gate.epoch() != epoch {
-            return Err(not_now());
-        }
-        if let Some(observer) = &self.observer {
-            server.observe(Arc::clone(observer));
-        }
-        Ok(server)
-    }
-
-    async fn is_valid(&self, _: &mut Box<ServerConn>) -> Result<(), Error> {
-        Ok(())
-    }
-
-    fn has_broken(&self, server: &mut Box<ServerConn>) -> bool {
-        !server.is_reusable()
-    }
-}
-
-/// Stacks of connections at hand; threads beyond so many share them.
-const STACKS: usize = 16;
-
-type Pooled = PooledConnection<'static, Manager>;
-
-/// Connections that were given back a moment ago: a stack for each of pgherd's threads, the latest on top.
-#[derive(Default)]
-struct Warm {
-    stacks: [Mutex<Vec<Pooled>>; STACKS],
-    /// How many there are in all.
-    count: AtomicUsize,
-    max_lifetime: Option<Duration>,
-    is_closed: AtomicBool,
-    roster: Arc<Roster>,
-}
-
-impl Warm {
-    /// One of this thread's if there is one, else another's.
-    fn take(&self) -> Option<Pooled> {
-        if self.count.load(Ordering::Acquire) == 0 {
-            return None;
-        }
-        let from = home::here();
-        let found = (from..from + STACKS).find_map(|at| self.stacks[at % STACKS].lock().pop());
-        self.count.fetch_sub(usize::from(found.is_some()), Ordering::AcqRel);
-        found
-    }
-
-    /// Keeps a connection, unless bb8 must see it to close it.
-    fn keep(&self, server: Pooled) {
-        let is_old = self.max_lifetime.is_some_and(|limit| server.idle_since - server.connected_at >= limit);
-        let mut stack = self.stacks[home::here() % STACKS].lock();
-        if !is_old && !self.is_closed.load(Ordering::Acquire) {
-            stack.push(server);
-            self.count.fetch_add(1, Ordering::AcqRel);
-        }
-        drop(stack);
-        self.roster.kept();
-    }
-
-    fn close(&self) {
-        self.is_closed.store(true, Ordering::Release);
-        drop(self.take_idle(Duration::ZERO));
-    }
-
-    /// Takes those out that nobody has wanted for so long; the rest stays in its order.
-    fn take_idle(&self, idle: Duration) -> Vec<Pooled> {
-        let mut idle_ones = Vec::new();
-        for stack in &self.stacks {
-            let mut stack = stack.lock();
-            let still_warm = stack.iter().position(|server| server.idle_since.elapsed() < idle).unwrap_or(stack.len());
-            idle_ones.extend(stack.drain(..still_warm));
-            self.count.fetch_sub(still_warm, Ordering::AcqRel);
-        }
-        idle_ones
-    }
-}
 
 /// A pool: see the module's description.
 pub struct Pool {
-    pool: bb8::Pool<Manager>,
-    warm: Arc<Warm>,
+    own: Arc<Connections>,
     baseline: Arc<ArcSwapOption<Baseline>>,
-    permits: Arc<Semaphore>,
+    min_connections: u32,
+    /// Somebody is about to open as many connections as are to be kept.
+    is_refilling: AtomicBool,
     acquire_timeout: Duration,
     max_connections: u32,
     address: ServerAddress,
@@ -197,86 +44,56 @@ pub struct Pool {
     failed: watch::Sender<Option<Error>>,
 }
 
+/// A pool's connections, and what its clients queue for.
+struct Connections {
+    pool: bb8::Pool<Manager>,
+    warm: Arc<Warm>,
+    permits: Arc<Semaphore>,
+    roster: Arc<Roster>,
+    metrics: PoolMetrics,
+}
+
+impl Connections {
+    /// Closes a connection that nobody has used for so long.
+    fn close_one(&self, idle: Duration) -> bool {
+        let idle = self.warm.take_coldest(idle).or_else(|| {
+            // Where there is none, asking bb8 for one would make it open one.
+            (self.pool.state().idle_connections > 0).then(|| self.pool.get_owned().now_or_never()?.ok()).flatten()
+        });
+        idle.map(|mut server| server.mark_broken()).is_some()
+    }
+}
+
+impl Holder for Connections {
+    fn surrender(&self, idle: Duration) -> bool {
+        let Ok(permit) = Arc::clone(&self.permits).try_acquire_owned() else { return false };
+        let place = &self.warm.place;
+        while self.roster.open() >= place.granted() as usize {
+            if !self.close_one(idle) {
+                return false;
+            }
+            self.metrics.closed("turn");
+        }
+        permit.forget();
+        place.hand_back(1);
+        true
+    }
+}
+
 /// What a pool reports to, and who may hold it up.
 pub struct Around {
+    /// Bounds that it shares with other pools.
+    pub ledger: Arc<Ledger>,
+    /// The user it is for.
+    pub user: String,
+    /// The database it is for.
+    pub database: String,
     /// Its figures.
     pub metrics: PoolMetrics,
     /// Whether its connections may be used.
     pub gate: Arc<Gate>,
     /// Learns of its server processes.
     pub observer: Option<Arc<dyn ProcessObserver>>,
-}
-
-/// A server connection on loan. Giving it back is done on purpose by [`Lease::release`]; dropping it is the safe loss.
-pub struct Lease {
-    /// Always there, until the lease is dropped.
-    server: Option<Pooled>,
-    warm: Arc<Warm>,
-    /// After the connection, so that whoever gets it next finds one.
-    _permit: OwnedSemaphorePermit,
-}
-
-impl Lease {
-    fn held(&self) -> &ServerConn {
-        self.server.as_ref().expect("a lease has its connection until it is dropped")
-    }
-
-    /// The server connection.
-    pub fn server(&mut self) -> &mut ServerConn {
-        self.server.as_mut().expect("a lease has its connection until it is dropped")
-    }
-
-    /// Whether a pipeline is open on it.
-    pub fn is_unsynced(&self) -> bool {
-        self.held().expects.is_unsynced() || !self.held().expects.is_empty()
-    }
-
-    /// Whether everything that was sent is answered, and its transaction stands where the client believes.
-    pub fn awaits_nothing(&self, status: TransactionStatus) -> bool {
-        let server = self.held();
-        let is_busy = self.is_unsynced() || server.unfinished > 0 || server.copying_in;
-        !is_busy && !server.is_broken() && server.status == status
-    }
-
-    /// The connection's number in its pool's roster.
-    pub fn number(&self) -> u64 {
-        self.held().listing.as_ref().map_or(0, super::roster::Listing::id)
-    }
-
-    /// Notes which client has it, for what that client asked at that time; returns the connection's number.
-    pub fn lent_to(&self, client: u64, since: Instant) -> u64 {
-        self.held().listing.as_ref().map_or(0, |listing| {
-            listing.lent_to(client, since);
-            listing.id()
-        })
-    }
-
-    /// Gives the connection back; it is closed if it is not reusable.
-    pub fn release(mut self) {
-        let now = Instant::now();
-        if let Some(listing) = &self.held().listing {
-            listing.given_back(now, self.held().held.len());
-        }
-        if self.held().is_reusable()
-            && !is_outdated(self.held())
-            && let Some(mut server) = self.server.take()
-        {
-            server.idle_since = now;
-            self.warm.keep(server);
-        }
-    }
-
-    /// Closes the connection instead of giving it back.
-    pub fn discard(self) {}
-}
-
-impl Drop for Lease {
-    fn drop(&mut self) {
-        // Not given back on purpose: a task that panicked or was dropped half way knows nothing of the session it leaves behind.
-        if let Some(server) = &mut self.server {
-            server.mark_broken();
-        }
-    }
 }
 
 /// How many connections a pool has, and what they do.
@@ -293,7 +110,7 @@ pub struct PoolState {
 impl Pool {
     /// A pool that connects when first asked, and keeps `min_connections` from then on.
     pub fn new(address: ServerAddress, login: Login, config: &PoolConfig, around: Around) -> Self {
-        let Around { metrics, gate, observer } = around;
+        let Around { ledger, user, database, metrics, gate, observer } = around;
         let roster = Arc::new(Roster::new(gate));
         let baseline = Arc::new(ArcSwapOption::empty());
         let failed = watch::Sender::new(None);
@@ -309,19 +126,31 @@ impl Pool {
         };
         let pool = bb8::Pool::builder()
             .max_size(config.max_connections)
-            .min_idle(Some(config.min_connections.min(config.max_connections)))
             .idle_timeout(config.idle_timeout)
             .max_lifetime(config.max_lifetime)
             .connection_timeout(config.connect_timeout)
             .test_on_check_out(false)
             .retry_connection(false)
             .build_unchecked(manager);
-        let warm = Warm { max_lifetime: config.max_lifetime, roster: Arc::clone(&roster), ..Warm::default() };
+        let permits = Arc::new(Semaphore::new(0));
+        let own = Arc::new_cyclic(|own| {
+            let newcomer = Newcomer {
+                user: &user,
+                server: &format!("{database} on {address}"),
+                server_bound: config.max_database_connections,
+                max: config.max_connections,
+                permits: Arc::clone(&permits),
+            };
+            let own: std::sync::Weak<Connections> = std::sync::Weak::clone(own);
+            let place = ledger.join(&newcomer, own);
+            let warm = Arc::new(Warm::new(config.max_lifetime, Arc::clone(&roster), metrics.clone(), place));
+            Connections { pool, warm, permits, roster: Arc::clone(&roster), metrics: metrics.clone() }
+        });
         Self {
-            pool,
-            warm: Arc::new(warm),
+            own,
             baseline,
-            permits: Arc::new(Semaphore::new(config.max_connections as usize)),
+            min_connections: config.min_connections.min(config.max_connections),
+            is_refilling: AtomicBool::new(false),
             acquire_timeout: config.acquire_timeout,
             max_connections: config.max_connections,
             address,
@@ -333,13 +162,50 @@ impl Pool {
 
     /// Takes no new clients any more; connections that come back are closed.
     pub fn close(&self) {
-        self.permits.close();
-        self.warm.close();
+        let unused = self.own.permits.forget_permits(usize::MAX >> 3);
+        self.own.permits.close();
+        self.own.warm.close();
+        self.own.warm.place.hand_back(unused);
+        self.own.warm.place.settle();
+    }
+
+    /// Gives up what was granted for connections that have been closed since, and says whether there are fewer than are to be kept.
+    pub fn trim(&self) -> bool {
+        let Connections { permits, roster, warm, .. } = &*self.own;
+        while permits.available_permits() > roster.idle()
+            && let Ok(permit) = Arc::clone(permits).try_acquire_owned()
+        {
+            permit.forget();
+            warm.place.hand_back(1);
+        }
+        let is_used = roster.totals().taken > 0 && !warm.is_closed();
+        is_used && !roster.gate.is_shut() && roster.open() < self.min_connections as usize
+    }
+
+    /// Opens connections until there are as many as are to be kept, as far as no other pool wants what it takes.
+    pub async fn refill(&self) {
+        let Connections { pool, permits, roster, warm, .. } = &*self.own;
+        if self.is_refilling.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        while self.trim() && warm.place.take_one_more() {
+            let Ok(server) = pool.dedicated_connection().await else {
+                warm.place.hand_back(1);
+                break;
+            };
+            if pool.add(server).is_err() || roster.gate.is_shut() {
+                warm.place.hand_back(1);
+                break;
+            }
+            permits.add_permits(1);
+        }
+        warm.place.settle();
+        self.is_refilling.store(false, Ordering::Release);
     }
 
     /// Gives connections that nobody has wanted for so long back to bb8, which closes them in time.
     pub fn cool(&self, idle: Duration) {
-        drop(self.warm.take_idle(idle));
+        drop(self.own.warm.take_idle(idle));
     }
 
     /// Brings the figures up to date; called before they are read.
@@ -369,8 +235,8 @@ impl Pool {
     pub fn close_outdated(&self) {
         self.cool(Duration::ZERO);
         let mut looked_at = Vec::new();
-        for _ in 0..self.pool.state().idle_connections {
-            let Some(Ok(mut server)) = self.pool.get_owned().now_or_never() else { break };
+        for _ in 0..self.own.pool.state().idle_connections {
+            let Some(Ok(mut server)) = self.own.pool.get_owned().now_or_never() else { break };
             if is_outdated(&server) {
                 server.mark_broken();
             }
@@ -399,9 +265,8 @@ impl Pool {
 
     /// Its connections.
     pub fn state(&self) -> PoolState {
-        let active =
-            self.max_connections as usize - self.permits.available_permits().min(self.max_connections as usize);
-        PoolState { connections: self.pool.state().connections, active: active as u32, max: self.max_connections }
+        let active = self.own.warm.place.granted().saturating_sub(self.own.permits.available_permits() as u32);
+        PoolState { connections: self.own.pool.state().connections, active, max: self.max_connections }
     }
 
     /// Takes a connection, in order of arrival. Connections that died while idle are noticed here, not by a statement.
@@ -414,13 +279,14 @@ impl Pool {
                 let _waiting = Waiting::new(&self.metrics);
                 self.roster.gate.opened().await;
             }
-            let permit = match Arc::clone(&self.permits).try_acquire_owned() {
+            let permit = match Arc::clone(&self.own.permits).try_acquire_owned() {
                 Ok(permit) => {
                     self.metrics.wait.observe(Duration::ZERO);
                     permit
                 }
                 Err(_) => {
                     let (_waiting, since) = (Waiting::new(&self.metrics), Instant::now());
+                    let _asking = self.own.warm.place.ask();
                     let permit = self.wait_for_permit().await;
                     self.metrics.wait.observe(since.elapsed());
                     permit?
@@ -445,7 +311,7 @@ impl Pool {
         if self.roster.gate.is_shut() {
             return None;
         }
-        let permit = Arc::clone(&self.permits).try_acquire_owned().ok()?;
+        let permit = Arc::clone(&self.own.permits).try_acquire_owned().ok()?;
         let lease = self.take_warm(permit).ok()?;
         self.metrics.wait.observe(Duration::ZERO);
         Some(lease)
@@ -453,7 +319,7 @@ impl Pool {
 
     /// A connection that was given back a moment ago and has not died since.
     fn take_warm(&self, permit: OwnedSemaphorePermit) -> Result<Lease, OwnedSemaphorePermit> {
-        while let Some(mut server) = self.warm.take() {
+        while let Some(mut server) = self.own.warm.take() {
             server.check_idle();
             server.move_here();
             if server.is_reusable() && !is_outdated(&server) {
@@ -470,7 +336,7 @@ impl Pool {
         loop {
             let got = tokio::select! {
                 biased;
-                got = self.pool.get_owned() => got,
+                got = self.own.pool.get_owned() => got,
                 () = self.roster.gate.shut() => return Ok(None),
                 _ = failed.changed() => match &*failed.borrow() {
                     Some(error) => return Err(error.again()),
@@ -495,11 +361,11 @@ impl Pool {
         if let Some(listing) = &server.listing {
             listing.taken();
         }
-        Lease { server: Some(server), warm: Arc::clone(&self.warm), _permit: permit }
+        Lease::new(server, &self.own.warm, permit)
     }
 
     async fn wait_for_permit(&self) -> Result<OwnedSemaphorePermit, Error> {
-        let wait = Arc::clone(&self.permits).acquire_owned();
+        let wait = Arc::clone(&self.own.permits).acquire_owned();
         match tokio::time::timeout(self.acquire_timeout, wait).await {
             Ok(Ok(permit)) => Ok(permit),
             Ok(Err(_)) => {
@@ -518,8 +384,31 @@ impl Pool {
             SqlState::TOO_MANY_CONNECTIONS,
             format!("no server connection became free within {:?}", self.acquire_timeout),
         )
-        .detail(format!("All {} connections to {} are in use.", self.max_connections, self.address))
-        .hint("Raise pool.max_connections, shorten transactions, or raise pool.acquire_timeout.")
+        .detail(self.what_is_in_use())
+        .hint("Raise the bound, shorten transactions, or raise pool.acquire_timeout.")
+    }
+
+    /// Which bound keeps the pool from one more connection.
+    fn what_is_in_use(&self) -> String {
+        let granted = self.own.warm.place.granted();
+        match self.own.warm.place.reached().first() {
+            _ if granted >= self.max_connections => {
+                format!("All {granted} connections to {} are in use: pool.max_connections.", self.address)
+            }
+            Some((Kind::Total, bound)) => {
+                format!("All {bound} server connections of this pgherd are in use: limits.server_connections.")
+            }
+            Some((Kind::Database, bound)) => {
+                let address = &self.address;
+                format!(
+                    "All {bound} connections of this database to {address} are in use: pool.max_database_connections."
+                )
+            }
+            Some((Kind::User, bound)) => {
+                format!("All {bound} server connections of this user are in use: user.max_server_connections.")
+            }
+            None => format!("The {granted} connections to {} are in use, and others are being opened.", self.address),
+        }
     }
 
     fn cannot_connect(&self, error: bb8::RunError<Error>) -> Error {
@@ -540,19 +429,14 @@ impl Pool {
             lease.release();
             Ok(())
         };
-        tokio::time::timeout(deadline, check).await.map_err(|_| timed_out(&format!("checking {}", self.address)))?
+        let taken_before = self.roster.totals().taken;
+        match tokio::time::timeout(deadline, check).await {
+            Ok(checked) => checked,
+            // All were in use, and clients were served by them meanwhile.
+            Err(_) if self.roster.totals().taken > taken_before => Ok(()),
+            Err(_) => Err(timed_out(&format!("checking {}", self.address))),
+        }
     }
-}
-
-/// Whether a connection was made before the last PAUSE, KILL or RECONNECT.
-fn is_outdated(server: &ServerConn) -> bool {
-    server.listing.as_ref().is_some_and(super::roster::Listing::is_outdated)
-}
-
-/// A connection that is not made, or not kept, because of a PAUSE, KILL or RECONNECT.
-fn not_now() -> Error {
-    let message = "the database was paused, killed or reconnected meanwhile";
-    Error::new(ErrorKind::Backend, SqlState::CANNOT_CONNECT_NOW, message)
 }
 
 /// Counts a client that waits, however its wait ends.
@@ -569,11 +453,6 @@ impl Drop for Waiting<'_> {
     fn drop(&mut self) {
         self.0.waiting.dec();
     }
-}
-
-fn timed_out(doing: &str) -> Error {
-    Error::new(ErrorKind::Backend, SqlState::CANNOT_CONNECT, format!("timeout while {doing}"))
-        .hint("See that the server is up and reachable from pgherd, or raise pool.connect_timeout.")
 }
 
 impl std::fmt::Debug for Pool {

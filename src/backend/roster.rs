@@ -206,6 +206,16 @@ impl Roster {
         all
     }
 
+    /// How many there are, logins under way included.
+    pub(super) fn open(&self) -> usize {
+        self.servers.lock().len() + self.logging_in() as usize
+    }
+
+    /// How many of them nobody holds.
+    pub(super) fn idle(&self) -> usize {
+        self.servers.lock().values().filter(|listed| !listed.is_active()).count()
+    }
+
     /// Whether a connection was made before the last PAUSE, KILL or RECONNECT.
     pub fn is_outdated(&self, listed: &Listed) -> bool {
         listed.epoch != self.gate.epoch()

@@ -101,6 +101,7 @@ pub static ROOT: Section = Section {
         fixed("cache", Table(&CACHE), None),
         fixed("fanout", Table(&FANOUT), None),
         key("admin", Table(&ADMIN), None),
+        key("limits", Table(&LIMITS), None),
         key("security", Table(&SECURITY), None),
         key("telemetry", Table(&TELEMETRY), None),
     ],
@@ -143,6 +144,7 @@ const POOL_KEYS: &[Key] = &[
     key("mode", Choice(POOL_MODES), Some("transaction")),
     key("max_connections", Count, Some("100")),
     key("min_connections", Count, Some("10")),
+    key("max_database_connections", Count, None),
     key("acquire_timeout", Duration, Some("30s")),
     key("idle_timeout", DurationOrOff, Some("600s")),
     key("max_lifetime", DurationOrOff, Some("1800s")),
@@ -164,6 +166,7 @@ static DATABASE: Section = Section {
         key("shards", Secrets, None),
         key("table", Tables(&TABLE), None),
         key("pool", Table(&DATABASE_POOL), None),
+        key("max_clients", Count, None),
         key("cache", Flag, Some("true")),
         key("olap_timeout", Duration, Some("30s")),
     ],
@@ -207,6 +210,8 @@ static USER: Section = Section {
         key("pool_mode", Choice(POOL_MODES), None),
         fixed("max_connections", Count, None),
         key("max_clients", Count, None),
+        key("max_server_connections", Count, None),
+        key("may_use_reserve", Flag, Some("false")),
     ],
     unsupported: &[
         ("auth_query", "name each user in a [[user]] with password_file, password or scram_secret"),
@@ -258,6 +263,16 @@ static FANOUT: Section = Section {
 
 static ADMIN: Section =
     Section { path: "admin", keys: &[key("users", Texts, None), key("stats_users", Texts, None)], unsupported: &[] };
+
+static LIMITS: Section = Section {
+    path: "limits",
+    keys: &[
+        key("server_connections", Count, None),
+        key("reserved_server_connections", Count, Some("0")),
+        key("reserved_clients", Count, Some("3")),
+    ],
+    unsupported: &[],
+};
 
 static SECURITY: Section = Section {
     path: "security",

@@ -11,6 +11,8 @@ use std::time::Duration;
 pub struct Config {
     /// Where clients connect.
     pub listen: Listen,
+    /// `[pool]`: what the databases' own pool settings begin from.
+    pub pool: Pool,
     /// Databases by the name that clients use.
     pub databases: BTreeMap<String, Arc<Database>>,
     /// Users by name.
@@ -21,6 +23,8 @@ pub struct Config {
     pub fanout: Fanout,
     /// Who may use the console.
     pub admin: Admin,
+    /// Bounds on all of pgherd.
+    pub limits: Limits,
     /// Limits on clients.
     pub security: Security,
     /// Logs and metrics.
@@ -92,6 +96,8 @@ pub struct Pool {
     pub max_connections: u32,
     /// Server connections kept open at least.
     pub min_connections: u32,
+    /// Server connections of one database to one server at most, all users together.
+    pub max_database_connections: Option<u32>,
     /// How long a client waits for a server connection.
     pub acquire_timeout: Duration,
     /// How long a connection above the minimum may lie idle.
@@ -138,6 +144,8 @@ pub struct Database {
     pub tables: Vec<Table>,
     /// The pool's settings, defaults filled in.
     pub pool: Pool,
+    /// Clients of this database at most.
+    pub max_clients: Option<usize>,
     /// Whether results of this database may be cached.
     pub cache: bool,
     /// Plan and time out a statement of this database as OLAP after this long.
@@ -279,6 +287,10 @@ pub struct User {
     pub max_connections: Option<u32>,
     /// Clients at most that are logged in as this user.
     pub max_clients: Option<usize>,
+    /// Server connections of this user at most, all databases and servers together.
+    pub max_server_connections: Option<u32>,
+    /// Gets in when the house is full; administrators of the console do anyway.
+    pub may_use_reserve: bool,
 }
 
 /// How a client proves who it is.
@@ -377,6 +389,17 @@ pub struct Admin {
 /// The names that the console answers to.
 pub const CONSOLE_DATABASES: [&str; 2] = ["pgherd", "pgbouncer"];
 
+/// `[limits]`
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Limits {
+    /// Server connections at most, of all databases and users together.
+    pub server_connections: Option<u32>,
+    /// So many more, and so many more of each database, for those who may use the reserve.
+    pub reserved_server_connections: u32,
+    /// Clients beyond `listen.max_clients`, for those who may use the reserve.
+    pub reserved_clients: usize,
+}
+
 /// `[security]`
 #[derive(Debug, Clone, PartialEq)]
 pub struct Security {
@@ -409,6 +432,13 @@ pub enum LogFormat {
 /// A text that never shows in logs, errors or `Debug`.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct Secret(String);
+
+impl Config {
+    /// Whether that user gets in when the house is full.
+    pub fn may_use_reserve(&self, user: &str) -> bool {
+        self.users.get(user).is_some_and(|known| known.may_use_reserve) || self.admin.users.iter().any(|it| it == user)
+    }
+}
 
 impl Secret {
     /// Wraps a text.

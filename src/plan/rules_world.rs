@@ -238,6 +238,7 @@ pub(super) fn address() -> config::ServerAddress {
 
 fn database() -> config::Database {
     config::Database {
+        max_clients: None,
         name: "app".into(),
         primary: address(),
         replicas: Vec::new(),
@@ -247,6 +248,7 @@ fn database() -> config::Database {
         pool: config::Pool {
             mode: config::PoolMode::Transaction,
             max_connections: 1,
+            max_database_connections: None,
             min_connections: 0,
             acquire_timeout: Duration::from_secs(1),
             idle_timeout: None,

@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::backend::connect::Login;
 use crate::backend::gate::Gate;
+use crate::backend::ledger::Ledger;
 use crate::backend::pool::{Around, Pool, ProcessObserver};
 use crate::backend::settings::{Settings, SharedSettings};
 use crate::backend::statements::Registry;
@@ -48,6 +49,8 @@ pub struct Shared {
     pub cancel_keys: Arc<CancelKeys>,
     /// All clients.
     pub clients: Arc<Clients>,
+    /// Bounds on server connections that several pools share.
+    pub ledger: Arc<Ledger>,
     /// Certificates towards servers.
     pub tls: ClientTls,
     /// Counts what happens.
@@ -193,6 +196,9 @@ impl Database {
             server: address.to_string().as_str().into(),
         };
         let around = Around {
+            ledger: Arc::clone(&self.shared.ledger),
+            user: user.name.clone(),
+            database: self.config.name.clone(),
             metrics: self.shared.metrics.pool(labels),
             gate: Arc::clone(&self.gate),
             observer: self.observer(target),

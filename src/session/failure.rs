@@ -127,6 +127,7 @@ pub(super) fn server_said_why() -> Error {
 pub(super) fn server_does_not_cancel() -> Error {
     Error::new(ErrorKind::Cancelled, SqlState::QUERY_CANCELED, "canceling statement due to pool.query_timeout")
         .detail("The server did not answer the cancel request.")
+        .hint("Whether the statement ran is not known. See what it does, or raise pool.query_timeout.")
         .fatal()
 }
 
@@ -140,6 +141,7 @@ pub(super) fn shutting_down() -> Error {
 pub(super) fn too_slow(setting: &str) -> Error {
     let message = format!("canceling statement due to {setting}");
     Error::new(ErrorKind::Cancelled, SqlState::QUERY_CANCELED, message)
+        .hint(format!("Ask for less at once, or raise {setting}."))
 }
 
 /// A client lay idle for too long.
@@ -149,6 +151,7 @@ pub(super) fn idle_too_long() -> Error {
         SqlState::IDLE_SESSION_TIMEOUT,
         "terminating connection due to pool.client_idle_timeout",
     )
+    .hint("Connect again when there is something to do, or raise pool.client_idle_timeout.")
     .fatal()
 }
 
@@ -159,6 +162,8 @@ pub(super) fn idle_in_transaction_too_long() -> Error {
         SqlState::IDLE_IN_TRANSACTION_TIMEOUT,
         "terminating connection due to pool.idle_transaction_timeout",
     )
+    .detail("The transaction was rolled back.")
+    .hint("End transactions before anything else is waited for, or raise pool.idle_transaction_timeout.")
     .fatal()
 }
 

@@ -128,8 +128,8 @@ impl Session {
         self.setting("extra_float_digits").and_then(|digits| digits.parse().ok()).unwrap_or(DEFAULT)
     }
 
-    async fn lease_leg(&self, target: Target) -> Result<LeasedLeg, Error> {
-        let mut lease = self.pool(target).acquire().await?;
+    async fn lease_leg(&mut self, target: Target) -> Result<LeasedLeg, Error> {
+        let mut lease = self.wait_for_lease(&self.pool(target)).await?;
         crate::backend::reset::apply(lease.server(), &self.settings.current).await?;
         let server = lease.server();
         server.unnamed = None;

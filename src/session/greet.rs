@@ -25,7 +25,7 @@ impl Session {
         let baseline = match pool.baseline() {
             Some(baseline) => baseline,
             None => {
-                pool.acquire().await.map_err(Error::fatal)?.release();
+                self.wait_for_lease(&pool).await.map_err(Error::fatal)?.release();
                 pool.baseline().ok_or_else(|| Error::internal("a server connection has no settings").fatal())?
             }
         };
@@ -74,7 +74,7 @@ impl Session {
     /// Sets the values on a server and reads back what it made of them.
     async fn ask_server(&mut self, wanted: Settings) -> Result<Settings, Error> {
         let pool = Arc::clone(&self.primary);
-        let mut lease = pool.acquire().await?;
+        let mut lease = self.wait_for_lease(&pool).await?;
         let server = lease.server();
         let names: BTreeSet<Box<str>> = wanted.iter().map(|(name, _)| name.into()).collect();
         let wanted = Arc::new(wanted);

@@ -109,10 +109,37 @@ pub async fn accept(stream: Stream, context: &HandshakeContext) -> Result<Handsh
         Err(Stop::Closed) => return Ok(Handshake::Closed),
         Err(Stop::Failed(error)) => return Err(error),
     };
-    let (mut client, startup) = match opened {
-        Opened::Startup(client, startup) => (client, startup),
-        Opened::Other(handshake) => return Ok(handshake),
-    };
+    match opened {
+        Opened::Startup(client, startup) => prove(client, context, startup).await,
+        Opened::Other(handshake) => Ok(handshake),
+    }
+}
+
+/// As [`accept`] for those whose user name `admit` takes; the others are told `refusal`, before anything is proved, as by [`turn_away`].
+///
+/// # Errors
+/// As those two.
+pub async fn accept_some(
+    stream: Stream,
+    context: &HandshakeContext,
+    refusal: Error,
+    admit: impl FnOnce(&str) -> bool,
+) -> Result<Handshake, Error> {
+    let deadline = Instant::now() + context.config.listen.login_timeout.min(TURNING_AWAY);
+    match open(stream, context, deadline).await {
+        Ok(Opened::Startup(mut client, startup)) if admit(&startup.user) => {
+            client.extend(Instant::now() + context.config.listen.login_timeout);
+            prove(client, context, startup).await
+        }
+        Ok(Opened::Startup(client, _)) => Err(client.refuse(refusal).await),
+        Ok(Opened::Other(handshake)) => Ok(handshake),
+        Err(Stop::Closed) => Ok(Handshake::Closed),
+        Err(Stop::Failed(error)) => Err(error),
+    }
+}
+
+/// Has a client prove who it says it is.
+async fn prove(mut client: Client, context: &HandshakeContext, startup: StartupMessage) -> Result<Handshake, Error> {
     match authenticate::authenticate(&mut client, context, &startup).await {
         Ok(Entrance::Console { user, is_admin }) => {
             let Client { stream, inbuf, outbuf, .. } = client;

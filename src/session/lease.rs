@@ -1,17 +1,21 @@
 //! Taking a server connection and giving it back in a known state, or not at all.
 
+use std::future::poll_fn;
+use std::pin::pin;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
 use super::context::Target;
 use super::{Attached, Session};
 use crate::backend::expect::Expect;
-use crate::backend::pool::Lease;
+use crate::backend::pool::{Lease, Pool};
 use crate::backend::reset;
 use crate::backend::scan::Seen;
 use crate::backend::server::ServerConn;
 use crate::config::model::PoolMode;
 use crate::error::Error;
+use crate::net::spare;
 use crate::wire::writer::{self, TransactionStatus};
 
 /// How long a server may take to be brought to rest after its client left.
@@ -62,8 +66,7 @@ impl Session {
     pub(super) async fn lease_with_settings(&mut self, target: Target) -> Result<Lease, Error> {
         let pool = self.pool(target);
         loop {
-            self.listed.waits(self.since.into_std());
-            let mut lease = pool.acquire().await.inspect_err(|_| self.listed.holds(0))?;
+            let mut lease = self.wait_for_lease(&pool).await?;
             self.listed.holds(lease.lent_to(self.listed.id(), self.since.into_std()));
             let server = lease.server();
             let was_set = !server.settings.is_empty();
@@ -79,6 +82,32 @@ impl Session {
                 Err(error) => return Err(error.fatal()),
             }
         }
+    }
+
+    /// A server connection from that pool as it comes. While it is waited for, others see that the client waits, and it is
+    /// noticed if the client leaves.
+    pub(super) async fn wait_for_lease(&mut self, pool: &Pool) -> Result<Lease, Error> {
+        const TERMINATE: &[u8] = b"X\0\0\0\x04";
+        self.listed.waits(self.since.into_std());
+        let mut listens = true;
+        let mut acquiring = pin!(pool.acquire());
+        let acquired = poll_fn(|cx| {
+            if let Poll::Ready(acquired) = acquiring.as_mut().poll(cx) {
+                return Poll::Ready(acquired);
+            }
+            if listens && let Poll::Ready(gone) = self.client.poll_gone_client(cx) {
+                // What was asked for before a Terminate is done, as PostgreSQL does it.
+                if !self.client.inbuf.ends_with(TERMINATE) {
+                    return Poll::Ready(Err(gone));
+                }
+                listens = false;
+            }
+            spare::give_back(&mut self.client.inbuf);
+            Poll::Pending
+        })
+        .await;
+        self.listed.holds(self.server.as_ref().map_or(0, |attached| attached.lease.number()));
+        acquired
     }
 
     /// Whether the client needs this very server connection beyond its transaction.

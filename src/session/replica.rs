@@ -29,16 +29,16 @@ impl Session {
 
     /// A position in the primary's WAL that is not before this session's last commit.
     async fn ask_for_lsn(&mut self) -> Option<String> {
-        let mut lease = self.primary.acquire().await.ok()?;
+        let mut lease = self.wait_for_lease(&self.pool(Target::Primary)).await.ok()?;
         let rows = lease.server().run("SELECT pg_catalog.pg_current_wal_insert_lsn()::pg_catalog.text").await.ok()?;
         lease.release();
         rows.into_iter().next()?.into_iter().next()?
     }
 
     /// Waits until a replica has replayed up to `lsn`; false where it cannot be asked.
-    async fn wait_for_replay(&self, target: Target, lsn: &str) -> bool {
+    async fn wait_for_replay(&mut self, target: Target, lsn: &str) -> bool {
         let sql = format!("SELECT pg_catalog.pg_last_wal_replay_lsn() >= {}", crate::backend::settings::literal(lsn));
-        let Ok(mut lease) = self.pool(target).acquire().await else { return false };
+        let Ok(mut lease) = self.wait_for_lease(&self.pool(target)).await else { return false };
         loop {
             match lease.server().run(&sql).await {
                 Ok(rows) => {

@@ -35,6 +35,14 @@ impl Pgherd {
         Ok(Self { running, port })
     }
 
+    /// From a file, which `[listen]` must be in; it is watched for changes.
+    pub async fn start_from(path: &Path) -> Self {
+        let config = config::load(path).unwrap_or_else(|faults| panic!("{faults}"));
+        let running = app::start(Arc::new(config), Some(path.to_path_buf())).await.expect("pgherd starts");
+        let port = running.address().port();
+        Self { running, port }
+    }
+
     /// In front of one database, under the same name, for user `postgres` without a password. `rest` is more TOML, such as a
     /// `[cache]`; it may begin with keys of the `[[database]]`.
     pub async fn over(database: &Database, rest: &str) -> Self {
@@ -46,6 +54,11 @@ impl Pgherd {
     /// A connection by tokio-postgres as `postgres`.
     pub async fn client(&self, database: &str) -> Client {
         connect(&self.conninfo("postgres", database)).await
+    }
+
+    /// The same as another user.
+    pub async fn client_as(&self, user: &str, database: &str) -> Client {
+        connect(&self.conninfo(user, database)).await
     }
 
     /// A raw connection as `postgres`, logged in.

@@ -135,6 +135,9 @@ impl Writer {
         let least = self.setting("min_pool_size").unwrap_or_else(|| "0".into());
         let least = if least.parse::<u64>().unwrap_or(0) > size.parse().unwrap_or(u64::MAX) { size } else { least };
         self.line("min_connections", &least);
+        if let Some(bound) = self.setting("max_db_connections").filter(|bound| bound != "0") {
+            self.line("max_database_connections", &bound);
+        }
         let mut wait = self.duration("query_wait_timeout", "120");
         if wait == "\"0ms\"" {
             self.note("query_wait_timeout = 0: pgherd always has a limit; it became a day");
@@ -161,6 +164,7 @@ impl Writer {
     fn databases(&mut self) {
         let sslmode = self.setting("server_tls_sslmode");
         let ca = self.setting("server_tls_ca_file");
+        let of_each = self.setting("max_db_client_connections").filter(|limit| limit != "0");
         for (name, text) in self.file.take_section("databases") {
             if name == "*" {
                 self.note("database *: name each database in a [[database]]");
@@ -170,7 +174,7 @@ impl Writer {
                 self.note(format!("database {name}: this is the console's name"));
                 continue;
             }
-            let (mut address, mut pool) = (Vec::new(), Vec::new());
+            let (mut address, mut pool, mut clients) = (Vec::new(), Vec::new(), of_each.clone());
             for (key, value) in ini::pairs(&text) {
                 match key.as_str() {
                     "host" if value.contains(',') => {
@@ -188,6 +192,9 @@ impl Writer {
                     "pool_mode" => {
                         pool.push(format!("mode = {}", self.mode(&format!("database {name}, pool_mode"), &value)))
                     }
+                    "max_db_connections" if value != "0" => pool.push(format!("max_database_connections = {value}")),
+                    "max_db_client_connections" if value != "0" => clients = Some(value),
+                    "max_db_connections" | "max_db_client_connections" => {}
                     "server_lifetime" => pool.push(format!("max_lifetime = \"{value}s\"")),
                     _ => self.note(format!("database {name}, {key}: there is no such setting")),
                 }
@@ -203,6 +210,9 @@ impl Writer {
             self.toml.push_str("\n[[database]]\n");
             self.line("name", &quoted(&name));
             self.line("primary", &quoted(&primary.join(" ")));
+            if let Some(clients) = clients {
+                self.line("max_clients", &clients);
+            }
             if !pool.is_empty() {
                 self.line("pool", &format!("{{ {} }}", pool.join(", ")));
             }
@@ -212,6 +222,9 @@ impl Writer {
     fn users(&mut self, users: &[(String, String)]) {
         let auth_type = self.setting("auth_type").unwrap_or_else(|| "md5".into());
         let mut of_users = self.file.take_section("users");
+        let of_each =
+            [("max_server_connections", "max_user_connections"), ("max_clients", "max_user_client_connections")]
+                .map(|(key, of)| (key, of, self.setting(of)));
         if !matches!(auth_type.as_str(), "scram-sha-256" | "md5" | "plain" | "trust" | "any" | "cert") {
             self.note(format!("auth_type = {auth_type}: users became auth = \"scram\""));
         }
@@ -238,14 +251,20 @@ impl Writer {
             let own: Vec<_> =
                 of_users.iter().filter(|(of, _)| of == name).flat_map(|(_, text)| ini::pairs(text)).collect();
             of_users.retain(|(of, _)| of != name);
+            for (key, of, each) in &of_each {
+                let limit = own.iter().find(|(own, _)| own == of).map(|(_, value)| value).or(each.as_ref());
+                if let Some(limit) = limit.filter(|limit| *limit != "0") {
+                    self.line(key, limit);
+                }
+            }
             for (key, value) in own {
                 match key.as_str() {
+                    "max_user_connections" | "max_user_client_connections" => {}
                     "pool_mode" => {
                         let mode = self.mode(&format!("user {name}, pool_mode"), &value);
                         self.line("pool_mode", mode);
                     }
                     "pool_size" => self.line("max_connections", &value),
-                    "max_user_client_connections" => self.line("max_clients", &value),
                     _ => self.note(format!("user {name}, {key}: there is no such setting")),
                 }
             }

@@ -54,11 +54,13 @@ fn config(root: &Table<'_>) -> Config {
     let cache_table = root.table("cache");
     let config = Config {
         listen,
+        pool,
         databases: BTreeMap::new(),
         users: BTreeMap::new(),
         cache: cache::read(&cache_table),
         fanout: rest::fanout(&root.table("fanout")),
         admin: rest::admin(&root.table("admin")),
+        limits: rest::limits(&root.table("limits")),
         security: rest::security(&root.table("security")),
         telemetry: rest::telemetry(&root.table("telemetry")),
         threads: root.count("threads", 1..THREADS + 1).map(|threads| threads as usize),

@@ -21,6 +21,10 @@ pub(super) fn read(table: &Table<'_>, base: Option<&Pool>) -> Pool {
         mode: inherits("mode").map_or_else(|| mode(table, "mode").unwrap_or(PoolMode::Transaction), |pool| pool.mode),
         max_connections: count("max_connections", 1, |pool| pool.max_connections),
         min_connections: min_connections(table, base),
+        max_database_connections: inherits("max_database_connections").map_or_else(
+            || table.count("max_database_connections", 1..MAX_CONNECTIONS + 1).map(|count| count as u32),
+            |pool| pool.max_database_connections,
+        ),
         acquire_timeout: duration("acquire_timeout", |pool| pool.acquire_timeout),
         idle_timeout: or_off("idle_timeout", |pool| pool.idle_timeout),
         max_lifetime: or_off("max_lifetime", |pool| pool.max_lifetime),

@@ -1,8 +1,9 @@
-//! `[fanout]`, `[security]` and `[telemetry]`.
+//! `[fanout]`, `[admin]`, `[limits]`, `[security]` and `[telemetry]`.
 
 use tracing_subscriber::EnvFilter;
 
-use crate::config::model::{Admin, Fanout, LogFormat, Security, Telemetry};
+use super::pool::MAX_CONNECTIONS;
+use crate::config::model::{Admin, Fanout, Limits, LogFormat, Security, Telemetry};
 use crate::config::names;
 use crate::config::raw::Table;
 
@@ -32,6 +33,15 @@ pub(super) fn fanout(table: &Table<'_>) -> Fanout {
 
 pub(super) fn admin(table: &Table<'_>) -> Admin {
     Admin { users: table.texts("users"), stats_users: table.texts("stats_users") }
+}
+
+pub(super) fn limits(table: &Table<'_>) -> Limits {
+    let count = |key: &str, lowest: u64| table.count(key, lowest..MAX_CONNECTIONS + 1).map(|count| count as u32);
+    Limits {
+        server_connections: count("server_connections", 1),
+        reserved_server_connections: count("reserved_server_connections", 0).unwrap_or(0),
+        reserved_clients: table.count("reserved_clients", 0..1001).unwrap_or(0) as usize,
+    }
 }
 
 pub(super) fn security(table: &Table<'_>) -> Security {

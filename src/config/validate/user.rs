@@ -21,6 +21,10 @@ pub(super) fn read(table: &Table<'_>) -> User {
         pool_mode: table.has("pool_mode").then(|| pool::mode(table, "pool_mode")).flatten(),
         max_connections: table.count("max_connections", 1..pool::MAX_CONNECTIONS + 1).map(|count| count as u32),
         max_clients: table.count("max_clients", 1..1_000_001).map(|count| count as usize),
+        max_server_connections: table
+            .count("max_server_connections", 1..pool::MAX_CONNECTIONS + 1)
+            .map(|count| count as u32),
+        may_use_reserve: table.flag("may_use_reserve"),
     };
     check_proof(table, user.auth);
     user

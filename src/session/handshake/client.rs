@@ -48,6 +48,11 @@ impl Client {
         Self { stream, inbuf: BytesMut::new(), outbuf: BytesMut::new(), deadline }
     }
 
+    /// The client has until then.
+    pub(super) fn extend(&mut self, deadline: Instant) {
+        self.deadline = deadline;
+    }
+
     /// The first byte of what the client sends, left in the socket.
     pub(super) async fn peek_byte(&self) -> Result<u8, Stop> {
         match within(self.deadline, self.stream.peek_byte()).await? {

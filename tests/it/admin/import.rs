@@ -13,10 +13,10 @@ async fn an_imported_file_passes_check_and_names_what_it_lacks() {
     std::fs::write(at("users.txt"), "\"postgres\" \"se${cret\"\n\"old\" \"md5d41d8cd98f00b204e9800998ecf8427e\"\n")
         .expect("written");
     let ini = format!(
-        "; a comment\n[databases]\napp = host=127.0.0.1 port={port} dbname={name} pool_size=7 connect_query='select 1'\n* = host=x\n\
-         [users]\npostgres = max_user_client_connections=50\n\
+        "; a comment\n[databases]\napp = host=127.0.0.1 port={port} dbname={name} pool_size=7 max_db_connections=8 connect_query='select 1'\n* = host=x\n\
+         [users]\npostgres = max_user_client_connections=50 max_user_connections=9\n\
          [pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = 6499\nauth_type = scram-sha-256\nauth_file = users.txt\n\
-         pool_mode = transaction\nmax_client_conn = 300\nquery_wait_timeout = 2.5\nserver_idle_timeout = 0\n\
+         pool_mode = transaction\nmax_client_conn = 300\nmax_db_client_connections = 60\nquery_wait_timeout = 2.5\nserver_idle_timeout = 0\n\
          admin_users = postgres, boss\nserver_reset_query = DISCARD ALL\nlogfile = /x\n"
     );
     std::fs::write(at("pgbouncer.ini"), ini).expect("written");
@@ -38,6 +38,8 @@ async fn an_imported_file_passes_check_and_names_what_it_lacks() {
     assert_eq!(app.pool.acquire_timeout, std::time::Duration::from_millis(2500));
     assert_eq!((app.pool.idle_timeout, config.users["postgres"].max_clients), (None, Some(50)));
     assert_eq!(config.users["postgres"].password.as_ref().map(|secret| secret.expose()), Some("se${cret"));
+    assert_eq!((app.pool.max_database_connections, app.max_clients), (Some(8), Some(60)));
+    assert_eq!(config.users["postgres"].max_server_connections, Some(9));
     assert_eq!(config.admin.users, ["postgres"]);
     let (accepted, out, err) = run(&["check", "--config", toml]);
     assert!(accepted, "{out}{err}");

@@ -35,6 +35,7 @@ fn pool() -> Pool {
         mode: PoolMode::Transaction,
         max_connections: 10,
         min_connections: 0,
+        max_database_connections: None,
         acquire_timeout: Duration::from_secs(5),
         idle_timeout: None,
         max_lifetime: None,
@@ -146,6 +147,7 @@ impl Cluster {
         let address = |database: &Database| dsn::parse(&database.conninfo()).expect("dsn");
         let configured = Configured {
             name: "app".into(),
+            max_clients: None,
             primary: address(&whole),
             replicas: Vec::new(),
             reads: Reads::Primary,
