@@ -122,6 +122,7 @@ async fn open(
     #[cfg(feature = "faults")] faults: crate::cache::Faults,
 ) -> Result<Running, Error> {
     let metrics = Arc::new(Metrics::new());
+    let tasks = TaskTracker::new();
     let shared = Arc::new(Shared {
         analyzer: Analyzer::new(),
         cancel_keys: Arc::new(CancelKeys::default()),
@@ -129,6 +130,7 @@ async fn open(
         ledger: Arc::default(),
         tls: ClientTls::new(),
         metrics: Arc::clone(&metrics),
+        tasks: tasks.clone(),
     });
     let handshake = handshake_context(&config, Arc::new(ScramStore::new()))?;
     let listener = Listener::bind_tcp(config.listen.address)?;
@@ -149,7 +151,7 @@ async fn open(
         workers: Workers::new(config.threads, &stop),
         stop,
         sessions: TaskTracker::new(),
-        tasks: TaskTracker::new(),
+        tasks,
         #[cfg(feature = "faults")]
         faults,
     });

@@ -18,6 +18,8 @@ pub const PARSED_STATEMENT_BYTES: usize = 256 * 1024;
 pub const PARSE_DEPTH: usize = 64;
 /// Named prepared statements of one client.
 pub const PREPARED_STATEMENTS: usize = 10_000;
+/// Channels that one client listens to, and steps of one transaction about them.
+pub const CHANNELS: usize = 10_000;
 /// Open portals of one client.
 pub const PORTALS: usize = 1_000;
 /// Bytes read from a socket at once.

@@ -39,6 +39,7 @@ pub(super) enum Topic {
     Cache,
     Shards,
     Pins,
+    Listeners,
     Statements,
     Limits,
 }
@@ -63,6 +64,7 @@ pub(super) const TOPICS: [(&str, Topic); 20] = [
     ("cache", Topic::Cache),
     ("shards", Topic::Shards),
     ("pins", Topic::Pins),
+    ("listeners", Topic::Listeners),
     ("statements", Topic::Statements),
     ("limits", Topic::Limits),
 ];

@@ -83,6 +83,9 @@ async fn pause(databases: &[Arc<Database>], is_one: bool) -> Result<(), Error> {
         database.gate.next_epoch();
     }
     are_closed(databases).await;
+    for database in databases {
+        database.listener_is_closed().await;
+    }
     Ok(())
 }
 

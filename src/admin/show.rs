@@ -20,6 +20,7 @@ pub(super) fn columns(topic: Topic) -> Vec<Column> {
         Topic::Users => connections::USERS.to_vec(),
         Topic::Shards => connections::SHARDS.to_vec(),
         Topic::Pins => connections::PINS.to_vec(),
+        Topic::Listeners => listener_columns(),
         Topic::Stats => stats::columns(Part::Both),
         Topic::StatsTotals => stats::columns(Part::Totals),
         Topic::StatsAverages => stats::columns(Part::Averages),
@@ -54,6 +55,7 @@ pub(super) fn rows(world: &dyn World, topic: Topic) -> Vec<Row> {
         Topic::Users => connections::users(world),
         Topic::Shards => connections::shards(world),
         Topic::Pins => connections::pins(world),
+        Topic::Listeners => listeners(world),
         Topic::Stats => stats::rows(world, Part::Both),
         Topic::StatsTotals => stats::rows(world, Part::Totals),
         Topic::StatsAverages => stats::rows(world, Part::Averages),
@@ -159,6 +161,42 @@ fn resident_bytes() -> Option<u64> {
     const PAGE: u64 = 4096;
     let text = std::fs::read_to_string("/proc/self/statm").ok()?;
     Some(text.split_whitespace().nth(1)?.parse::<u64>().ok()? * PAGE)
+}
+
+fn listener_columns() -> Vec<Column> {
+    vec![
+        ("database", Text),
+        ("host", Text),
+        ("port", Int),
+        ("remote_pid", Int),
+        ("channels", Int),
+        ("clients", Int),
+        ("received", Numeric),
+        ("delivered", Numeric),
+        ("losses", Numeric),
+        ("too_slow", Numeric),
+    ]
+}
+
+/// A row for each database that somebody has listened in.
+fn listeners(world: &dyn World) -> Vec<Row> {
+    let row = |database: std::sync::Arc<crate::session::context::Database>| -> Option<Row> {
+        let figures = database.listener_figures()?;
+        let primary = &database.config.primary;
+        Some(vec![
+            database.config.name.as_str().into(),
+            primary.host.as_str().into(),
+            u64::from(primary.port).into(),
+            u64::try_from(figures.pid).unwrap_or(0).into(),
+            figures.channels.into(),
+            figures.clients.into(),
+            figures.received.into(),
+            figures.delivered.into(),
+            figures.lost.into(),
+            figures.too_slow.into(),
+        ])
+    };
+    world.databases().into_iter().filter_map(row).collect()
 }
 
 type CacheFigure = (&'static str, fn(&CacheStatsSnapshot) -> u64);

@@ -83,6 +83,12 @@ impl Gate {
         let _ = self.passage.subscribe().wait_for(|passage| *passage != Passage::Open).await;
     }
 
+    /// Waits until there are to be no server connections at all.
+    pub async fn barred(&self) {
+        let is_barred = |passage: &Passage| matches!(passage, Passage::Paused | Passage::Killed);
+        let _ = self.passage.subscribe().wait_for(is_barred).await;
+    }
+
     /// Says whether new clients are turned away.
     pub fn set_disabled(&self, disabled: bool) {
         self.disabled.store(disabled, Ordering::Relaxed);

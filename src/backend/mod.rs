@@ -8,6 +8,7 @@ pub mod failure;
 pub mod gate;
 pub(crate) mod lease;
 pub mod ledger;
+pub mod listener;
 mod login;
 mod manager;
 mod own;

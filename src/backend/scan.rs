@@ -21,6 +21,8 @@ const COPY_UP_TO: usize = 8 * 1024;
 /// What scanning a server's bytes showed.
 #[derive(Debug, Default)]
 pub struct Seen {
+    /// Set by the session: notifications of this server are its client's.
+    pub takes_notifications: bool,
     /// The last ReadyForQuery's status, if one came.
     pub ready: Option<TransactionStatus>,
     /// A ReadyForQuery came that only pgherd had asked for.
@@ -160,7 +162,9 @@ impl ServerConn {
                 seen.notices += u32::from(!hidden);
                 return Ok(unasked);
             }
-            b'A' => return Ok(Verdict::Forward),
+            // Of a client that does not listen on its own server a notification can only be somebody else's, or come by the listener too.
+            b'A' if seen.takes_notifications => return Ok(Verdict::Forward),
+            b'A' => return Ok(Verdict::Swallow),
             b'S' => {
                 let body = self.copy_body(header);
                 seen.reported.extend(self.note_parameter(&body));

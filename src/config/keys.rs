@@ -140,6 +140,12 @@ static DATABASE_POOL: Section = Section { path: "database.pool", keys: POOL_KEYS
 /// Words of a pool's mode. `statement` is not among them: see `validate::pool`.
 pub const POOL_MODES: &[&str] = &["transaction", "session"];
 
+/// How LISTEN works in transaction mode.
+pub const LISTEN_MODES: &[&str] = &["shared", "pin"];
+
+/// What listening clients get when their listener was lost.
+pub const LISTENER_LOSS: &[&str] = &["close", "notice"];
+
 const POOL_KEYS: &[Key] = &[
     key("mode", Choice(POOL_MODES), Some("transaction")),
     key("max_connections", Count, Some("100")),
@@ -154,6 +160,10 @@ const POOL_KEYS: &[Key] = &[
     key("idle_transaction_timeout", DurationOrOff, Some("off")),
     key("client_idle_timeout", DurationOrOff, Some("off")),
     key("prepared_statements", Count, Some("500")),
+    key("pinned_max", DurationOrOff, Some("off")),
+    key("listen", Choice(LISTEN_MODES), Some("shared")),
+    key("on_listener_loss", Choice(LISTENER_LOSS), Some("close")),
+    key("notification_queue", Size, Some("1MiB")),
 ];
 
 static DATABASE: Section = Section {

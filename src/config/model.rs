@@ -116,6 +116,32 @@ pub struct Pool {
     pub client_idle_timeout: Option<Duration>,
     /// Prepared statements kept on one server connection.
     pub prepared_statements: usize,
+    /// How long a client of transaction mode may keep its server connection beyond its transactions; `None` is for ever.
+    pub pinned_max: Option<Duration>,
+    /// How LISTEN works in transaction mode.
+    pub listen: ListenMode,
+    /// What listening clients get when the listener's connection was lost.
+    pub on_listener_loss: OnListenerLoss,
+    /// Bytes of notifications that wait for one client.
+    pub notification_queue: usize,
+}
+
+/// How LISTEN works in transaction mode.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ListenMode {
+    /// One server connection of pgherd's own listens for all clients of a database.
+    Shared,
+    /// Each client that listens keeps a server connection.
+    Pin,
+}
+
+/// What clients that listen get when notifications may have been lost.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OnListenerLoss {
+    /// Their connections are closed, as a server's end would close them.
+    Close,
+    /// A notice; they listen on.
+    Notice,
 }
 
 /// Where reads go.

@@ -1,17 +1,19 @@
 //! What the sessions of one database share: its pools, its statements, its catalog and its cache.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use crate::backend::connect::Login;
 use crate::backend::gate::Gate;
 use crate::backend::ledger::Ledger;
+use crate::backend::listener::{self, Listener};
 use crate::backend::pool::{Around, Pool, ProcessObserver};
 use crate::backend::settings::{Settings, SharedSettings};
 use crate::backend::statements::Registry;
@@ -55,6 +57,8 @@ pub struct Shared {
     pub tls: ClientTls,
     /// Counts what happens.
     pub metrics: Arc<Metrics>,
+    /// Work in the background that pgherd's end waits for.
+    pub tasks: TaskTracker,
 }
 
 /// Values of startup parameters that a server of this database has accepted, with the form it reported them in.
@@ -75,6 +79,8 @@ pub struct Database {
     pub metrics: Arc<DatabaseMetrics>,
     /// Whether its servers may be used now.
     pub gate: Arc<Gate>,
+    /// Listens for all its clients, once one has asked.
+    listener: OnceLock<Arc<Listener>>,
     pools: Mutex<HashMap<(String, Target), Arc<Pool>>>,
     accepted: Mutex<Accepted>,
     shared_settings: Mutex<HashSet<SharedSettings>>,
@@ -154,6 +160,7 @@ impl Database {
             next_replica: AtomicUsize::new(0),
             closed: CancellationToken::new(),
             gate: Arc::new(Gate::new(Arc::clone(&shared.clients.ids))),
+            listener: OnceLock::new(),
             metrics: shared.metrics.database(&config.name),
             config,
             shared,
@@ -212,6 +219,32 @@ impl Database {
     fn observer(&self, target: Target) -> Option<Arc<dyn ProcessObserver>> {
         let cache = self.cache.as_ref().filter(|_| target == Target::Primary)?;
         Some(Arc::new(Published(Arc::clone(cache))))
+    }
+
+    /// Who listens at the primary for all clients.
+    pub fn listener(&self) -> &Arc<Listener> {
+        self.listener.get_or_init(|| {
+            let ground = listener::Ground {
+                address: self.config.primary.clone(),
+                gate: Arc::clone(&self.gate),
+                closed: self.closed.clone(),
+                tasks: self.shared.tasks.clone(),
+                metrics: self.shared.metrics.listener(&self.config.name),
+            };
+            Listener::new(ground, &self.config.pool)
+        })
+    }
+
+    /// What its listener does, if there is one.
+    pub fn listener_figures(&self) -> Option<listener::Figures> {
+        self.listener.get().map(|listener| listener.figures())
+    }
+
+    /// Waits until its listener has no connection.
+    pub async fn listener_is_closed(&self) {
+        if let Some(listener) = self.listener.get() {
+            listener.is_closed().await;
+        }
     }
 
     /// How that user's connections log in on a server.

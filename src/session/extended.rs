@@ -262,6 +262,7 @@ impl Session {
             server.outbuf.extend_from_slice(&frame.bytes);
             server.expects.push(Expect::Execute);
         }
+        self.after_listening().await?;
         self.after_deallocation().await
     }
 
@@ -322,7 +323,7 @@ impl Session {
             }
             writer::sync(&mut server.outbuf);
             server.expects.push(Expect::Sync { hidden: false });
-            if self.settings.has_restorable() {
+            if self.settings.has_restorable() || self.awaits_listening() {
                 self.wait_for_answers().await?;
             }
             return Ok(());

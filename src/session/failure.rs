@@ -26,6 +26,7 @@ impl Session {
             // A transaction or a session's state was lost with the server: what follows must not run without it.
             return Err(error.fatal());
         }
+        self.forget_doing();
         tracing::debug!(%error, kind = error.kind().label(), "statement refused");
         self.db.shared.metrics.error(error.kind());
         let mut message = BytesMut::new();

@@ -129,6 +129,7 @@ impl Session {
         let can_go_at_once = !self.keeps_server()
             && !self.settings.must_read_back()
             && !self.must_discard
+            && !self.server_listens()
             && self.held_server().is_some_and(|server| !server.dirty);
         if can_go_at_once
             && !self.cancel.slot.clear()
@@ -144,6 +145,11 @@ impl Session {
 
     /// Gives the server back once its session is known and clean.
     async fn release_with_care(&mut self) -> Result<(), Error> {
+        if self.server_listens() {
+            self.untie_cancel().await;
+            self.unlisten_server().await?;
+            self.retie_cancel();
+        }
         if self.keeps_server() {
             self.note_whereabouts();
             return self.refresh_own_server().await;
@@ -180,11 +186,15 @@ impl Session {
             server.close_statements().await?;
             server.generation = generation;
         }
-        if let Some(mut attached) = self.server.take() {
-            self.cancel.slot.aim_at(Arc::clone(&attached.lease.server().cancel_target));
-            self.server = Some(attached);
-        }
+        self.retie_cancel();
         Ok(())
+    }
+
+    /// A cancel of this client's reaches the server at hand again.
+    fn retie_cancel(&mut self) {
+        if let Some(attached) = &mut self.server {
+            self.cancel.slot.aim_at(Arc::clone(&attached.lease.server().cancel_target));
+        }
     }
 
     /// RESET gives a setting the value of pgherd's own login; what the client asked for at startup is put back in its place,
@@ -243,6 +253,7 @@ impl Session {
 
     /// The client has left, at any moment: its server is brought to rest under a deadline, or closed.
     pub(super) async fn give_up_server(&mut self) {
+        let server_listens = self.server_listens();
         let Some(mut attached) = self.server.take() else { return };
         let server = attached.lease.server();
         let is_clean = server.is_reusable()
@@ -250,6 +261,7 @@ impl Session {
             && !self.pins.any()
             && !server.dirty
             && !self.must_discard
+            && !server_listens
             && !self.settings.must_read_back();
         if server.unfinished > 0 {
             // It would take whatever comes next for the rest of a message.

@@ -13,6 +13,7 @@ mod flight;
 mod greet;
 pub mod handshake;
 mod lease;
+mod listen;
 mod memo;
 mod named;
 pub mod pin;
@@ -46,6 +47,7 @@ use crate::session::clients::ListedClient;
 use crate::session::context::{Database, Target};
 use crate::session::flight::Flight;
 use crate::session::handshake::Authenticated;
+use crate::session::listen::Listening;
 use crate::session::memo::PlanMemo;
 use crate::session::pin::Pins;
 use crate::session::state::SessionSettings;
@@ -135,6 +137,8 @@ pub struct Session {
     /// Portals that a fan-out answered in part: no server has them.
     suspended: HashSet<Bytes>,
     pins: Pins,
+    /// What the client listens to by the shared listener, if it does.
+    listening: Option<Box<Listening>>,
     mode: PoolMode,
     /// An error was given to the client in the extended protocol: everything up to its Sync is dropped.
     skipping: bool,
@@ -201,8 +205,10 @@ impl Session {
         let secret_len = if minor >= 2 { SECRET_BYTES_3_2 } else { SECRET_BYTES_3_0 };
         let cancel = db.shared.cancel_keys.register(secret_len);
         let listed = db.shared.clients.enter(&authenticated.user, &db.config, &authenticated.stream);
+        let mode = db.pool_mode(&authenticated.user);
+        let seen = Seen { takes_notifications: mode == PoolMode::Session, ..Seen::default() };
         Box::new(Self {
-            mode: db.pool_mode(&authenticated.user),
+            mode,
             primary: db.pool(&authenticated.user, Target::Primary),
             db,
             user: authenticated.user,
@@ -220,12 +226,13 @@ impl Session {
             portals: HashMap::new(),
             suspended: HashSet::new(),
             pins: Pins::default(),
+            listening: None,
             skipping: false,
             must_discard: false,
             forgets_statements: false,
             forgets_pins: false,
             errors_in_turn: 0,
-            seen: Seen::default(),
+            seen,
             memo: PlanMemo::default(),
             read_ahead: None,
             flight: Flight::default(),

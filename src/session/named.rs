@@ -9,6 +9,7 @@ use crate::wire::writer::TransactionStatus;
 impl Session {
     /// `pg_prepared_statements` would show what others have prepared: it is gone before anybody looks.
     pub(super) async fn hide_statements(&mut self, facts: &Facts, target: Target) -> Result<(), Error> {
+        self.show_channels(facts, target).await?;
         if !facts.effects().any(|effect| *effect == Effect::StatementsShown) {
             return Ok(());
         }

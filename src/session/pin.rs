@@ -8,7 +8,7 @@ use crate::sql::facts::Effect;
 pub enum Pin {
     /// A temporary table, view or sequence.
     Temporary = 1,
-    /// LISTEN.
+    /// LISTEN on the client's own server; see `session::listen`.
     Listen = 2,
     /// A session advisory lock.
     AdvisoryLock = 4,
@@ -50,7 +50,6 @@ impl Pin {
     pub fn of(effect: &Effect) -> Option<Self> {
         match effect {
             Effect::TemporaryObject => Some(Self::Temporary),
-            Effect::Listen => Some(Self::Listen),
             Effect::AdvisoryLock => Some(Self::AdvisoryLock),
             Effect::HoldCursor => Some(Self::HoldCursor),
             Effect::Prepare(_) => Some(Self::Prepared),

@@ -332,7 +332,7 @@ impl Session {
         }
     }
 
-    fn reported_at_login(&self, name: &str) -> Option<Box<str>> {
+    pub(super) fn reported_at_login(&self, name: &str) -> Option<Box<str>> {
         let baseline = self.primary.baseline()?;
         baseline.parameters.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str().into())
     }

@@ -49,8 +49,8 @@ impl Session {
         server.unnamed = None;
         server.outbuf.extend_from_slice(&frame.bytes);
         server.expects.push(Expect::Query);
-        if self.forgets_statements || self.settings.has_restorable() {
-            // What the client sends next must find the statements gone, or its startup values back.
+        if self.forgets_statements || self.settings.has_restorable() || self.awaits_listening() {
+            // What the client sends next must find the statements gone, its startup values back, or its LISTEN done.
             self.wait_for_answers().await?;
         }
         Ok(())
@@ -82,6 +82,7 @@ impl Session {
             [Effect::DiscardAll] if !has_own_server && self.status == TransactionStatus::Idle => {
                 self.named.clear();
                 self.settings.start_over();
+                self.stop_listening();
                 "DISCARD ALL"
             }
             _ => return Ok(false),
@@ -137,6 +138,7 @@ impl Session {
         {
             self.settings.forget_exact();
         }
+        let mut asks_listening = false;
         for effect in facts.effects() {
             refuse_pgherds_names(effect)?;
             self.settings.note_effect(effect);
@@ -146,6 +148,7 @@ impl Session {
             match effect {
                 Effect::DiscardAll => (self.forgets_statements, self.forgets_pins) = (true, true),
                 Effect::DeallocateAll => self.forgets_statements = true,
+                Effect::Listen(_) | Effect::Unlisten(_) | Effect::UnlistenAll => asks_listening = true,
                 Effect::Opaque => {
                     if let Some(server) = self.held_server() {
                         server.dirty = true;
@@ -154,10 +157,13 @@ impl Session {
                 _ => {}
             }
         }
+        if asks_listening || self.listening.is_some() {
+            Box::pin(self.note_listening(facts, asks_listening)).await?;
+        }
         self.note_writes(facts).await
     }
 
-    fn pin(&mut self, pin: Pin) {
+    pub(super) fn pin(&mut self, pin: Pin) {
         if self.mode == PoolMode::Transaction && self.pins.add(pin) {
             self.db.shared.metrics.pin(pin.label());
             tracing::debug!(reason = pin.label(), "client pinned to its server");

@@ -7,6 +7,7 @@ use bytes::Buf;
 use tokio::time::{Duration, Instant};
 
 use super::{Served, Session};
+use crate::config::model::PoolMode;
 use crate::error::Error;
 use crate::exec::relay::{self, Event};
 use crate::limits;
@@ -235,6 +236,11 @@ impl Session {
             if may_be_sent_away && self.drain.poll_begun(cx).is_ready() {
                 return Poll::Ready(Some(Err(super::failure::shutting_down())));
             }
+            if self.listening.is_some()
+                && let Poll::Ready(error) = self.poll_notifications(cx, may_be_sent_away)
+            {
+                return Poll::Ready(Some(Err(error)));
+            }
             let server = self.server.as_mut().map(|attached| attached.lease.server());
             let moved = relay::poll(cx, &mut self.client, server, &mut self.seen, read_client);
             match (moved, deadline) {
@@ -353,6 +359,9 @@ impl Session {
     fn note_turn_outcome(&mut self, succeeded: bool) {
         let statements = std::mem::take(&mut self.forgets_statements);
         let pins = std::mem::take(&mut self.forgets_pins);
+        if self.listening.is_some() {
+            self.listening_turn_is_over(succeeded);
+        }
         if !succeeded {
             // What part of the string had run is not known.
             self.must_discard |= statements;
@@ -367,6 +376,8 @@ impl Session {
         }
         if pins {
             self.pins.clear();
+            self.stop_listening();
+            self.seen.takes_notifications = self.mode == PoolMode::Session;
         }
     }
 

@@ -32,8 +32,9 @@ pub(super) fn recognise(piece: Piece<'_>) -> Option<Found> {
         }
         "fetch" | "move" => Statement::new(Class::Session),
         "close" => session(Effect::CloseCursor),
-        "listen" => session(Effect::Listen),
-        "unlisten" => session(Effect::Unlisten),
+        "listen" => session(Effect::Listen(channel(piece))),
+        "unlisten" if piece.bytes(1) == b"*" => session(Effect::UnlistenAll),
+        "unlisten" => session(Effect::Unlisten(channel(piece))),
         "load" => session(Effect::Load),
         "do" | "call" => {
             let mut found = opaque(piece);
@@ -67,6 +68,12 @@ fn nested(piece: Piece<'_>) -> Found {
 
 fn session(effect: Effect) -> Statement {
     Statement { effects: vec![effect], ..Statement::new(Class::Session) }
+}
+
+/// The channel that LISTEN or UNLISTEN names; empty for a name in an encoding that is not UTF-8.
+fn channel(piece: Piece<'_>) -> Box<str> {
+    let name = piece.identifier(1).unwrap_or_default();
+    if name.contains(char::REPLACEMENT_CHARACTER) { Box::default() } else { name.into() }
 }
 
 fn ddl(piece: Piece<'_>) -> Statement {

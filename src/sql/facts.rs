@@ -50,6 +50,8 @@ pub struct Statement {
     pub fields: Vec<Box<str>>,
     /// What is cast to a date or time type and is neither a constant nor a parameter: as text it could say `now`.
     pub time_casts: Vec<Operand>,
+    /// The savepoint that SAVEPOINT, RELEASE and ROLLBACK TO name, as PostgreSQL folds it.
+    pub savepoint: Option<Box<str>>,
 }
 
 /// What an expression is made from, as far as its type matters.
@@ -83,6 +85,7 @@ impl Statement {
             explain: false,
             fields: Vec::new(),
             time_casts: Vec::new(),
+            savepoint: None,
         }
     }
 }
@@ -129,8 +132,10 @@ pub enum TransactionControl {
     Commit,
     /// ROLLBACK or ABORT.
     Rollback,
-    /// COMMIT AND CHAIN or ROLLBACK AND CHAIN.
-    Chain,
+    /// COMMIT AND CHAIN
+    CommitAndChain,
+    /// ROLLBACK AND CHAIN
+    RollbackAndChain,
     /// SAVEPOINT
     Savepoint,
     /// RELEASE SAVEPOINT
@@ -181,10 +186,14 @@ pub enum Effect {
     Deallocate(Box<str>),
     /// `DEALLOCATE ALL`
     DeallocateAll,
-    /// `LISTEN`
-    Listen,
-    /// `UNLISTEN x` or `UNLISTEN *`
-    Unlisten,
+    /// `LISTEN x`; the channel's name as PostgreSQL folds it, empty where it cannot be read
+    Listen(Box<str>),
+    /// `UNLISTEN x`, likewise
+    Unlisten(Box<str>),
+    /// `UNLISTEN *`
+    UnlistenAll,
+    /// `pg_listening_channels()`: shows what the server connection listens to
+    ListeningShown,
     /// CREATE TEMP, SELECT INTO TEMP
     TemporaryObject,
     /// `DECLARE ... WITH HOLD`

@@ -60,6 +60,7 @@ pub(super) fn effect(name: &str) -> Option<Effect> {
         "pg_advisory_unlock" | "pg_advisory_unlock_shared" | "pg_advisory_unlock_all" => Some(Effect::AdvisoryUnlock),
         "currval" | "lastval" => Some(Effect::SequenceState),
         "pg_prepared_statement" | "pg_prepared_statements" => Some(Effect::StatementsShown),
+        "pg_listening_channels" => Some(Effect::ListeningShown),
         "setseed"
         | "pg_export_snapshot"
         | "pg_backup_start"

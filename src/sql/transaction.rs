@@ -17,7 +17,22 @@ pub(super) fn recognise(piece: Piece<'_>) -> Option<Found> {
         "set" => return set(piece),
         _ => return None,
     };
-    Some(Statement::new(Class::Transaction(control)).into())
+    let savepoint = match control {
+        Savepoint => piece.identifier(1),
+        Release => piece.identifier(piece.skip(1, "savepoint")),
+        TransactionControl::RollbackTo => rolled_back_to(piece),
+        _ => None,
+    };
+    let savepoint = savepoint.map(Into::into);
+    Some(Statement { savepoint, ..Statement::new(Class::Transaction(control)) }.into())
+}
+
+/// The savepoint in `ROLLBACK [WORK | TRANSACTION] TO [SAVEPOINT] name`.
+fn rolled_back_to(piece: Piece<'_>) -> Option<String> {
+    let to = if piece.is(1, "to") { 1 } else { 2 };
+    // A savepoint may be called so, too.
+    let named = piece.skip(to + 1, "savepoint");
+    piece.identifier(named).or_else(|| piece.identifier(to + 1))
 }
 
 fn begin(piece: Piece<'_>, modes: usize) -> TransactionControl {
@@ -50,7 +65,11 @@ fn end(piece: Piece<'_>, control: TransactionControl) -> TransactionControl {
     if piece.is(at, "to") && control == TransactionControl::Rollback {
         TransactionControl::RollbackTo
     } else if piece.are(at, &["and", "chain"]) {
-        TransactionControl::Chain
+        if control == TransactionControl::Commit {
+            TransactionControl::CommitAndChain
+        } else {
+            TransactionControl::RollbackAndChain
+        }
     } else {
         control
     }

@@ -157,6 +157,17 @@ pub fn error_response(out: &mut BytesMut, error: &Error) {
     });
 }
 
+/// `N` with severity WARNING.
+pub fn warning(out: &mut BytesMut, code: &str, text: &str, detail: &str) {
+    message(out, b'N', |out| {
+        for (field, text) in [(b'S', "WARNING"), (b'V', "WARNING"), (b'C', code), (b'M', text), (b'D', detail)] {
+            out.put_u8(field);
+            cstr(out, text.as_bytes());
+        }
+        out.put_u8(0);
+    });
+}
+
 /// `Q` from the frontend
 pub fn query(out: &mut BytesMut, text: &[u8]) {
     message(out, b'Q', |out| cstr(out, text));

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::config::model::{Pool, PoolMode};
+use crate::config::model::{ListenMode, OnListenerLoss, Pool, PoolMode};
 use crate::config::raw::Table;
 
 /// Connections at most that a file may ask of one server: PostgreSQL's own MAX_BACKENDS.
@@ -34,6 +34,10 @@ pub(super) fn read(table: &Table<'_>, base: Option<&Pool>) -> Pool {
         idle_transaction_timeout: or_off("idle_transaction_timeout", |pool| pool.idle_transaction_timeout),
         client_idle_timeout: or_off("client_idle_timeout", |pool| pool.client_idle_timeout),
         prepared_statements: count("prepared_statements", 0, |pool| pool.prepared_statements as u32) as usize,
+        pinned_max: or_off("pinned_max", |pool| pool.pinned_max),
+        listen: inherits("listen").map_or_else(|| listen(table), |pool| pool.listen),
+        on_listener_loss: inherits("on_listener_loss").map_or_else(|| on_loss(table), |pool| pool.on_listener_loss),
+        notification_queue: inherits("notification_queue").map_or_else(|| queue(table), |pool| pool.notification_queue),
     };
     check_bounds(table, &pool);
     Pool { min_connections: pool.min_connections.min(pool.max_connections), ..pool }
@@ -46,6 +50,24 @@ pub(super) fn mode(table: &Table<'_>, key: &str) -> Option<PoolMode> {
         return None;
     }
     [PoolMode::Transaction, PoolMode::Session].get(table.choice(key)?).copied()
+}
+
+fn listen(table: &Table<'_>) -> ListenMode {
+    if table.choice("listen") == Some(1) { ListenMode::Pin } else { ListenMode::Shared }
+}
+
+fn on_loss(table: &Table<'_>) -> OnListenerLoss {
+    if table.choice("on_listener_loss") == Some(1) { OnListenerLoss::Notice } else { OnListenerLoss::Close }
+}
+
+/// Room for at least one notification: PostgreSQL's payloads have up to 8000 bytes.
+fn queue(table: &Table<'_>) -> usize {
+    const LEAST: u64 = 16 * 1024;
+    let bytes = table.size("notification_queue");
+    if bytes < LEAST {
+        table.fault("notification_queue", "that is too little for a few notifications", "at least 16KiB");
+    }
+    usize::try_from(bytes).unwrap_or(usize::MAX)
 }
 
 fn min_connections(table: &Table<'_>, base: Option<&Pool>) -> u32 {

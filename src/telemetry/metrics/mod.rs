@@ -3,6 +3,7 @@
 mod cache;
 mod histogram;
 mod label;
+mod listener;
 mod pool;
 mod statements;
 
@@ -21,6 +22,7 @@ use prometheus_client::registry::Registry;
 pub use cache::{CacheSnapshot, ReadCache};
 pub use histogram::Histogram;
 pub use label::LabelText;
+pub use listener::ListenerMetrics;
 pub use pool::{PoolLabels, PoolMetrics};
 pub use statements::{DatabaseMetrics, PlanClass};
 
@@ -64,6 +66,7 @@ pub struct Metrics {
     rejected: Family<ReasonLabels, Counter>,
     databases: statements::Databases,
     pools: pool::Pools,
+    listeners: listener::Listeners,
     refusals: Family<CodeLabels, Counter>,
     pins: Family<ReasonLabels, Counter>,
     errors: Family<KindLabels, Counter>,
@@ -102,6 +105,7 @@ impl Metrics {
             rejected: Family::default(),
             databases: statements::Databases::default(),
             pools: pool::Pools::default(),
+            listeners: listener::Listeners::default(),
             refusals: Family::default(),
             pins: Family::default(),
             errors: Family::default(),
@@ -132,6 +136,7 @@ impl Metrics {
         registry.register("clients_rejected", "Clients turned away before they were logged in", self.rejected.clone());
         self.databases.register(registry);
         self.pools.register(registry);
+        self.listeners.register(registry);
         registry.register("refusals", "Statements refused with 0A000, by code", self.refusals.clone());
         registry.register("pins", "Server connections pinned to a client, by reason", self.pins.clone());
         registry.register("errors", "Errors of pgherd's own sent to clients, by kind", self.errors.clone());
@@ -173,6 +178,11 @@ impl Metrics {
     /// The figures of one pool; take them once.
     pub fn pool(&self, labels: PoolLabels) -> PoolMetrics {
         self.pools.pool(labels)
+    }
+
+    /// The figures of one database's listener; take them once.
+    pub fn listener(&self, database: &str) -> ListenerMetrics {
+        self.listeners.listener(database)
     }
 
     /// Forgets the gauges of a pool that is no more.

@@ -78,9 +78,13 @@ async fn clients_and_servers_are_shown_as_they_are() {
     client.batch_execute("commit").await.expect("committed");
     row_with(&console, "show servers", &[("remote_pid", &pid.to_string()), ("state", "idle")]).await;
 
-    client.batch_execute("listen here").await.expect("listening");
-    let pinned = row(&console, "show pins", "reasons", "listen").await;
+    client.batch_execute("create temp table mine (a int)").await.expect("created");
+    let pinned = row(&console, "show pins", "reasons", "temporary-object").await;
     assert_eq!(pinned["client"], active["id"]);
+    client.batch_execute("listen here; notify here, 'x'").await.expect("listening");
+    let listener = row(&console, "show listeners", "received", "1").await;
+    assert_eq!((listener["clients"].as_str(), listener["channels"].as_str()), ("1", "1"));
+    assert_eq!((&listener["database"], listener["delivered"].as_str()), (name, "1"));
     drop(client);
     let gone = async || shown(&console, "show clients").await.iter().all(|row| row["application_name"] != "teller");
     eventually(PATIENCE, "it is gone from the list", gone).await;

@@ -45,6 +45,10 @@ fn pool() -> Pool {
         idle_transaction_timeout: None,
         client_idle_timeout: None,
         prepared_statements: 100,
+        pinned_max: None,
+        listen: pgherd::config::model::ListenMode::Shared,
+        on_listener_loss: pgherd::config::model::OnListenerLoss::Close,
+        notification_queue: 1 << 20,
     }
 }
 

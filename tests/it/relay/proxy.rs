@@ -131,6 +131,11 @@ impl Proxy {
         self.running.metrics().moves.get()
     }
 
+    /// What the shared listener does, once somebody has listened.
+    pub(crate) fn listener(&self) -> Option<pgherd::backend::listener::Figures> {
+        self.running.databases()[0].listener_figures()
+    }
+
     /// Ends it in its own time.
     pub(crate) async fn drain(self, patience: Duration) {
         self.running.drain(patience).await;
