@@ -252,16 +252,22 @@ impl Session {
     /// The client cannot be told any more; it must know.
     pub(super) fn poll_notifications(&mut self, cx: &mut Context<'_>, is_quiet: bool) -> Poll<Error> {
         let Some(listening) = &self.listening else { return Poll::Pending };
-        let is_quiet = is_quiet && !self.skipping && self.flight.is_empty() && self.client.outbuf.len() < QUEUED_BYTES;
-        match listening.subscription.mailbox().poll_take(cx, is_quiet) {
+        let may_tell = is_quiet && !self.skipping && self.flight.is_empty() && self.client.outbuf.len() < QUEUED_BYTES;
+        match listening.subscription.mailbox().poll_take(cx, may_tell) {
             Poll::Ready(Ok(mail)) => match self.tell(mail) {
-                // Once more, to be woken for what comes next.
-                Ok(()) => self.poll_notifications(cx, false),
+                // Once more: what has come meanwhile has woken nobody.
+                Ok(()) => self.poll_notifications(cx, is_quiet),
                 Err(error) => Poll::Ready(error),
             },
             Poll::Ready(Err(end)) => Poll::Ready(ended(end)),
             Poll::Pending => Poll::Pending,
         }
+    }
+
+    /// Whether something waits that there is room for now: nothing else may wake the session for it.
+    pub(super) fn has_more_to_tell(&self, is_quiet: bool) -> bool {
+        let has_mail = self.listening.as_ref().is_some_and(|it| it.subscription.mailbox().has_mail());
+        has_mail && is_quiet && !self.skipping && self.flight.is_empty() && self.client.outbuf.len() < QUEUED_BYTES
     }
 
     fn tell(&mut self, mail: VecDeque<Mail>) -> Result<(), Error> {

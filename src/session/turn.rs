@@ -243,6 +243,9 @@ impl Session {
             }
             let server = self.server.as_mut().map(|attached| attached.lease.server());
             let moved = relay::poll(cx, &mut self.client, server, &mut self.seen, read_client);
+            if self.listening.is_some() && moved.is_pending() && self.has_more_to_tell(may_be_sent_away) {
+                cx.waker().wake_by_ref();
+            }
             match (moved, deadline) {
                 (Poll::Ready(event), _) => Poll::Ready(Some(event)),
                 (Poll::Pending, Some(at)) => self.alarm.poll_at(at, cx).map(|()| None),

@@ -5,6 +5,7 @@ use std::time::Duration;
 use tokio::task::JoinSet;
 
 use super::{hears, listeners, nobody_listens, run, told};
+use crate::harness::eventually;
 use crate::harness::wire::WireClient;
 use crate::relay::proxy::{PATIENCE, Proxy};
 
@@ -18,27 +19,31 @@ async fn five_hundred_clients_listen_on_one_server_connection() {
         let (port, database) = (proxy.port, proxy.database.name.clone());
         logins.spawn(async move {
             let mut client = WireClient::login(port, "postgres", &database).await;
-            run(&mut client, "listen everybody").await;
-            run(&mut client, &format!("listen some_{}", number % 7)).await;
+            for text in ["listen everybody".to_owned(), format!("listen some_{}", number % 7)] {
+                let listened = tokio::time::timeout(PATIENCE - Duration::from_secs(5), run(&mut client, &text)).await;
+                assert!(listened.is_ok(), "client {number}: {text} is not answered");
+            }
             (number, client)
         });
     }
     let mut clients = logins.join_all().await;
     assert_eq!(listeners(&proxy.database).await.len(), 1, "one server connection listens");
     let sql = "select count(*) from pg_stat_activity where datname = current_database() and pid <> pg_backend_pid()";
-    let servers: i64 = proxy.database.client().await.query_one(sql, &[]).await.expect("counted").get(0);
-    assert!(servers <= 5, "{servers} server connections for {CLIENTS} clients that listen");
+    let straight = proxy.database.client().await;
+    // The story's own connections come and go.
+    let few = async || straight.query_one(sql, &[]).await.expect("counted").get::<_, i64>(0) <= 5;
+    eventually(PATIENCE, "five server connections serve them all", few).await;
 
-    proxy.use_threads(3);
     let notifier = proxy.client().await;
     for round in 0..20 {
         notifier
             .batch_execute(&format!("notify everybody, '{round}'; notify some_{}, 'of {round}'", round % 7))
             .await
             .expect("notified");
-        if round == 10 {
+        if round % 4 == 0 {
             // Sessions move to another thread when they have done something.
-            for (_, client) in clients.iter_mut().step_by(3) {
+            proxy.use_threads(1 + round % 3);
+            for (_, client) in clients.iter_mut().skip(round).step_by(3) {
                 client.say(|out| pgherd::wire::writer::query(out, b"select 1")).await;
             }
         }
@@ -52,7 +57,8 @@ async fn five_hundred_clients_listen_on_one_server_connection() {
                 .flatten()
                 .collect();
             while heard.len() < expected.len() {
-                let message = client.next().await;
+                let next = tokio::time::timeout(PATIENCE - Duration::from_secs(5), client.next()).await;
+                let message = next.unwrap_or_else(|_| panic!("client {number} has heard {heard:?} only"));
                 if message.tag == b'A' {
                     heard.push(told(&message).1);
                 }
@@ -128,6 +134,26 @@ async fn a_client_that_does_not_read_is_closed_and_no_other_waits_for_it() {
     assert!(last.iter().filter(|message| message.tag == b'A').count() < rounds, "not all of it came");
     run(&mut quick, "notify a, 'and on'").await;
     hears(&mut quick, "a", "and on").await;
+}
+
+/// More waits than is put before a client's socket at once: all of it comes when it reads again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_that_reads_late_hears_all_that_its_queue_holds() {
+    const NOTIFICATIONS: usize = 1_500;
+    let proxy = Proxy::start("max_connections = 3, notification_queue = \"64MiB\"").await;
+    let mut late = proxy.wire().await;
+    run(&mut late, "listen a").await;
+    let notifier = proxy.client().await;
+    let sql = "select pg_notify('a', n || repeat('x', 7900)) from generate_series($1::int, $1 + 499) n";
+    for from in (0..NOTIFICATIONS).step_by(500) {
+        notifier.query(sql, &[&(from as i32)]).await.expect("notified");
+    }
+    let delivered = async || proxy.listener().is_some_and(|it| it.delivered == NOTIFICATIONS as u64);
+    eventually(PATIENCE, "all wait", delivered).await;
+    for n in 0..NOTIFICATIONS {
+        let payload = told(&late.next().await).1;
+        assert_eq!(payload.trim_end_matches('x'), n.to_string());
+    }
 }
 
 /// Clients that listen by the shared listener.

@@ -286,8 +286,9 @@ async fn drop_clients(drops: usize, mode: &str) {
         }
         proxy.examine().await;
     }
-    let servers =
-        "select count(*) from pg_stat_activity where datname = current_database() and pid <> pg_backend_pid()";
+    // One more may listen for all clients.
+    let servers = "select count(*) from pg_stat_activity
+                    where datname = current_database() and pid <> pg_backend_pid() and application_name <> 'pgherd listener'";
     let count: i64 = proxy.database.client().await.query_one(servers, &[]).await.expect("count").get(0);
     assert!(count <= 4, "{count} server connections behind a pool of 4");
     eprintln!("{drops} clients dropped in {mode} mode in {:?}", since.elapsed());
