@@ -45,7 +45,7 @@ pub(super) enum Topic {
 }
 
 /// Every topic by its word.
-pub(super) const TOPICS: [(&str, Topic); 20] = [
+pub(super) const TOPICS: [(&str, Topic); 21] = [
     ("help", Topic::Help),
     ("pools", Topic::Pools),
     ("clients", Topic::Clients),
