@@ -54,6 +54,12 @@ async fn check_database(house: Arc<House>, database: Arc<Database>) {
         if let Err(error) = &health {
             tracing::warn!(%error, database = database.config.name, user, ?target, "health check failed");
         }
+        if target == Target::Primary
+            && health.is_ok()
+            && let Ok(Err(error)) = tokio::time::timeout(CHECK_DEADLINE, database.learn_unseen_from(&pool)).await
+        {
+            tracing::warn!(%error, database = database.config.name, user, "cannot read which functions change the session");
+        }
         if target == Target::Primary && (primary.is_err() || health.is_ok()) {
             primary = health.map_err(|error| error.to_string());
         }

@@ -8,6 +8,9 @@ use bytes::Bytes;
 use super::statements::Identity;
 use crate::wire::frame::Body;
 
+/// ParseComplete.
+const PARSE_COMPLETE: &[u8] = b"1\0\0\0\x04";
+
 /// Where a statement's parameter types are kept once a server has told them.
 pub type LearnedTypes = Arc<OnceLock<Vec<u32>>>;
 
@@ -16,6 +19,9 @@ pub type LearnedTypes = Arc<OnceLock<Vec<u32>>>;
 pub enum Expect {
     /// A simple Query of the client's: everything up to its ReadyForQuery is the client's.
     Query,
+    /// A simple Query of the client's in which pgherd has put statements of its own: which of those still to be answered are
+    /// pgherd's, in order.
+    Spliced(VecDeque<bool>),
     /// A FunctionCall of the client's.
     FunctionCall,
     /// A Query of pgherd's own: nothing up to its ReadyForQuery reaches the client.
@@ -37,6 +43,8 @@ pub enum Expect {
     Describe(Option<LearnedTypes>),
     /// Rows, and CommandComplete, EmptyQueryResponse or PortalSuspended.
     Execute,
+    /// The same of a portal that the client knows nothing of.
+    HiddenExecute,
     /// CloseComplete. Hidden where the client did not ask for it.
     Close {
         /// Whether pgherd asked, not the client.
@@ -49,6 +57,9 @@ pub enum Expect {
     },
     /// An error of the server's, provoked by pgherd so that its transaction fails; the client gets this error instead.
     Poison(Bytes),
+    /// Nothing from the server, which holds the statement already: ParseComplete, if the server gets so far. The client's name for it,
+    /// and which of its Parses this was.
+    HeldParse(Bytes, u64),
     /// Nothing from the server: these bytes go to the client when everything before them is answered.
     Inject(Bytes),
 }
@@ -112,9 +123,19 @@ impl Expects {
         self.queue.len()
     }
 
+    /// Whether a ReadyForQuery is to come, with a transaction status that is not known yet.
+    pub fn owes_ready(&self) -> bool {
+        self.queue.iter().any(|expect| {
+            matches!(
+                expect,
+                Expect::Query | Expect::Spliced(_) | Expect::FunctionCall | Expect::HiddenQuery | Expect::Sync { .. }
+            )
+        })
+    }
+
     /// Whether something runs that may ask for COPY data.
     pub fn may_start_copy(&self) -> bool {
-        self.queue.iter().any(|expect| matches!(expect, Expect::Query | Expect::Execute))
+        self.queue.iter().any(|expect| matches!(expect, Expect::Query | Expect::Spliced(_) | Expect::Execute))
     }
 
     /// Whether the next error is to be told in pgherd's words.
@@ -125,6 +146,15 @@ impl Expects {
     /// Whether what the server sends now is for pgherd alone.
     pub fn is_hidden(&self) -> bool {
         matches!(self.queue.front(), Some(Expect::HiddenQuery))
+    }
+
+    /// Whether the rows that the server sends now are for pgherd alone.
+    pub fn hides_rows(&self) -> bool {
+        match self.queue.front() {
+            Some(Expect::HiddenQuery | Expect::HiddenExecute) => true,
+            Some(Expect::Spliced(hidden)) => hidden.front() == Some(&true),
+            _ => false,
+        }
     }
 
     /// Whether the ReadyForQuery that comes next is for pgherd alone.
@@ -148,8 +178,8 @@ impl Expects {
         match expect {
             Expect::Sync { .. } => (self.skipping, self.unsynced) = (false, false),
             // They end an implicit transaction as a Sync does, unless the server is skipping.
-            Expect::Query | Expect::FunctionCall | Expect::HiddenQuery => self.unsynced = false,
-            Expect::Inject(_) => {}
+            Expect::Query | Expect::Spliced(_) | Expect::FunctionCall | Expect::HiddenQuery => self.unsynced = false,
+            Expect::Inject(_) | Expect::HeldParse(..) => {}
             _ => self.unsynced = true,
         }
         self.queue.push_back(expect);
@@ -157,11 +187,12 @@ impl Expects {
 
     /// The bytes to put before the server's next message, if it is their turn.
     pub fn take_injection(&mut self) -> Option<Bytes> {
-        if !matches!(self.queue.front(), Some(Expect::Inject(_))) {
+        if !matches!(self.queue.front(), Some(Expect::Inject(_) | Expect::HeldParse(..))) {
             return None;
         }
         match self.queue.pop_front() {
             Some(Expect::Inject(bytes)) => Some(bytes),
+            Some(Expect::HeldParse(..)) => Some(Bytes::from_static(PARSE_COMPLETE)),
             _ => None,
         }
     }
@@ -183,6 +214,9 @@ impl Expects {
         let Some(front) = self.queue.front() else { return Err(Unexpected(tag)) };
         if let (Expect::Parse { statement: Some(statement), .. }, b'1') = (front, tag) {
             statement.note_parsed(true);
+        }
+        if matches!(front, Expect::Spliced(_)) {
+            return self.answer_spliced(tag);
         }
         match (front, tag) {
             (Expect::Poison(error), b'E') => {
@@ -211,11 +245,29 @@ impl Expects {
             (Expect::Describe(_), b't') => Ok(Verdict::Forward),
             (Expect::Describe(_), b'T' | b'n') | (Expect::Execute, b'C' | b'I' | b's') => self.done(Verdict::Forward),
             (Expect::Execute, b'D' | b'G' | b'H' | b'W' | b'd' | b'c') => Ok(Verdict::Forward),
-            (Expect::Inject(_), _) => Err(Unexpected(tag)),
+            (Expect::HiddenExecute, b'D') => Ok(Verdict::Swallow),
+            (Expect::HiddenExecute, b'C') => self.done(Verdict::Swallow),
+            (Expect::Inject(_) | Expect::HeldParse(..), _) => Err(Unexpected(tag)),
             (_, b'E') => {
                 self.skip_to_sync(consequences);
                 Ok(Verdict::Forward)
             }
+            _ => Err(Unexpected(tag)),
+        }
+    }
+
+    /// Of a Query with statements of pgherd's in it the client is told what its own statements bring.
+    fn answer_spliced(&mut self, tag: u8) -> Result<Verdict, Unexpected> {
+        let Some(Expect::Spliced(hidden)) = self.queue.front_mut() else { return Err(Unexpected(tag)) };
+        let verdict = if hidden.front() == Some(&true) { Verdict::Swallow } else { Verdict::Forward };
+        match tag {
+            b'Z' => self.done(Verdict::Forward),
+            b'C' => {
+                hidden.pop_front();
+                Ok(verdict)
+            }
+            b'T' | b'D' => Ok(verdict),
+            b'I' | b'E' | b'G' | b'H' | b'W' | b'd' | b'c' => Ok(Verdict::Forward),
             _ => Err(Unexpected(tag)),
         }
     }
@@ -240,8 +292,11 @@ impl Expects {
                     consequences.lost_names.extend(client_name);
                     consequences.lost_statements.extend(statement);
                 }
+                Some(Expect::HeldParse(name, serial)) => consequences.lost_names.push((name, serial)),
                 Some(Expect::Close { hidden: true }) => consequences.lost_close = true,
-                Some(Expect::Query | Expect::HiddenQuery | Expect::Poison(_)) => consequences.lost_unnamed = true,
+                Some(Expect::Query | Expect::Spliced(_) | Expect::HiddenQuery | Expect::Poison(_)) => {
+                    consequences.lost_unnamed = true
+                }
                 _ => {}
             }
         }
@@ -336,6 +391,32 @@ mod tests {
         assert_eq!(owed.answer(b'E', &mut Consequences::default()), Ok(Verdict::Replace(error)));
         assert_eq!(owed.answer(b'Z', &mut Consequences::default()), Ok(Verdict::Forward));
         assert!(owed.is_empty() && !owed.is_unsynced());
+    }
+
+    #[test]
+    fn statements_of_pgherds_in_a_clients_string_are_not_told() {
+        let mut owed = expects([Expect::Spliced(VecDeque::from([false, true, false]))]);
+        let mut consequences = Consequences::default();
+        let mut verdicts = String::new();
+        for tag in *b"CTDCTDCZ" {
+            assert_eq!(owed.hides_rows() && tag != b'Z', (1..4).contains(&verdicts.len()));
+            let verdict = owed.answer(tag, &mut consequences).expect("expected");
+            verdicts.push(if verdict == Verdict::Swallow { '-' } else { char::from(tag) });
+        }
+        assert_eq!(verdicts, "C---TDCZ");
+        assert!(owed.is_empty());
+    }
+
+    #[test]
+    fn a_statement_that_the_server_holds_is_not_prepared_behind_an_error() {
+        let name = Bytes::from_static(b"s1");
+        let mut owed = expects([Expect::Bind, Expect::HeldParse(name.clone(), 7), Expect::Sync { hidden: false }]);
+        let mut consequences = Consequences::default();
+        assert_eq!(owed.answer(b'E', &mut consequences), Ok(Verdict::Forward));
+        assert_eq!(consequences.lost_names, [(name.clone(), 7)]);
+        let mut owed = expects([Expect::Bind, Expect::HeldParse(name, 7)]);
+        assert_eq!(owed.answer(b'2', &mut consequences), Ok(Verdict::Forward));
+        assert_eq!(owed.take_injection().as_deref(), Some(PARSE_COMPLETE));
     }
 
     #[test]

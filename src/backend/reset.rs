@@ -93,29 +93,6 @@ pub async fn apply(server: &mut ServerConn, wanted: &SharedSettings) -> Result<(
     }
 }
 
-/// Sets the named settings to what `values` says, in the transaction at hand if there is one.
-///
-/// # Errors
-/// The server refused a value or failed; it is broken and must not be used again.
-pub async fn set(server: &mut ServerConn, values: &Settings, names: &BTreeSet<Box<str>>) -> Result<(), Error> {
-    let calls: Vec<String> = names
-        .iter()
-        .filter_map(|name| {
-            Some(format!("pg_catalog.set_config({},{},false)", literal(name), literal(values.get(name)?)))
-        })
-        .collect();
-    if calls.is_empty() {
-        return Ok(());
-    }
-    match server.run(&format!("SELECT {}", calls.join(","))).await {
-        Ok(_) => Ok(()),
-        Err(error) => {
-            server.mark_broken();
-            Err(error)
-        }
-    }
-}
-
 /// Reads back what the named settings are now, and returns the session's whole map: `before` with those values.
 /// A value that a fresh login has too is left out.
 ///

@@ -89,7 +89,7 @@ impl ServerConn {
                 Ok(None) => return Ok(()),
                 Err(error) => return Err(misbehaved(error.to_string())),
             };
-            if matches!(header.tag, b'D' | b'd') && !self.expects.is_hidden() {
+            if matches!(header.tag, b'D' | b'd') && !self.expects.hides_rows() {
                 self.answer(header.tag, seen)?;
                 seen.rows += u64::from(header.tag == b'D');
                 self.passing = header.total;

@@ -153,4 +153,5 @@ pub mod hash;
 pub mod rules;
 pub mod search_path;
 pub mod shard_key;
+pub mod unseen;
 pub mod value;

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use arc_swap::ArcSwapOption;
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
@@ -24,9 +25,11 @@ use crate::config::model::{
 };
 use crate::error::{Error, ErrorKind};
 use crate::net::tls::ClientTls;
+use crate::plan::unseen::Unseen;
 use crate::session::cancel::CancelKeys;
 use crate::session::clients::Clients;
 use crate::sql::Analyzer;
+use crate::sql::facts::Facts;
 use crate::sql::fingerprint::Fingerprint;
 use crate::telemetry::metrics::PoolLabels;
 use crate::telemetry::metrics::{DatabaseMetrics, Metrics};
@@ -106,6 +109,10 @@ pub struct Database {
     catalogs_missing: watch::Sender<usize>,
     /// Statements that turned out to write though nothing in their text says so.
     unseen_writers: RwLock<HashSet<Fingerprint>>,
+    /// Code that changes sessions unseen, with the digest of the catalogs that it was read from.
+    unseen: ArcSwapOption<(Box<str>, Unseen)>,
+    /// Whether there is any such code: all that most databases are ever asked.
+    has_unseen: AtomicBool,
     next_replica: AtomicUsize,
     /// Ends what is done for this database in the background.
     pub closed: CancellationToken,
@@ -157,6 +164,8 @@ impl Database {
             catalog_changed: Notify::new(),
             catalogs_missing: watch::Sender::new(missing),
             unseen_writers: RwLock::default(),
+            unseen: ArcSwapOption::empty(),
+            has_unseen: AtomicBool::new(false),
             next_replica: AtomicUsize::new(0),
             closed: CancellationToken::new(),
             gate: Arc::new(Gate::new(Arc::clone(&shared.clients.ids))),
@@ -322,6 +331,24 @@ impl Database {
             writers.clear();
         }
         writers.insert(fingerprint);
+    }
+
+    /// Whether a statement may run code that changes the session unseen.
+    pub fn may_run_unseen(&self, facts: &Facts) -> bool {
+        self.has_unseen.load(Ordering::Relaxed)
+            && self.unseen.load().as_ref().is_some_and(|known| known.1.may_run(facts))
+    }
+
+    /// The digest of the catalogs that such code was last read from; `None` before the first time.
+    pub fn unseen_digest(&self) -> Option<Box<str>> {
+        self.unseen.load().as_ref().map(|known| known.0.clone())
+    }
+
+    /// Notes which code that is.
+    pub fn note_unseen(&self, digest: &str, unseen: Unseen) {
+        let any = !unseen.is_empty();
+        self.unseen.store(Some(Arc::new((digest.into(), unseen))));
+        self.has_unseen.store(any, Ordering::Relaxed);
     }
 
     /// The replicas, each time starting with another one.

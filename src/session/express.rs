@@ -167,7 +167,7 @@ impl Session {
         let is_plain = facts
             .single()
             .is_some_and(|only| matches!(only.class, Class::Read | Class::Write) && only.effects.is_empty());
-        is_plain && (!self.db.is_planned() || self.is_known_primary(facts))
+        is_plain && !self.db.may_run_unseen(facts) && (!self.db.is_planned() || self.is_known_primary(facts))
     }
 
     /// Whether a statement writes nothing that anybody would have to be told.

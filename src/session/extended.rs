@@ -13,6 +13,7 @@ use crate::backend::settings::Settings;
 use crate::backend::statements::{Identity, NAME_PREFIX};
 use crate::error::{Error, ErrorKind};
 use crate::limits;
+use crate::sql::facts::{Class, Facts};
 use crate::wire::frame::{Frame, HEADER_LEN, Header};
 use crate::wire::frontend::{self, Malformed};
 use crate::wire::sqlstate::SqlState;
@@ -60,6 +61,9 @@ impl Session {
                 return Err(too_many("prepared statements", limits::PREPARED_STATEMENTS));
             }
             if self.named.contains_key(&name) {
+                if self.status == TransactionStatus::Failed {
+                    return Err(super::planned::aborted());
+                }
                 return Err(Error::new(
                     ErrorKind::Protocol,
                     SqlState::DUPLICATE_PREPARED_STATEMENT,
@@ -106,6 +110,14 @@ impl Session {
 
     pub(super) async fn forward_parse(&mut self, (name, prepared): (Bytes, Arc<Prepared>)) -> Result<(), Error> {
         self.refuse_sequence_state(&prepared.facts).await?;
+        if self.status == TransactionStatus::Failed && prepared.identity.is_some() && !ends_transaction(&prepared.facts)
+        {
+            // It may be prepared where nobody looks whether the transaction has failed.
+            self.wait_for_answers().await?;
+            if self.status == TransactionStatus::Failed && !self.skipping {
+                return Err(super::planned::aborted());
+            }
+        }
         self.keep_statement(&name, Arc::clone(&prepared));
         if self.server.is_none() && prepared.identity.as_ref().is_some_and(|identity| identity.is_accepted()) {
             self.answer_in_turn(b"1\0\0\0\x04");
@@ -126,8 +138,16 @@ impl Session {
                 let client_name = Some((name, prepared.serial));
                 server.expects.push(Expect::Parse { hidden: false, statement: None, client_name });
             }
+            Some(identity) if server.held.touch(identity.id) && server.expects.owes_ready() => {
+                // What was synced before may have failed the transaction: only the server knows, so it is asked in earnest.
+                writer::close(&mut server.outbuf, b'S', identity.server_name.as_bytes());
+                server.expects.push(Expect::Close { hidden: true });
+                server.held.remove(identity.id);
+                let identity = Arc::clone(identity);
+                send_parse(server, &identity, Some((name, prepared.serial)));
+            }
             Some(identity) if server.held.touch(identity.id) => {
-                server.expects.push(Expect::Inject(Bytes::from_static(b"1\0\0\0\x04")));
+                server.expects.push(Expect::HeldParse(name, prepared.serial));
                 self.inject();
             }
             Some(identity) => {
@@ -252,15 +272,19 @@ impl Session {
         {
             return Ok(());
         }
-        match facts {
-            Some(facts) => self.note_execution(&facts).await?,
+        match &facts {
+            Some(facts) => self.note_execution(facts).await?,
             // A cursor of SQL's, or a portal that pgherd has lost sight of: it may run anything.
             None => self.note_opaque_write().await?,
         }
+        let restored = facts.as_deref().and_then(|facts| self.startup_values_after(facts));
         let server = self.attach(target).await?;
         if !server.expects.is_skipping() {
             server.outbuf.extend_from_slice(&frame.bytes);
             server.expects.push(Expect::Execute);
+            if let Some(sql) = restored {
+                super::restore::queue(server, &sql);
+            }
         }
         self.after_listening().await?;
         self.after_deallocation().await
@@ -323,27 +347,13 @@ impl Session {
             }
             writer::sync(&mut server.outbuf);
             server.expects.push(Expect::Sync { hidden: false });
-            if self.settings.has_restorable() || self.awaits_listening() {
+            if self.awaits_listening() {
                 self.wait_for_answers().await?;
             }
             return Ok(());
         }
         let status = self.status;
         writer::ready_for_query(self.out(), status);
-        Ok(())
-    }
-
-    pub(super) async fn on_function_call(&mut self, frame: Frame) -> Result<(), Error> {
-        if self.status == TransactionStatus::Failed && self.server.is_none() {
-            return Err(super::planned::aborted());
-        }
-        let target = self.default_target();
-        self.attach(target).await?;
-        self.note_opaque_write().await?;
-        let server = self.attach(target).await?;
-        server.dirty = true;
-        server.outbuf.extend_from_slice(&frame.bytes);
-        server.expects.push(Expect::FunctionCall);
         Ok(())
     }
 
@@ -497,6 +507,11 @@ impl Session {
             None => Ok(self.default_target()),
         }
     }
+}
+
+/// Whether a failed transaction takes it.
+fn ends_transaction(facts: &Facts) -> bool {
+    facts.statements.iter().all(|statement| matches!(statement.class, Class::Empty | Class::Transaction(_)))
 }
 
 /// Prepares a statement on a server, making room if need be. `client_name` is set where the client waits for the answer.

@@ -17,6 +17,9 @@ use crate::wire::backend::ServerError;
 use crate::wire::sqlstate::SqlState;
 use crate::wire::writer;
 
+/// What the server reports of a role that is asked for at startup.
+const IS_SUPERUSER: &str = "is_superuser";
+
 impl Session {
     /// Takes over the startup parameters and greets the client.
     pub(super) async fn greet(&mut self, startup: Vec<(String, String)>) -> Result<(), Error> {
@@ -29,6 +32,9 @@ impl Session {
                 pool.baseline().ok_or_else(|| Error::internal("a server connection has no settings").fatal())?
             }
         };
+        if self.db.unseen_digest().is_none() {
+            self.db.learn_unseen_from(&pool).await.map_err(Error::fatal)?;
+        }
         self.settings = SessionSettings::new(self.db.share_settings(settings));
         self.write_greeting(&baseline);
         self.client.flush().await
@@ -38,9 +44,12 @@ impl Session {
         let settings = Arc::clone(&self.settings.current);
         let key = self.cancel.key.clone();
         let status = self.status;
+        let superuser = settings.get("role").and_then(|role| self.db.accepted_value(IS_SUPERUSER, role));
         let out = self.out();
         for (name, value) in &baseline.parameters {
-            let value = settings.get(&name.to_ascii_lowercase()).unwrap_or(value);
+            let set =
+                if name == IS_SUPERUSER { superuser.as_deref() } else { settings.get(&name.to_ascii_lowercase()) };
+            let value = set.unwrap_or(value);
             writer::parameter_status(out, name, value);
         }
         writer::message(out, b'K', |out| {
@@ -65,7 +74,8 @@ impl Session {
                 known.set(name, &reported);
             }
         }
-        if known.len() == wanted.len() {
+        let knows_role = wanted.get("role").is_none_or(|role| self.db.accepted_value(IS_SUPERUSER, role).is_some());
+        if known.len() == wanted.len() && knows_role {
             return Ok(known);
         }
         self.ask_server(wanted).await
@@ -85,6 +95,9 @@ impl Session {
             if let Some(reported) = reported.get(name) {
                 self.db.note_accepted(name, value, reported);
             }
+        }
+        if let (Some(role), Some(superuser)) = (wanted.get("role"), server.parameter(IS_SUPERUSER)) {
+            self.db.note_accepted(IS_SUPERUSER, role, superuser);
         }
         lease.release();
         Ok(reported)

@@ -130,6 +130,7 @@ impl Session {
             && !self.settings.must_read_back()
             && !self.must_discard
             && !self.server_listens()
+            && !self.changes_code
             && self.held_server().is_some_and(|server| !server.dirty);
         if can_go_at_once
             && !self.cancel.slot.clear()
@@ -157,6 +158,7 @@ impl Session {
         // First, since a cancel that comes late must not hit what pgherd runs.
         self.untie_cancel().await;
         self.read_back().await?;
+        self.read_code().await;
         let Some(mut attached) = self.server.take() else { return Ok(()) };
         let server = attached.lease.server();
         server.spill(&mut self.client.outbuf);
@@ -173,11 +175,12 @@ impl Session {
     async fn refresh_own_server(&mut self) -> Result<(), Error> {
         let generation = self.db.statements.generation();
         let is_stale = self.held_server().is_some_and(|server| server.generation != generation);
-        if !self.settings.must_read_back() && !self.must_discard && !is_stale {
+        if !self.settings.must_read_back() && !self.must_discard && !is_stale && !self.changes_code {
             return Ok(());
         }
         self.untie_cancel().await;
         self.read_back().await?;
+        self.read_code().await;
         let Some(attached) = &mut self.server else { return Ok(()) };
         let server = attached.lease.server();
         if std::mem::take(&mut self.must_discard) || is_stale {
@@ -197,26 +200,6 @@ impl Session {
         }
     }
 
-    /// RESET gives a setting the value of pgherd's own login; what the client asked for at startup is put back in its place,
-    /// as one PostgreSQL would, and the client is told.
-    pub(super) async fn restore_startup_settings(&mut self, succeeded: bool) -> Result<(), Error> {
-        let names = self.settings.take_restorable();
-        let Some(attached) = self.server.as_mut().filter(|_| succeeded && !names.is_empty()) else { return Ok(()) };
-        let server = attached.lease.server();
-        if !server.expects.is_empty() || server.expects.is_unsynced() || server.unfinished > 0 || server.is_broken() {
-            // More is under way already: it is put back when the server is given back.
-            return Ok(());
-        }
-        server.spill(&mut self.client.outbuf);
-        reset::set(server, &self.settings.startup, &names).await.map_err(Error::fatal)?;
-        for name in &names {
-            if let Some((name, value)) = server.parameters.iter().find(|(known, _)| known.eq_ignore_ascii_case(name)) {
-                writer::parameter_status(&mut self.client.outbuf, name, value);
-            }
-        }
-        Ok(())
-    }
-
     /// Learns what the session's settings are now from the server that has them.
     async fn read_back(&mut self) -> Result<(), Error> {
         if !self.settings.must_read_back() {
@@ -232,6 +215,21 @@ impl Session {
         let on_server = Arc::clone(&server.settings);
         self.settings.settle(&on_server);
         Ok(())
+    }
+
+    /// Learns which code changes sessions unseen, where the client has made or dropped some.
+    async fn read_code(&mut self) {
+        if !std::mem::take(&mut self.changes_code) {
+            return;
+        }
+        let Some(attached) = self.server.as_mut().filter(|attached| attached.target == Target::Primary) else { return };
+        let server = attached.lease.server();
+        server.spill(&mut self.client.outbuf);
+        if let Err(error) = self.db.learn_unseen(server).await {
+            // Not the client's business. The connection's session is not what was expected: it is closed.
+            tracing::warn!(%error, "cannot read which functions change the session");
+            server.mark_broken();
+        }
     }
 
     /// No cancel of this client's reaches the server any more; one that is on its way is waited for.

@@ -2,6 +2,7 @@
 
 mod alarm;
 mod answer;
+mod call;
 pub mod cancel;
 pub mod clients;
 pub mod context;
@@ -20,8 +21,10 @@ pub mod pin;
 mod planned;
 mod query;
 mod replica;
+mod restore;
 mod state;
 mod turn;
+mod unseen;
 mod writes;
 
 use std::collections::{HashMap, HashSet};
@@ -144,6 +147,8 @@ pub struct Session {
     skipping: bool,
     /// The whole server session is thrown away when it is given back.
     must_discard: bool,
+    /// Something was run that may have changed which code changes sessions unseen.
+    changes_code: bool,
     /// `DISCARD ALL` or `DEALLOCATE ALL` is under way: its success empties these.
     forgets_statements: bool,
     forgets_pins: bool,
@@ -229,6 +234,7 @@ impl Session {
             listening: None,
             skipping: false,
             must_discard: false,
+            changes_code: false,
             forgets_statements: false,
             forgets_pins: false,
             errors_in_turn: 0,

@@ -131,7 +131,9 @@ impl Session {
         if self.status == TransactionStatus::Failed && self.server.is_some() {
             return Ok(Way::Relay(self.default_target()));
         }
-        if self.is_known_primary(execution.facts) {
+        if self.is_known_primary(execution.facts)
+            || (self.db.config.tables.is_empty() && self.db.may_run_unseen(execution.facts))
+        {
             return Ok(Way::Relay(self.target_of_primary(execution.facts)));
         }
         let plan = self.plan(execution).await?;

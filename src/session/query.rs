@@ -45,12 +45,21 @@ impl Session {
         self.hide_statements(facts, target).await?;
         self.note_execution(facts).await?;
         self.before_commit().await?;
+        let spliced = self.with_startup_values(frame, facts);
         let server = self.attach(target).await?;
         server.unnamed = None;
-        server.outbuf.extend_from_slice(&frame.bytes);
-        server.expects.push(Expect::Query);
-        if self.forgets_statements || self.settings.has_restorable() || self.awaits_listening() {
-            // What the client sends next must find the statements gone, its startup values back, or its LISTEN done.
+        match spliced {
+            Some((text, hidden)) => {
+                writer::query(&mut server.outbuf, &text);
+                server.expects.push(Expect::Spliced(hidden));
+            }
+            None => {
+                server.outbuf.extend_from_slice(&frame.bytes);
+                server.expects.push(Expect::Query);
+            }
+        }
+        if self.forgets_statements || self.awaits_listening() {
+            // What the client sends next must find the statements gone, or its LISTEN done.
             self.wait_for_answers().await?;
         }
         Ok(())
@@ -79,7 +88,11 @@ impl Session {
                 self.named.remove(name.as_bytes());
                 "DEALLOCATE"
             }
-            [Effect::DiscardAll] if !has_own_server && self.status == TransactionStatus::Idle => {
+            [Effect::DiscardAll] if self.status == TransactionStatus::Idle && !self.is_mid_flight() => {
+                if has_own_server || self.settings.has_identity() {
+                    self.discard_on_server().await?;
+                    return Ok(true);
+                }
                 self.named.clear();
                 self.settings.start_over();
                 self.stop_listening();
@@ -139,6 +152,7 @@ impl Session {
             self.settings.forget_exact();
         }
         let mut asks_listening = false;
+        self.note_unseen(facts);
         for effect in facts.effects() {
             refuse_pgherds_names(effect)?;
             self.settings.note_effect(effect);

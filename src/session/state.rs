@@ -15,15 +15,12 @@ pub(super) struct SessionSettings {
     pub(super) startup: SharedSettings,
     parse_relevant: SharedSettings,
     touched: BTreeSet<Box<str>>,
-    reset: BTreeSet<Box<str>>,
     everything_touched: bool,
     local: bool,
     /// Something that parse analysis reads may have changed.
     parse_is_uncertain: bool,
     /// What parse analysis reads in the transaction at hand, once it was asked for.
     exact: Option<SharedSettings>,
-    /// Startup values that a RESET under way takes away.
-    restorable: BTreeSet<Box<str>>,
 }
 
 impl SessionSettings {
@@ -71,42 +68,26 @@ impl SessionSettings {
     /// Notes what a statement that is about to be sent may change.
     pub(super) fn note_effect(&mut self, effect: &Effect) {
         self.parse_is_uncertain |= match effect {
-            Effect::Set(name) | Effect::SetLocal(name) | Effect::Reset(name) => Settings::is_parse_relevant(name),
+            Effect::Set(name) | Effect::SetLocal(name) | Effect::Reset(name) | Effect::ResetLocal(name) => {
+                Settings::is_parse_relevant(name)
+            }
             Effect::ResetAll | Effect::DiscardAll | Effect::OpaqueSettings => true,
             _ => false,
         };
         match effect {
-            Effect::Set(name) => self.touch(name),
-            Effect::Reset(name) => {
-                self.touch(name);
-                self.reset.insert(name.clone());
-                self.restorable.extend(self.startup.get(name).map(|_| name.clone()));
-            }
-            Effect::SetLocal(_) => self.local = true,
-            Effect::ResetAll | Effect::DiscardAll => {
-                self.everything_touched = true;
-                self.restorable.extend(self.startup.iter().map(|(name, _)| Box::from(name)));
-            }
+            Effect::Set(name) | Effect::Reset(name) => self.touch(name.clone()),
+            Effect::SetLocal(_) | Effect::ResetLocal(_) => self.local = true,
+            Effect::ResetAll | Effect::DiscardAll => self.everything_touched = true,
             _ => {}
         }
     }
 
-    /// Notes that a setting may change. The session's authorization takes the role with it: it becomes `none`.
-    fn touch(&mut self, name: &str) {
-        self.touched.insert(name.into());
-        if name == "session_authorization" {
+    /// Notes that a setting may have changed. Another session authorization takes the role with it.
+    fn touch(&mut self, name: Box<str>) {
+        if &*name == "session_authorization" {
             self.touched.insert("role".into());
         }
-    }
-
-    /// Whether a RESET has just taken startup values away.
-    pub(super) fn has_restorable(&self) -> bool {
-        !self.restorable.is_empty()
-    }
-
-    /// The startup values that a RESET has just taken away.
-    pub(super) fn take_restorable(&mut self) -> BTreeSet<Box<str>> {
-        std::mem::take(&mut self.restorable)
+        self.touched.insert(name);
     }
 
     /// Notes that the server reported a change.
@@ -115,7 +96,7 @@ impl SessionSettings {
         if is_reported(&name) {
             self.parse_is_uncertain |= Settings::is_parse_relevant(&name);
             self.exact = None;
-            self.touch(&name);
+            self.touch(name.into());
         }
     }
 
@@ -128,26 +109,14 @@ impl SessionSettings {
         names
     }
 
-    /// Takes over what was read back: `on_server` is what the server has now. A setting that RESET gave its default is
-    /// given its startup value, as one PostgreSQL would.
+    /// Takes over what was read back: `on_server` is what the server has now.
     pub(super) fn settle(&mut self, on_server: &SharedSettings) {
-        let goes_back = |name: &str| self.everything_touched || self.reset.contains(name);
-        let restored: Vec<(&str, &str)> =
-            self.startup.iter().filter(|(name, _)| goes_back(name) && on_server.get(name).is_none()).collect();
-        let current = if restored.is_empty() {
-            Arc::clone(on_server)
-        } else {
-            let mut settings = Settings::clone(on_server);
-            restored.iter().for_each(|(name, value)| settings.set(name, value));
-            Arc::new(settings)
-        };
-        self.settled(current);
+        self.settled(Arc::clone(on_server));
     }
 
     fn settled(&mut self, current: SharedSettings) {
         self.replace(current);
         self.touched.clear();
-        self.reset.clear();
         self.everything_touched = false;
         self.transaction_ended();
     }
@@ -159,9 +128,16 @@ impl SessionSettings {
         self.exact = None;
     }
 
-    /// `DISCARD ALL` that no server had to be asked for.
+    /// `DISCARD ALL` has been executed.
     pub(super) fn start_over(&mut self) {
         self.settled(Arc::clone(&self.startup));
+    }
+
+    /// Whether the session acts as somebody else than its login, or began so.
+    pub(super) fn has_identity(&self) -> bool {
+        let is_set =
+            |settings: &Settings| ["role", "session_authorization"].iter().any(|name| settings.get(name).is_some());
+        is_set(&self.current) || is_set(&self.startup)
     }
 }
 
@@ -176,14 +152,20 @@ mod tests {
     }
 
     #[test]
-    fn reset_goes_back_to_the_startup_value() {
-        let mut session = SessionSettings::new(Arc::new(settings(&[("timezone", "Asia/Tokyo")])));
-        session.note_effect(&Effect::Reset("timezone".into()));
-        assert!(session.must_read_back());
-        session.settle(&Arc::new(Settings::default()));
-        assert!(session.take_restorable().contains("timezone"));
-        assert_eq!(session.current.get("timezone"), Some("Asia/Tokyo"));
+    fn a_discard_leaves_what_was_asked_for_at_startup() {
+        let mut session = SessionSettings::new(Arc::new(settings(&[("role", "x"), ("timezone", "Asia/Tokyo")])));
+        session.replace(Arc::new(settings(&[("role", "y"), ("work_mem", "1MB")])));
+        assert!(session.has_identity());
+        session.start_over();
+        assert_eq!(*session.current, settings(&[("role", "x"), ("timezone", "Asia/Tokyo")]));
         assert!(!session.is_uncertain());
+    }
+
+    #[test]
+    fn another_session_authorization_may_take_the_role_with_it() {
+        let mut session = SessionSettings::default();
+        session.note_effect(&Effect::Set("session_authorization".into()));
+        assert!(session.names_to_read(&Settings::default()).contains("role"));
     }
 
     #[test]

@@ -328,9 +328,6 @@ impl Session {
         self.note_time(class, took);
         let succeeded = std::mem::take(&mut self.errors_in_turn) == 0;
         self.note_turn_outcome(succeeded);
-        if self.settings.has_restorable() {
-            Box::pin(self.restore_startup_settings(succeeded)).await?;
-        }
         // Behind this answer more may be under way already, whose writes and portals are noted with those that are done.
         let more = self.held_server().is_some_and(|server| !server.expects.is_empty() || server.expects.is_unsynced());
         if status == TransactionStatus::InTransaction && !more {
@@ -371,8 +368,8 @@ impl Session {
             return;
         }
         if statements {
+            // The unnamed statement, like the one that said so, stays.
             self.named.clear();
-            self.unnamed = None;
             if let Some(attached) = &mut self.server {
                 attached.lease.server().held.clear();
             }

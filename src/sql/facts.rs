@@ -168,6 +168,8 @@ pub enum Effect {
     SetLocal(Box<str>),
     /// `RESET x`, `SET x TO DEFAULT`
     Reset(Box<str>),
+    /// `SET LOCAL x TO DEFAULT`
+    ResetLocal(Box<str>),
     /// `RESET ALL`
     ResetAll,
     /// `DISCARD ALL`

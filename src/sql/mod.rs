@@ -20,3 +20,4 @@ mod walk_from;
 
 pub use analyzer::Analyzer;
 pub use command::explain_route_inner;
+pub use piece::statement_ends;

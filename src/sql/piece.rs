@@ -164,6 +164,12 @@ pub(super) fn split(text: &[u8], standard_conforming_strings: bool) -> Vec<Vec<T
     pieces
 }
 
+/// Where each statement of a query string ends, in bytes: behind its last token.
+pub fn statement_ends(text: &[u8], standard_conforming_strings: bool) -> Vec<usize> {
+    let pieces = split(text, standard_conforming_strings);
+    pieces.iter().filter_map(|tokens| tokens.last()).map(|last| last.end).collect()
+}
+
 /// Whether the tokens begin CREATE FUNCTION or CREATE PROCEDURE, whose SQL bodies hold semicolons.
 fn is_routine(tokens: &[Token], text: &[u8]) -> bool {
     let piece = Piece { text, tokens };

@@ -51,8 +51,8 @@ fn set(piece: Piece<'_>) -> Effect {
     let to_default = piece.is(value, "default") || (&*name == "timezone" && piece.is(value, "local"));
     match (&*name, local) {
         ("seed", _) => Effect::ServerState,
+        (_, true) if to_default => Effect::ResetLocal(name),
         (_, true) => Effect::SetLocal(name),
-        ("role", false) if piece.is(value, "none") => Effect::Reset(name),
         _ if to_default => Effect::Reset(name),
         _ => Effect::Set(name),
     }

@@ -17,6 +17,7 @@ mod explain;
 mod fanout;
 mod fanout_hash;
 mod instruments;
+mod leaks;
 mod listen;
 mod operation;
 mod pgbench;
