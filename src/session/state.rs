@@ -104,7 +104,9 @@ impl SessionSettings {
     pub(super) fn names_to_read(&self, on_server: &Settings) -> BTreeSet<Box<str>> {
         let mut names = self.touched.clone();
         if self.everything_touched {
-            names.extend(self.current.iter().chain(on_server.iter()).map(|(name, _)| Box::from(name)));
+            // What was asked for at startup comes back.
+            let all = self.current.iter().chain(on_server.iter()).chain(self.startup.iter());
+            names.extend(all.map(|(name, _)| Box::from(name)));
         }
         names
     }

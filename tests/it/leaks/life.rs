@@ -174,10 +174,11 @@ impl Life<'_> {
     }
 
     fn judge(&mut self, number: u64, step: &Step, through: &Answer, straight: &Answer) -> Option<End> {
+        let had_failed = self.status == b'E';
         if let Some(ready) = straight.messages.iter().rev().find(|message| message.tag == b'Z') {
             self.status = ready.body[0];
         }
-        match compare(step, &self.dice.mark, through, straight, (&self.through, &self.straight)) {
+        match compare(step, &self.dice.mark, through, straight, (&self.through, &self.straight), had_failed) {
             Verdict::Same => None,
             Verdict::Refused => Some(End::Refused),
             Verdict::Lost if self.scene.kills => Some(End::Lost),
