@@ -270,7 +270,7 @@ fn client_row(client: &Client, clients: &crate::session::clients::Clients) -> Ro
         "C".into(),
         client.user.name.as_str().into(),
         client.database.name.as_str().into(),
-        "none".into(),
+        client.replication().into(),
         state.into(),
         addr,
         port,

@@ -14,9 +14,10 @@ use crate::net::stream::Stream;
 use crate::session::cancel::CancelKey;
 use crate::session::context::Database;
 use crate::session::handshake::{self, Authenticated, Handshake};
-use crate::session::{Session, Stay};
+use crate::session::{Session, Stay, replication};
 use crate::telemetry::metrics::ClientCount;
 use crate::wire::sqlstate::SqlState;
+use crate::wire::startup::Replication;
 
 /// Pause after the system refused an accept (out of descriptors), so that the loop does not spin.
 const PAUSE_AFTER_FAILED_ACCEPT: std::time::Duration = std::time::Duration::from_millis(50);
@@ -80,6 +81,11 @@ async fn receive(house: &Arc<House>, mut stream: Stream) -> Option<Guest> {
             let _ = tokio::time::timeout(config.listen.login_timeout, stream.shutdown()).await;
             None
         }
+        Ok(Handshake::Replication(authenticated, kind)) => {
+            Box::pin(replicate(house, *authenticated, kind)).await;
+            drop(entered);
+            None
+        }
         Ok(Handshake::Console(operator)) => {
             Box::pin(house.open_console(*operator)).await;
             drop(entered);
@@ -139,6 +145,25 @@ async fn open_session(house: &House, authenticated: Authenticated, entered: Opti
             note_early_end(house, &error);
             None
         }
+    }
+}
+
+/// Serves a replication connection to its end, on the thread where it began.
+async fn replicate(house: &House, authenticated: Authenticated, kind: Replication) {
+    let Some(db) = house.databases.get(&authenticated.database.name) else { return };
+    let (user, database) = (&authenticated.user, &authenticated.database);
+    let may_use_reserve = house.config.load().may_use_reserve(&user.name);
+    let logged_in = match db.gate.is_disabled() {
+        true => Err(disabled(&db)),
+        false => house.door.log_in(user, database, may_use_reserve),
+    };
+    let _gauge = house.metrics.client(&database.name, &user.name);
+    let served = match logged_in {
+        Ok(_place) => replication::serve(db, authenticated, kind, &house.drain).await,
+        Err(refusal) => Err(Session::new(db, authenticated, &house.drain).turn_away(refusal).await),
+    };
+    if let Err(error) = served {
+        note_early_end(house, &error);
     }
 }
 

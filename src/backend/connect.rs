@@ -28,6 +28,9 @@ pub struct Login {
     pub scram_keys: Option<Arc<ScramKeys>>,
     /// The database.
     pub database: String,
+    /// What else the startup packet carries, for a connection that is one client's alone: nothing else may be in it, since the
+    /// values would be what RESET goes back to.
+    pub startup: Vec<(String, String)>,
     /// How long all of it may take.
     pub connect_timeout: Duration,
     /// TLS settings, shared by all connections.

@@ -31,6 +31,7 @@ pub(super) async fn login(stream: Stream, address: &ServerAddress, login: &Login
     let mut parameters = vec![("user", user), ("database", database)];
     // A name of pgherd's own would be what a client that gave none is told is its own.
     parameters.extend(address.application_name.as_deref().map(|name| ("application_name", name)));
+    parameters.extend(login.startup.iter().map(|(name, value)| (name.as_str(), value.as_str())));
     session.send(|out| startup::startup_message(out, MINOR, &parameters)).await?;
     session.authenticate().await?;
     let reports = session.until_ready().await?;

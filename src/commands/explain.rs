@@ -149,6 +149,7 @@ async fn ask(
         user: address.user.clone().unwrap_or_else(|| user.name.clone()),
         password: address.password.clone().or_else(|| user.password.clone()),
         scram_keys: None,
+        startup: Vec::new(),
         database: address.dbname.clone().unwrap_or_else(|| database.name.clone()),
         connect_timeout: address.connect_timeout.unwrap_or(database.pool.connect_timeout),
         tls: tls.clone(),

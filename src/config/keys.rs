@@ -178,6 +178,7 @@ static DATABASE: Section = Section {
         key("pool", Table(&DATABASE_POOL), None),
         key("max_clients", Count, None),
         key("cache", Flag, Some("true")),
+        key("replication", Flag, Some("false")),
         key("olap_timeout", Duration, Some("30s")),
     ],
     unsupported: &[],
@@ -222,6 +223,7 @@ static USER: Section = Section {
         key("max_clients", Count, None),
         key("max_server_connections", Count, None),
         key("may_use_reserve", Flag, Some("false")),
+        key("replication", Flag, Some("false")),
     ],
     unsupported: &[
         ("auth_query", "name each user in a [[user]] with password_file, password or scram_secret"),

@@ -174,6 +174,8 @@ pub struct Database {
     pub max_clients: Option<usize>,
     /// Whether results of this database may be cached.
     pub cache: bool,
+    /// Whether replication connections to its primary are allowed.
+    pub replication: bool,
     /// Plan and time out a statement of this database as OLAP after this long.
     pub olap_timeout: Duration,
 }
@@ -307,6 +309,8 @@ pub struct User {
     pub scram_secret: Option<String>,
     /// Databases this user may connect to; empty is all.
     pub databases: Vec<String>,
+    /// Whether this user may open replication connections.
+    pub replication: bool,
     /// Pool mode for this user, if not the database's.
     pub pool_mode: Option<PoolMode>,
     /// Server connections at most for this user, if not the database's.

@@ -265,6 +265,7 @@ fn database() -> config::Database {
             notification_queue: 1 << 20,
         },
         cache: true,
+        replication: false,
         olap_timeout: Duration::from_secs(30),
     }
 }

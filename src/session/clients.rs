@@ -17,6 +17,7 @@ use crate::config::model::{Database, User};
 use crate::error::{Error, ErrorKind};
 use crate::net::stream::{Stream, Traffic};
 use crate::wire::sqlstate::SqlState;
+use crate::wire::startup::Replication;
 
 /// Bytes of a client that are counted for its database at once.
 const COUNTED_BYTES: u64 = 16 * 1024;
@@ -63,6 +64,8 @@ pub struct Client {
     /// When it last asked for a server connection, likewise.
     asked_us: AtomicU64,
     activity: AtomicU8,
+    /// 0 is none, 1 physical, 2 logical.
+    replication: AtomicU8,
     server: AtomicU64,
     pins: AtomicU32,
     statements: AtomicU32,
@@ -94,6 +97,7 @@ impl Clients {
             connected_us: now,
             asked_us: AtomicU64::new(now),
             activity: AtomicU8::new(Activity::Idle as u8),
+            replication: AtomicU8::new(0),
             server: AtomicU64::new(0),
             pins: AtomicU32::new(0),
             statements: AtomicU32::new(0),
@@ -150,6 +154,11 @@ impl Client {
             2 => Activity::Active,
             _ => Activity::Idle,
         }
+    }
+
+    /// What sort of replication connection it is, as PgBouncer calls it.
+    pub fn replication(&self) -> &'static str {
+        ["none", "physical", "logical"].get(usize::from(self.replication.load(Relaxed))).copied().unwrap_or_default()
     }
 
     /// The number of the server connection that it holds; 0 if it holds none.
@@ -225,6 +234,13 @@ impl ListedClient {
         let activity = if server == 0 { Activity::Idle } else { Activity::Active };
         self.client.server.store(server, Relaxed);
         self.client.activity.store(activity as u8, Relaxed);
+    }
+
+    /// It is a replication connection, with a server connection of its own.
+    pub(super) fn replicates(&self, kind: Replication) {
+        let number = if kind == Replication::Physical { 1 } else { 2 };
+        self.client.replication.store(number, Relaxed);
+        self.client.activity.store(Activity::Active as u8, Relaxed);
     }
 
     /// What it has at the end of a transaction.

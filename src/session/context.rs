@@ -263,6 +263,7 @@ impl Database {
             user: address.user.clone().unwrap_or_else(|| user.name.clone()),
             password: address.password.clone().or_else(|| user.password.clone()),
             scram_keys: None,
+            startup: Vec::new(),
             database: address.dbname.clone().unwrap_or_else(|| self.config.name.clone()),
             connect_timeout: address.connect_timeout.unwrap_or(self.config.pool.connect_timeout),
             tls: self.shared.tls.clone(),

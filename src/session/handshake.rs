@@ -17,7 +17,7 @@ use crate::error::{Error, ErrorKind};
 use crate::net::stream::Stream;
 use crate::net::tls::ServerTls;
 use crate::wire::sqlstate::SqlState;
-use crate::wire::startup::{StartupMessage, StartupPacket};
+use crate::wire::startup::{Replication, StartupMessage, StartupPacket};
 
 /// The first byte of a TLS record that opens a handshake, which no startup packet can have.
 const TLS_HANDSHAKE: u8 = 0x16;
@@ -40,6 +40,8 @@ pub struct HandshakeContext {
 pub enum Handshake {
     /// A session, by someone who may have it.
     Session(Box<Authenticated>),
+    /// A replication connection, by someone who may have it.
+    Replication(Box<Authenticated>, Replication),
     /// The console, by someone who may use it.
     Console(Box<Operator>),
     /// A statement of another connection to be cancelled. The connection is closed when that has been done.
@@ -145,15 +147,21 @@ async fn prove(mut client: Client, context: &HandshakeContext, startup: StartupM
             let Client { stream, inbuf, outbuf, .. } = client;
             Ok(Handshake::Console(Box::new(Operator { stream, inbuf, outbuf, user, is_admin })))
         }
-        Ok(Entrance::Database(admitted)) => Ok(Handshake::Session(Box::new(Authenticated {
-            stream: client.stream,
-            inbuf: client.inbuf,
-            outbuf: client.outbuf,
-            user: admitted.user,
-            database: admitted.database,
-            startup: StartupParameters { minor: startup.minor, settings: startup.settings },
-            client_keys: admitted.keys,
-        }))),
+        Ok(Entrance::Database(admitted)) => {
+            let authenticated = Box::new(Authenticated {
+                stream: client.stream,
+                inbuf: client.inbuf,
+                outbuf: client.outbuf,
+                user: admitted.user,
+                database: admitted.database,
+                startup: StartupParameters { minor: startup.minor, settings: startup.settings },
+                client_keys: admitted.keys,
+            });
+            Ok(match startup.replication {
+                Some(kind) => Handshake::Replication(authenticated, kind),
+                None => Handshake::Session(authenticated),
+            })
+        }
         Err(Stop::Closed) => Ok(Handshake::Closed),
         Err(Stop::Failed(error)) => Err(client.refuse(error).await),
     }

@@ -146,9 +146,14 @@ impl Session {
 
     /// Gives the server back once its session is known and clean.
     async fn release_with_care(&mut self) -> Result<(), Error> {
-        if self.server_listens() {
+        if self.server_listens() || self.has_doubtful_pins() {
             self.untie_cancel().await;
-            self.unlisten_server().await?;
+            if self.server_listens() {
+                self.unlisten_server().await?;
+            }
+            if self.has_doubtful_pins() {
+                self.examine_pins().await?;
+            }
             self.retie_cancel();
         }
         if self.keeps_server() {

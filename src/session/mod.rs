@@ -18,9 +18,11 @@ mod listen;
 mod memo;
 mod named;
 pub mod pin;
+mod pinned;
 mod planned;
 mod query;
 mod replica;
+pub mod replication;
 mod restore;
 mod state;
 mod turn;
@@ -53,6 +55,7 @@ use crate::session::handshake::Authenticated;
 use crate::session::listen::Listening;
 use crate::session::memo::PlanMemo;
 use crate::session::pin::Pins;
+use crate::session::pinned::Pinned;
 use crate::session::state::SessionSettings;
 use crate::session::writes::Writes;
 use crate::shutdown::{Drain, DrainWatch};
@@ -63,6 +66,11 @@ use crate::wire::writer::TransactionStatus;
 const SECRET_BYTES_3_0: usize = 4;
 /// Bytes of a cancel key's secret from protocol 3.2 on.
 const SECRET_BYTES_3_2: usize = 32;
+
+/// Bytes of a cancel key's secret in that minor version of protocol 3.
+fn secret_len(minor: u16) -> usize {
+    if minor >= 2 { SECRET_BYTES_3_2 } else { SECRET_BYTES_3_0 }
+}
 
 /// A statement that the client has prepared.
 #[derive(Debug)]
@@ -140,6 +148,8 @@ pub struct Session {
     /// Portals that a fan-out answered in part: no server has them.
     suspended: HashSet<Bytes>,
     pins: Pins,
+    /// More about them, if there are any.
+    pinned: Option<Box<Pinned>>,
     /// What the client listens to by the shared listener, if it does.
     listening: Option<Box<Listening>>,
     mode: PoolMode,
@@ -207,8 +217,7 @@ impl Session {
     /// A session for a client that has just proved who it is.
     pub fn new(db: Arc<Database>, authenticated: Authenticated, drain: &Drain) -> Box<Self> {
         let minor = authenticated.startup.minor;
-        let secret_len = if minor >= 2 { SECRET_BYTES_3_2 } else { SECRET_BYTES_3_0 };
-        let cancel = db.shared.cancel_keys.register(secret_len);
+        let cancel = db.shared.cancel_keys.register(secret_len(minor));
         let listed = db.shared.clients.enter(&authenticated.user, &db.config, &authenticated.stream);
         let mode = db.pool_mode(&authenticated.user);
         let seen = Seen { takes_notifications: mode == PoolMode::Session, ..Seen::default() };
@@ -231,6 +240,7 @@ impl Session {
             portals: HashMap::new(),
             suspended: HashSet::new(),
             pins: Pins::default(),
+            pinned: None,
             listening: None,
             skipping: false,
             must_discard: false,

@@ -87,6 +87,11 @@ impl Pins {
         self.0 != before
     }
 
+    /// Takes one away.
+    pub fn remove(&mut self, pin: Pin) {
+        self.0 &= !(pin as u16);
+    }
+
     /// All are gone, after `DISCARD ALL`.
     pub fn clear(&mut self) {
         self.0 = 0;

@@ -9,7 +9,6 @@ use super::pin::Pin;
 use crate::backend::expect::Expect;
 use crate::backend::settings::Settings;
 use crate::backend::statements::NAME_PREFIX;
-use crate::config::model::PoolMode;
 use crate::error::{Error, ErrorKind};
 use crate::sql::facts::{Class, Effect, Facts, SharedFacts, TransactionControl};
 use crate::wire::frame::Frame;
@@ -171,17 +170,13 @@ impl Session {
                 _ => {}
             }
         }
+        if self.pinned.is_some() {
+            self.note_unpinning(facts);
+        }
         if asks_listening || self.listening.is_some() {
             Box::pin(self.note_listening(facts, asks_listening)).await?;
         }
         self.note_writes(facts).await
-    }
-
-    pub(super) fn pin(&mut self, pin: Pin) {
-        if self.mode == PoolMode::Transaction && self.pins.add(pin) {
-            self.db.shared.metrics.pin(pin.label());
-            tracing::debug!(reason = pin.label(), "client pinned to its server");
-        }
     }
 
     /// Whether a plain string literal takes backslashes as they are.

@@ -275,7 +275,11 @@ impl Session {
             (false, TransactionStatus::Idle) => pool.client_idle_timeout,
             (false, _) => pool.idle_transaction_timeout,
         };
-        limit.map(|limit| self.since + limit)
+        let deadline = limit.map(|limit| self.since + limit);
+        if self.pinned.is_none() || running || self.status != TransactionStatus::Idle {
+            return deadline;
+        }
+        deadline.into_iter().chain(self.pinned_until()).min()
     }
 
     /// The present state has lasted too long: a statement is cancelled, an idle client is sent away.
@@ -287,6 +291,9 @@ impl Session {
                 self.timed_out = true;
                 self.cancel.slot.fire().await;
                 Ok(())
+            }
+            (false, TransactionStatus::Idle) if self.pinned_until().is_some_and(|at| at <= Instant::now()) => {
+                Err(self.pinned_too_long())
             }
             (false, TransactionStatus::Idle) => Err(super::failure::idle_too_long()),
             (false, _) => Err(super::failure::idle_in_transaction_too_long()),
@@ -376,6 +383,7 @@ impl Session {
         }
         if pins {
             self.pins.clear();
+            self.pinned = None;
             self.stop_listening();
             self.seen.takes_notifications = self.mode == PoolMode::Session;
         }

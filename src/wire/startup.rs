@@ -41,14 +41,41 @@ pub struct StartupMessage {
     pub user: String,
     /// The database; the user's name where the client named none.
     pub database: String,
-    /// Whether a replication connection is wanted.
-    pub replication: bool,
+    /// Whether a replication connection is wanted, and of which kind.
+    pub replication: Option<Replication>,
     /// Settings in the order in which PostgreSQL applies them: those of `options`, then those sent by name. A later one overrides.
     pub settings: Vec<(String, String)>,
     /// `_pq_.` options of the protocol, none of which pgherd knows.
     pub unsupported_options: Vec<String>,
     /// Whether the client must be told of an older minor version or of unsupported options.
     pub negotiate: bool,
+}
+
+/// A kind of replication connection (PostgreSQL manual, 55.4).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Replication {
+    /// `replication=true`: of the whole server; the database means nothing.
+    Physical,
+    /// `replication=database`: connected to a database, and taking its SQL too.
+    Logical,
+}
+
+impl Replication {
+    /// The value of the startup parameter.
+    pub fn parameter(self) -> &'static str {
+        match self {
+            Self::Physical => "true",
+            Self::Logical => "database",
+        }
+    }
+
+    /// What it is called where it is shown.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Physical => "physical",
+            Self::Logical => "logical",
+        }
+    }
 }
 
 /// The key of the connection whose statement is to be cancelled.
@@ -130,7 +157,7 @@ fn startup(version: u32, packet: &[u8]) -> Result<StartupMessage, Error> {
 struct Draft {
     user: String,
     database: String,
-    replication: bool,
+    replication: Option<Replication>,
     from_options: Vec<(String, String)>,
     by_name: Vec<(String, String)>,
     unsupported_options: Vec<String>,
@@ -193,14 +220,17 @@ fn text<'a>(what: &str, bytes: Option<&'a [u8]>) -> Result<&'a str, Error> {
 }
 
 /// PostgreSQL's parse_bool (any unique prefix, any case), and `database`.
-fn replication(value: &str) -> Result<bool, Error> {
+fn replication(value: &str) -> Result<Option<Replication>, Error> {
     let lower = value.to_ascii_lowercase();
     let prefix_of = |word: &str, least: usize| lower.len() >= least && word.starts_with(&lower);
-    if lower == "database" || lower == "1" || prefix_of("true", 1) || prefix_of("yes", 1) || prefix_of("on", 2) {
-        return Ok(true);
+    if lower == "database" {
+        return Ok(Some(Replication::Logical));
+    }
+    if lower == "1" || prefix_of("true", 1) || prefix_of("yes", 1) || prefix_of("on", 2) {
+        return Ok(Some(Replication::Physical));
     }
     if lower == "0" || prefix_of("false", 1) || prefix_of("no", 1) || prefix_of("off", 2) {
-        return Ok(false);
+        return Ok(None);
     }
     let message = format!("invalid value for parameter \"replication\": \"{value}\"");
     Err(Error::new(ErrorKind::Protocol, SqlState::INVALID_PARAMETER_VALUE, message)

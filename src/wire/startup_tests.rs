@@ -24,7 +24,7 @@ fn user_database_and_settings_are_read_in_the_order_postgresql_applies_them() {
     assert_eq!((startup.user.as_str(), startup.database.as_str()), ("me", "app"));
     let settings: Vec<_> = startup.settings.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
     assert_eq!(settings, [("DateStyle", "SQL"), ("a_b", "1"), ("DateStyle", "ISO")]);
-    assert!(!startup.negotiate && !startup.replication);
+    assert!(!startup.negotiate && startup.replication.is_none());
 }
 
 #[test]
@@ -78,10 +78,15 @@ fn another_major_version_is_refused_in_postgresqls_words() {
 #[test]
 fn replication_is_told_from_its_absence() {
     for yes in ["1", "true", "TRUE", "on", "y", "database"] {
-        assert!(message(format!("user\0me\0replication\0{yes}\0\0").as_bytes()).expect(yes).replication, "{yes}");
+        let kind = if yes == "database" { Replication::Logical } else { Replication::Physical };
+        assert_eq!(
+            message(format!("user\0me\0replication\0{yes}\0\0").as_bytes()).expect(yes).replication,
+            Some(kind),
+            "{yes}"
+        );
     }
     for no in ["0", "false", "off", "n"] {
-        assert!(!message(format!("user\0me\0replication\0{no}\0\0").as_bytes()).expect(no).replication, "{no}");
+        assert_eq!(message(format!("user\0me\0replication\0{no}\0\0").as_bytes()).expect(no).replication, None, "{no}");
     }
     assert_eq!(refusal(b"user\0me\0replication\0o\0\0"), "22023");
     assert_eq!(refusal(b"user\0me\0replication\0\0\0"), "22023");

@@ -89,6 +89,7 @@ async fn try_one(
             user: user.name.clone(),
             password: user.password.clone(),
             scram_keys: None,
+            startup: Vec::new(),
             database: database.name.clone(),
             connect_timeout: database.pool.connect_timeout,
             tls: tls.clone(),

@@ -44,6 +44,7 @@ pub(super) fn read(table: &Table<'_>, defaults: &Pool) -> Database {
         pool: pool::read(&table.table("pool"), Some(defaults)),
         max_clients: table.count("max_clients", 1..1_000_001).map(|count| count as usize),
         cache: table.flag("cache"),
+        replication: table.flag("replication"),
         olap_timeout: table.duration("olap_timeout"),
     }
 }

@@ -18,6 +18,7 @@ pub(super) fn read(table: &Table<'_>) -> User {
         password: password(table),
         scram_secret: scram_secret(table),
         databases: table.texts("databases"),
+        replication: table.flag("replication"),
         pool_mode: table.has("pool_mode").then(|| pool::mode(table, "pool_mode")).flatten(),
         max_connections: table.count("max_connections", 1..pool::MAX_CONNECTIONS + 1).map(|count| count as u32),
         max_clients: table.count("max_clients", 1..1_000_001).map(|count| count as usize),

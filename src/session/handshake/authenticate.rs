@@ -13,7 +13,7 @@ use crate::net::stream::Stream;
 use crate::wire::authentication::{self, Authentication, SaslInitialResponse};
 use crate::wire::frontend::Malformed;
 use crate::wire::sqlstate::SqlState;
-use crate::wire::startup::{self, StartupMessage};
+use crate::wire::startup::{self, Replication, StartupMessage};
 
 /// Where somebody was let in.
 pub(super) enum Entrance {
@@ -36,12 +36,6 @@ pub(super) async fn authenticate(
     context: &HandshakeContext,
     startup: &StartupMessage,
 ) -> Result<Entrance, Stop> {
-    if startup.replication {
-        return Err(Error::refused("replication connections are not supported")
-            .hint("Connect to the server itself for replication.")
-            .fatal()
-            .into());
-    }
     check_encryption(&client.stream, context.config.listen.tls.mode)?;
     if startup.negotiate {
         startup::negotiate_protocol_version(&mut client.outbuf, startup);
@@ -54,6 +48,10 @@ pub(super) async fn authenticate(
     let keys = prove(client, context, &user).await?;
     authentication::request(&mut client.outbuf, &Authentication::Ok);
     // As PostgreSQL does: which databases there are is told only to those who are known.
+    if let Some(kind) = startup.replication {
+        let database = replicated(&context.config, &user, &startup.database, kind)?;
+        return Ok(Entrance::Database(Admitted { user, database, keys }));
+    }
     if CONSOLE_DATABASES.contains(&startup.database.as_str()) {
         let is_admin = may_use_console(&context.config, &user, &startup.database)?;
         return Ok(Entrance::Console { user, is_admin });
@@ -193,6 +191,45 @@ fn database(config: &Config, user: &User, name: &str) -> Result<Arc<Database>, E
     Err(Error::new(ErrorKind::Auth, SqlState::INSUFFICIENT_PRIVILEGE, message)
         .detail("User does not have CONNECT privilege.")
         .fatal())
+}
+
+/// The database whose primary a replication connection goes to. A physical one names none: it is the only one that allows
+/// replication to this user, or all that do are on one server.
+fn replicated(config: &Config, user: &User, name: &str, kind: Replication) -> Result<Arc<Database>, Error> {
+    let denied = |message: String, hint: &str| {
+        Err(Error::new(ErrorKind::Auth, SqlState::INSUFFICIENT_PRIVILEGE, message).hint(hint).fatal())
+    };
+    if !user.replication {
+        let message = format!("permission denied for user \"{}\" to open replication connections", user.name);
+        return denied(message, "Set replication = true in the user's [[user]] of proxy.toml.");
+    }
+    let may_connect = |database: &Database| user.databases.is_empty() || user.databases.contains(&database.name);
+    let allowed: Vec<&Arc<Database>> =
+        config.databases.values().filter(|database| database.replication && may_connect(database)).collect();
+    if let Some(named) = allowed.iter().find(|database| database.name == name) {
+        return Ok(Arc::clone(named));
+    }
+    if kind == Replication::Logical {
+        let known = database(config, user, name)?;
+        let message = format!("database \"{}\" does not allow replication connections", known.name);
+        return denied(message, "Set replication = true in its [[database]] of proxy.toml.");
+    }
+    let server = |database: &Database| (database.primary.host.clone(), database.primary.port);
+    match allowed.as_slice() {
+        [] => denied(
+            "no database allows replication connections".into(),
+            "Set replication = true in a [[database]] of proxy.toml: its primary is the server.",
+        ),
+        [first, others @ ..] if others.iter().all(|other| server(other) == server(first)) => Ok(Arc::clone(first)),
+        several => {
+            let names: Vec<&str> = several.iter().map(|database| database.name.as_str()).collect();
+            let message = "which server to replicate is not known: several databases allow it".to_owned();
+            Err(Error::new(ErrorKind::Auth, SqlState::INVALID_CATALOG_NAME, message)
+                .detail(format!("These are {}.", names.join(", ")))
+                .hint("Name one in the user's databases, or in the connection string where the client lets you.")
+                .fatal())
+        }
+    }
 }
 
 fn refusal(user: &str, error: ScramError) -> Error {

@@ -1,4 +1,4 @@
-//! One database's figures on its listener.
+//! One database's figures on what stands beside its pools: its listener, and replication connections.
 
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
@@ -6,7 +6,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 
-use super::LabelText;
+use super::{ClientCount, LabelText};
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct DatabaseLabels {
@@ -21,6 +21,7 @@ pub(super) struct Listeners {
     delivered: Family<DatabaseLabels, Counter>,
     lost: Family<DatabaseLabels, Counter>,
     too_slow: Family<DatabaseLabels, Counter>,
+    replicating: Family<DatabaseLabels, Gauge>,
 }
 
 /// The figures of one database's listener.
@@ -48,6 +49,13 @@ impl Listeners {
         registry.register("listener_losses", "Times that the shared listener lost its connection", self.lost.clone());
         let help = "Listening clients that fell behind by more than their queue holds";
         registry.register("listening_clients_too_slow", help, self.too_slow.clone());
+        registry.register("replication_connections", "Replication connections", self.replicating.clone());
+    }
+
+    pub(super) fn replicating(&self, database: &str) -> ClientCount {
+        let gauge = self.replicating.get_or_create_owned(&DatabaseLabels { database: database.into() });
+        gauge.inc();
+        ClientCount(gauge)
     }
 
     pub(super) fn listener(&self, database: &str) -> ListenerMetrics {

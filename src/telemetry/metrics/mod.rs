@@ -185,6 +185,11 @@ impl Metrics {
         self.listeners.listener(database)
     }
 
+    /// Counts a replication connection, until what is returned is dropped.
+    pub fn replicating(&self, database: &str) -> ClientCount {
+        self.listeners.replicating(database)
+    }
+
     /// Forgets the gauges of a pool that is no more.
     pub fn remove_pool(&self, labels: &PoolLabels) {
         self.pools.remove(labels);

@@ -155,6 +155,7 @@ async fn serve(stream: Stream, context: HandshakeContext, sender: mpsc::Unbounde
             return session(*client).await;
         }
         Ok(Handshake::Cancel { pid, secret, .. }) => Outcome::Cancel(pid, secret.to_vec()),
+        Ok(Handshake::Replication(..)) => panic!("nobody may replicate here"),
         Ok(Handshake::Console(_)) => panic!("nobody may use the console here"),
         Ok(Handshake::Closed) => Outcome::Closed,
         Err(error) => Outcome::Refused(error),

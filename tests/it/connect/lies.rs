@@ -21,6 +21,7 @@ fn login(limit: Duration) -> Login {
         user: "me".to_owned(),
         password: Some(Secret::new("secret")),
         scram_keys: None,
+        startup: Vec::new(),
         database: "app".to_owned(),
         connect_timeout: limit,
         tls: ClientTls::new(),

@@ -25,6 +25,7 @@ fn login() -> Login {
         user: "postgres".to_owned(),
         password: None,
         scram_keys: None,
+        startup: Vec::new(),
         database: "postgres".to_owned(),
         connect_timeout: Duration::from_secs(20),
         tls: ClientTls::new(),

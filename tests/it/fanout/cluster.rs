@@ -159,6 +159,7 @@ impl Cluster {
             tables: tables(shards),
             pool: pool(),
             cache: false,
+            replication: false,
             olap_timeout: Duration::from_secs(30),
         };
         Self { whole, shards: databases, catalog, configured, pure_functions: Vec::new(), idle: Mutex::new(Vec::new()) }

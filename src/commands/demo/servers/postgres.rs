@@ -123,9 +123,17 @@ impl PostgresServer {
     /// # Errors
     /// The copy fails, the replica does not start, or does not stream in time.
     pub fn replica(&self, options: &PostgresOptions) -> Result<Self, ServerError> {
+        self.replica_through(&self.conninfo("postgres"), options)
+    }
+
+    /// The same by that connection string, which may lead here through something.
+    ///
+    /// # Errors
+    /// The backup or the start failed, or the replica does not stream.
+    pub fn replica_through(&self, conninfo: &str, options: &PostgresOptions) -> Result<Self, ServerError> {
         let folder = self.ground.server_folder("pg")?;
         let mut backup = self.ground.command(self.ground.binaries().postgres_program("pg_basebackup"));
-        backup.arg("-d").arg(format!("{} application_name={}", self.conninfo("postgres"), name_of(&folder)));
+        backup.arg("-d").arg(format!("{conninfo} application_name={}", name_of(&folder)));
         backup.args(["-R", "-X", "stream", "-c", "fast", "--no-sync", "-D"]).arg(folder.join("data"));
         Ground::run(&mut backup)?;
         let replica = Self::launch(&self.ground, folder, options)?;
