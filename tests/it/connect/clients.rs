@@ -192,9 +192,10 @@ async fn tokio_postgres_binds_the_channel_and_its_settings_arrive() {
 async fn replication_is_refused_with_a_hint() {
     let front = Front::start().await;
     let mut client = WireClient::bare(front.port).await;
-    client.startup(0x0003_0000, &[("user", "sam"), ("replication", "database")]).await;
-    let error = client.next().await;
-    assert_eq!(error.field(b'C').as_deref(), Some("0A000"));
+    client.startup(0x0003_0000, &[("user", "tom"), ("database", "app"), ("replication", "database")]).await;
+    let last = client.ended().await;
+    let error = last.last().expect("a message");
+    assert_eq!(error.field(b'C').as_deref(), Some("42501"));
     assert!(error.field(b'H').is_some());
 }
 
