@@ -120,9 +120,19 @@ async def main():
         expect(text, "2026-11-23 21:30:15.123456+09")
     other = await connect()
     assert await other.fetchval("select at::text from story_items where id = 1") != text
+    step(10, "a setting that stays with the session")
+
+    heard = asyncio.Queue()
+    await conn.add_listener("story", lambda _conn, _pid, channel, payload: heard.put_nowait((channel, payload)))
+    async with other.transaction():
+        await other.execute("notify story, 'told é'")
+        await other.execute("select pg_notify('story', $1)", "and again")
+    for payload in ("told é", "and again"):
+        expect(await asyncio.wait_for(heard.get(), 20), ("story", payload))
+    await conn.reset()
+    step(11, "notifications")
     await other.close()
     await conn.close()
-    step(10, "a setting that stays with the session")
 
 
 if __name__ == "__main__":

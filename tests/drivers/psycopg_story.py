@@ -131,6 +131,17 @@ def main():
     assert other.execute("select at::text from story_items where id = 1").fetchone() != text
     step(10, "a setting that stays with the session")
 
+    conn.execute("listen story")
+    with other.transaction():
+        other.execute("notify story, 'told é'")
+        other.execute("select pg_notify('story', %s)", ("and again",))
+    told = conn.notifies()
+    heard = [next(told) for _ in range(2)]
+    told.close()
+    expect([(it.channel, it.payload) for it in heard], [("story", "told é"), ("story", "and again")])
+    conn.execute("unlisten *")
+    step(11, "notifications")
+
 
 if __name__ == "__main__":
     assert os.environ.get("PGSSLROOTCERT"), "PGSSLROOTCERT is not set"

@@ -1,6 +1,7 @@
 //! LISTEN in transaction mode: one server connection listens for all clients of a database.
 
 mod crowd;
+mod drivers;
 mod loss;
 mod transactions;
 
