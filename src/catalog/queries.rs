@@ -33,13 +33,14 @@ where contype = 'p' or (contype = 'f' and (confdeltype in ('c', 'n', 'd') or con
 /// Partitions and inheritance children.
 pub(super) const INHERITS: &str = "select inhrelid, inhparent from pg_catalog.pg_inherits";
 
-/// Rules. A view's is read as a node tree, because `pg_depend` holds nothing of PostgreSQL's own functions and tables.
+/// Rules. A view's is read as a node tree, because `pg_depend` holds nothing of PostgreSQL's own functions and tables. Since
+/// version 16 a sub-query has a `:relid` too, which is 0.
 ///
 /// The last column says that a view depends on the moment or on a row's place: `CURRENT_DATE`, a text cast to a time (it might say
 /// `now`), row locks, system columns.
 pub(super) const RULES: &str = r"
 select r.ev_class, r.ev_type = '1' and r.rulename = '_RETURN',
-       array(select distinct m[1]::oid from regexp_matches(r.ev_action::text, ':relid (\d+)', 'g') m),
+       array(select distinct m[1]::oid from regexp_matches(r.ev_action::text, ':relid ([1-9]\d*)', 'g') m),
        array(select distinct m[1]::oid from regexp_matches(r.ev_action::text,
              ':(?:funcid|opfuncid|aggfnoid|winfnoid|tsmhandler) (\d+)', 'g') m),
        r.ev_action::text ~ '\{SQLVALUEFUNCTION|\{ROWMARKCLAUSE|:varattno -\d|\{XMLEXPR|\{NEXTVALUEEXPR'

@@ -87,3 +87,10 @@ pub fn import(path: &Path) -> Result<Imported, String> {
     };
     Ok(write::toml(file, &users))
 }
+
+/// [`import`] of texts: PgBouncer's file, and its auth_file wherever that is said to be.
+pub fn translate(file: &str, auth_file: &str) -> Imported {
+    let mut file = ini::File::read(file);
+    file.take("pgbouncer", "auth_file");
+    write::toml(file, &ini::userlist(auth_file))
+}

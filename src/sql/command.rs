@@ -16,7 +16,8 @@ pub(super) fn recognise(piece: Piece<'_>) -> Option<Found> {
         "explain" => return Some(explain(piece)),
         "copy" => return Some(copy(piece)),
         "declare" => return Some(declare(piece)),
-        "prepare" => prepare(piece),
+        // What its strings hold may be reached, so the facts are this text's alone.
+        "prepare" => return Some(Found { statement: prepare(piece), literal_sensitive: true }),
         "execute" => {
             let mut found = opaque(piece);
             found.statement.effects =

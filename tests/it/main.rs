@@ -16,6 +16,7 @@ mod drivers;
 mod explain;
 mod fanout;
 mod fanout_hash;
+mod fuzzing;
 mod instruments;
 mod leaks;
 mod listen;

@@ -114,4 +114,26 @@ mod tests {
             assert!(decode(&out.freeze(), &key("SELECT 1"), Duration::from_secs(9)).is_none());
         }
     }
+
+    proptest::proptest! {
+        /// Whoever can write to Redis can make a right checksum.
+        #[test]
+        fn any_body_under_a_right_checksum_is_an_entry_or_none(
+            body in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..120), is_ours: bool, length: u64,
+        ) {
+            let mut out = BytesMut::new();
+            out.put_u8(VERSION);
+            if is_ours {
+                let whole = encode(&key("SELECT 1"), &entry());
+                out.put_slice(&whole[1..9 + key("SELECT 1").bytes().len() + 32]);
+                out.put_u64(length);
+            }
+            out.put_slice(&body);
+            out.put_u64(xxh3_64(&out));
+            if let Some(entry) = decode(&out.freeze(), &key("SELECT 1"), Duration::from_secs(9)) {
+                assert!(entry.row_description_len <= entry.bytes.len());
+                assert!(entry.rows_and_tag().len() <= entry.bytes.len() && entry.age() >= Duration::ZERO);
+            }
+        }
+    }
 }

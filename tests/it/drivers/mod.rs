@@ -1,5 +1,6 @@
 //! Real drivers tell one story (tests/drivers/README.md): to PostgreSQL itself, and through pgherd with cache and fan-out off and on.
 
+mod protocol;
 mod tokio_postgres_story;
 
 use std::path::{Path, PathBuf};

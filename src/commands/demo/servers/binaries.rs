@@ -10,16 +10,14 @@ use super::ServerError;
 /// The folder of PostgreSQL's programs, and Redis if it is there.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Binaries {
-    /// The folder that holds `initdb`, `postgres` and `pg_basebackup`.
+    /// The folder that holds `initdb` and `postgres`.
     pub postgres: PathBuf,
     /// `redis-server` (or Valkey's), if it is installed.
     pub redis: Option<PathBuf>,
 }
 
 /// The programs without which a folder is not taken.
-const NEEDED: [&str; 3] = ["initdb", "postgres", "pg_basebackup"];
-/// The same for a folder that was named: without `pg_basebackup` there are no replicas.
-const NEEDED_WHERE_NAMED: [&str; 2] = ["initdb", "postgres"];
+const NEEDED: [&str; 2] = ["initdb", "postgres"];
 
 impl Binaries {
     /// The programs of one folder.
@@ -27,10 +25,10 @@ impl Binaries {
     /// # Errors
     /// It lacks `initdb` or `postgres`.
     pub fn of(folder: PathBuf) -> Result<Self, ServerError> {
-        if NEEDED_WHERE_NAMED.iter().all(|name| folder.join(name).exists()) {
+        if is_complete(&folder) {
             return Ok(Self { postgres: folder, redis: find_redis() });
         }
-        let needed = NEEDED_WHERE_NAMED.join(" or ");
+        let needed = NEEDED.join(" or ");
         Err(ServerError(format!("{} lacks {needed}", folder.display())))
     }
 
@@ -119,7 +117,8 @@ fn missing() -> String {
     let system = if cfg!(target_os = "macos") { vec!["macos".to_owned()] } else { systems(&os_release) };
     match install_command(&system) {
         Some(command) => format!("PostgreSQL's server programs are not installed; install them with: {command}"),
-        None => "PostgreSQL's server programs are not installed (initdb, postgres, pg_basebackup); set PGHERD_PG_BIN to their folder".to_owned(),
+        None => "PostgreSQL's server programs are not installed (initdb, postgres); set PGHERD_PG_BIN to their folder"
+            .to_owned(),
     }
 }
 

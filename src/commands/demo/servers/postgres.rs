@@ -118,15 +118,21 @@ impl PostgresServer {
         Self::launch(ground, folder, options)
     }
 
-    /// A streaming replica of this server, by `pg_basebackup`; waits until it streams.
+    /// A streaming replica of this server, from a copy of its data while it runs; waits until it streams.
     ///
     /// # Errors
     /// The copy fails, the replica does not start, or does not stream in time.
     pub fn replica(&self, options: &PostgresOptions) -> Result<Self, ServerError> {
-        self.replica_through(&self.conninfo("postgres"), options)
+        let folder = self.ground.server_folder("pg")?;
+        let data = folder.join("data");
+        let label = self.back_up(&data)?;
+        self.ground.write(&data.join("backup_label"), &label)?;
+        self.ground.write(&data.join("standby.signal"), "")?;
+        let primary = format!("{} application_name={}", self.conninfo("postgres"), name_of(&folder));
+        self.streaming(folder, &options.clone().set("primary_conninfo", primary))
     }
 
-    /// The same by that connection string, which may lead here through something.
+    /// The same by `pg_basebackup` and that connection string, which may lead here through something.
     ///
     /// # Errors
     /// The backup or the start failed, or the replica does not stream.
@@ -136,6 +142,10 @@ impl PostgresServer {
         backup.arg("-d").arg(format!("{conninfo} application_name={}", name_of(&folder)));
         backup.args(["-R", "-X", "stream", "-c", "fast", "--no-sync", "-D"]).arg(folder.join("data"));
         Ground::run(&mut backup)?;
+        self.streaming(folder, options)
+    }
+
+    fn streaming(&self, folder: PathBuf, options: &PostgresOptions) -> Result<Self, ServerError> {
         let replica = Self::launch(&self.ground, folder, options)?;
         replica.wait_for(
             "select count(*) from pg_stat_wal_receiver where status = 'streaming'",
@@ -143,6 +153,30 @@ impl PostgresServer {
             "the replica does not stream",
         )?;
         Ok(replica)
+    }
+
+    /// Copies the data as the manual's low-level backup does (26.3.3), which needs no program that not every distribution of the
+    /// server has; returns the backup's label.
+    fn back_up(&self, to: &Path) -> Result<String, ServerError> {
+        let conninfo = self.conninfo("postgres");
+        let mut copy = self.ground.command("cp");
+        copy.arg("-Rp").arg(self.folder.join("data")).arg(to);
+        let label = in_a_runtime(async move {
+            let (client, connection) =
+                tokio_postgres::connect(&conninfo, tokio_postgres::NoTls).await.map_err(failed)?;
+            let connection = tokio::spawn(connection);
+            client.batch_execute("select pg_backup_start('replica', true)").await.map_err(failed)?;
+            Ground::run(&mut copy)?;
+            let row = client.query_one("select labelfile from pg_backup_stop(false)", &[]).await.map_err(failed)?;
+            connection.abort();
+            Ok(row.get(0))
+        })?;
+        for left in ["postmaster.pid", "postmaster.opts"] {
+            let path = to.join(left);
+            fs::remove_file(&path)
+                .map_err(|error| ServerError::io(format!("cannot remove {}", path.display()), &error))?;
+        }
+        Ok(label)
     }
 
     fn launch(ground: &Arc<Ground>, folder: PathBuf, options: &PostgresOptions) -> Result<Self, ServerError> {
@@ -205,12 +239,7 @@ impl PostgresServer {
     /// The server cannot be reached or a statement fails.
     pub fn sql(&self, dbname: &str, statements: &str) -> Result<Vec<Vec<Option<String>>>, ServerError> {
         let (conninfo, statements) = (self.conninfo(dbname), statements.to_owned());
-        let worker = std::thread::spawn(move || {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-            let runtime = runtime.map_err(|error| ServerError::io("cannot build a runtime", &error))?;
-            runtime.block_on(run_statements(&conninfo, &statements)).map_err(|error| ServerError(readable(&error)))
-        });
-        worker.join().unwrap_or_else(|_| Err(ServerError("the query's thread panicked".to_owned())))
+        in_a_runtime(async move { run_statements(&conninfo, &statements).await.map_err(failed) })
     }
 
     /// Asks again and again until the query's first value is `wanted`; at most 30 seconds.
@@ -300,6 +329,17 @@ fn is_ready(pid_file: &Path, pid: u32) -> bool {
     lines.next() == Some(pid.to_string().as_str()) && matches!(lines.nth(6), Some("ready" | "standby"))
 }
 
+/// Blocks until that is done, on a thread of its own: whoever asks may be in a runtime already.
+fn in_a_runtime<T: Send + 'static>(
+    work: impl Future<Output = Result<T, ServerError>> + Send + 'static,
+) -> Result<T, ServerError> {
+    let worker = std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        runtime.map_err(|error| ServerError::io("cannot build a runtime", &error))?.block_on(work)
+    });
+    worker.join().unwrap_or_else(|_| Err(ServerError("the query's thread panicked".to_owned())))
+}
+
 async fn run_statements(conninfo: &str, statements: &str) -> Result<Vec<Vec<Option<String>>>, tokio_postgres::Error> {
     let (client, connection) = tokio_postgres::connect(conninfo, tokio_postgres::NoTls).await?;
     let connection = tokio::spawn(connection);
@@ -317,9 +357,9 @@ async fn run_statements(conninfo: &str, statements: &str) -> Result<Vec<Vec<Opti
     Ok(rows)
 }
 
-fn readable(error: &tokio_postgres::Error) -> String {
-    match error.as_db_error() {
+fn failed(error: tokio_postgres::Error) -> ServerError {
+    ServerError(match error.as_db_error() {
         Some(db) => format!("{}: {} ({})", db.severity(), db.message(), db.code().code()),
-        None => format!("{error}: {}", std::error::Error::source(error).map(ToString::to_string).unwrap_or_default()),
-    }
+        None => format!("{error}: {}", std::error::Error::source(&error).map(ToString::to_string).unwrap_or_default()),
+    })
 }
