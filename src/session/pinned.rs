@@ -10,11 +10,14 @@ use crate::sql::facts::{Class, Effect, Facts};
 use crate::wire::sqlstate::SqlState;
 
 /// Whether each of [`KNOWABLE`] still holds; asked outside a transaction, where no lock is a transaction's. Whatever lies in a
-/// temporary schema depends on it: that is how PostgreSQL finds it when the session ends.
+/// temporary schema depends on it: that is how PostgreSQL finds it when the session ends. Every name is PostgreSQL's own, whatever
+/// the client's search_path: it must not give away a server with something of its own on it.
 const STILL_THERE: &str = "SELECT \
-    EXISTS (SELECT FROM pg_catalog.pg_depend WHERE refclassid = 'pg_catalog.pg_namespace'::pg_catalog.regclass \
-            AND refobjid = pg_catalog.pg_my_temp_schema()), \
-    EXISTS (SELECT FROM pg_catalog.pg_locks WHERE pid = pg_catalog.pg_backend_pid() AND locktype = 'advisory'), \
+    EXISTS (SELECT FROM pg_catalog.pg_depend \
+            WHERE refclassid OPERATOR(pg_catalog.=) 'pg_catalog.pg_namespace'::pg_catalog.regclass \
+            AND refobjid OPERATOR(pg_catalog.=) pg_catalog.pg_my_temp_schema()), \
+    EXISTS (SELECT FROM pg_catalog.pg_locks \
+            WHERE pid OPERATOR(pg_catalog.=) pg_catalog.pg_backend_pid() AND locktype OPERATOR(pg_catalog.=) 'advisory'), \
     EXISTS (SELECT FROM pg_catalog.pg_cursors WHERE is_holdable), \
     EXISTS (SELECT FROM pg_catalog.pg_prepared_statements WHERE from_sql)";
 

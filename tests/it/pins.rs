@@ -75,6 +75,35 @@ async fn pins_end_when_what_pinned_the_client_is_gone() {
     }
 }
 
+/// Operators and functions of a client's own, found before PostgreSQL's, would tell that nothing is there.
+#[tokio::test]
+async fn a_client_cannot_hide_what_pins_it() {
+    let proxy = Proxy::start("max_connections = 2").await;
+    proxy
+        .database
+        .execute(
+            "create schema evil;
+             create function evil.no(oid, regclass) returns bool language sql as 'select false';
+             create function evil.no(oid, oid) returns bool language sql as 'select false';
+             create function evil.no(text, text) returns bool language sql as 'select false';
+             create operator evil.= (leftarg = oid, rightarg = regclass, function = evil.no);
+             create operator evil.= (leftarg = oid, rightarg = oid, function = evil.no);
+             create operator evil.= (leftarg = text, rightarg = text, function = evil.no);",
+        )
+        .await;
+    let mut client = proxy.wire().await;
+    simple(&mut client, "set search_path to evil, pg_catalog").await;
+    for text in ["create temp table t (a int)", "select pg_catalog.pg_advisory_lock(1)"] {
+        simple(&mut client, text).await;
+        assert_eq!(proxy.pool().state().active, 1, "pinned behind {text}");
+    }
+    simple(&mut client, "drop table t").await;
+    assert_eq!(proxy.pool().state().active, 1, "the lock is still there");
+    simple(&mut client, "select pg_catalog.pg_advisory_unlock_all()").await;
+    proxy.at_rest().await;
+    proxy.examine().await;
+}
+
 #[tokio::test]
 async fn what_never_came_to_be_pins_nobody() {
     let proxy = Proxy::start("max_connections = 2").await;
