@@ -57,6 +57,9 @@ pub enum Expect {
     },
     /// An error of the server's, provoked by pgherd so that its transaction fails; the client gets this error instead.
     Poison(Bytes),
+    /// ParseComplete of a statement that the server held and, asked just before, has closed. The client's name for it, and which of its
+    /// Parses this was.
+    Reparse(Arc<Identity>, Bytes, u64),
     /// Nothing from the server, which holds the statement already: ParseComplete, if the server gets so far. The client's name for it,
     /// and which of its Parses this was.
     HeldParse(Bytes, u64),
@@ -239,9 +242,9 @@ impl Expects {
             (Expect::Parse { hidden: true, .. }, b'1')
             | (Expect::Close { hidden: true }, b'3')
             | (Expect::HiddenBind, b'2') => self.done(Verdict::Swallow),
-            (Expect::Parse { .. }, b'1') | (Expect::Close { .. }, b'3') | (Expect::Bind, b'2') => {
-                self.done(Verdict::Forward)
-            }
+            (Expect::Parse { .. } | Expect::Reparse(..), b'1')
+            | (Expect::Close { .. }, b'3')
+            | (Expect::Bind, b'2') => self.done(Verdict::Forward),
             (Expect::Describe(_), b't') => Ok(Verdict::Forward),
             (Expect::Describe(_), b'T' | b'n') | (Expect::Execute, b'C' | b'I' | b's') => self.done(Verdict::Forward),
             (Expect::Execute, b'D' | b'G' | b'H' | b'W' | b'd' | b'c') => Ok(Verdict::Forward),
@@ -279,6 +282,7 @@ impl Expects {
 
     /// An error in the extended protocol: everything up to the next Sync is not answered any more, a Query included.
     fn skip_to_sync(&mut self, consequences: &mut Consequences) {
+        let mut is_skipped = false;
         while let Some(front) = self.queue.front() {
             if matches!(front, Expect::Sync { .. }) {
                 return;
@@ -292,6 +296,11 @@ impl Expects {
                     consequences.lost_names.extend(client_name);
                     consequences.lost_statements.extend(statement);
                 }
+                Some(Expect::Reparse(statement, name, serial)) => {
+                    consequences.lost_names.push((name, serial));
+                    // If it is skipped, so was the Close before it.
+                    consequences.lost_statements.extend((!is_skipped).then_some(statement));
+                }
                 Some(Expect::HeldParse(name, serial)) => consequences.lost_names.push((name, serial)),
                 Some(Expect::Close { hidden: true }) => consequences.lost_close = true,
                 Some(Expect::Query | Expect::Spliced(_) | Expect::HiddenQuery | Expect::Poison(_)) => {
@@ -299,6 +308,7 @@ impl Expects {
                 }
                 _ => {}
             }
+            is_skipped = true;
         }
         self.skipping = true;
     }
@@ -417,6 +427,18 @@ mod tests {
         let mut owed = expects([Expect::Bind, Expect::HeldParse(name, 7)]);
         assert_eq!(owed.answer(b'2', &mut consequences), Ok(Verdict::Forward));
         assert_eq!(owed.take_injection().as_deref(), Some(PARSE_COMPLETE));
+    }
+
+    #[test]
+    fn a_statement_that_is_prepared_once_more_is_lost_by_its_own_error_and_by_no_other() {
+        let statement = crate::backend::statements::Registry::default().private(Bytes::from_static(b"select 1"), &[]);
+        let again = || Expect::Reparse(Arc::clone(&statement), Bytes::from_static(b"s"), 1);
+        for (before, lost) in [(None, 1), (Some(Expect::Bind), 0)] {
+            let mut owed = expects(before.into_iter().chain([again(), Expect::Sync { hidden: false }]));
+            let mut consequences = Consequences::default();
+            assert_eq!(owed.answer(b'E', &mut consequences), Ok(Verdict::Forward));
+            assert_eq!((consequences.lost_names.len(), consequences.lost_statements.len()), (1, lost));
+        }
     }
 
     #[test]

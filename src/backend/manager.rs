@@ -24,6 +24,8 @@ pub struct Baseline {
     pub settings: Vec<(String, String)>,
     /// When the server was started, as it says, for telling its processes apart after a restart.
     pub server_started: String,
+    /// What ALTER ROLE and ALTER DATABASE give to this login, as one text.
+    pub defaults: String,
 }
 
 impl Baseline {
@@ -56,15 +58,21 @@ pub(super) struct Manager {
 }
 
 impl Manager {
-    async fn open(&self) -> Result<Box<ServerConn>, Error> {
+    /// Also tells whether ALTER ROLE or ALTER DATABASE has given this connection other defaults than those before it have.
+    async fn open(&self) -> Result<(Box<ServerConn>, bool), Error> {
         let connected = connect::connect(&self.address, &self.login).await?;
         let mut server = Box::new(ServerConn::new(connected, &self.address, &self.login.tls, self.statements));
         let read = tokio::time::timeout(self.login.connect_timeout, reset::read_baseline(&mut server)).await;
         let baseline = read.map_err(|_| timed_out("reading a new server connection's settings"))??;
-        if self.baseline.load().as_deref() != Some(&baseline) {
+        let mut differs = false;
+        let known = self.baseline.load_full();
+        if known.as_deref() != Some(&baseline) {
+            // Of servers that take turns behind one name each may have its own.
+            let before = known.filter(|known| known.server_started == baseline.server_started);
+            differs = before.is_some_and(|known| known.defaults != baseline.defaults);
             self.baseline.store(Some(Arc::new(baseline)));
         }
-        Ok(server)
+        Ok((server, differs))
     }
 }
 
@@ -74,17 +82,22 @@ impl ManageConnection for Manager {
     type Error = Error;
 
     async fn connect(&self) -> Result<Box<ServerConn>, Error> {
-        let epoch = self.roster.gate.epoch();
+        let mut epoch = self.roster.gate.epoch();
         let _logging_in = self.roster.logs_in();
         if self.roster.gate.wants_none() {
             return Err(not_now());
         }
-        let mut server = self.open().await.inspect_err(|error| {
+        let (mut server, differs) = self.open().await.inspect_err(|error| {
             self.metrics.connect_failures.inc();
             // bb8 would let those who wait for a connection wait until their time is up.
             self.failed.send_replace(Some(error.again()));
         })?;
         self.metrics.connects.inc();
+        if differs && self.roster.gate.epoch() == epoch {
+            // A session must not find other defaults from one transaction to the next: the older connections go.
+            self.roster.gate.next_epoch();
+            epoch = self.roster.gate.epoch();
+        }
         let stream = &server.stream;
         server.listing = Some(self.roster.arrives(Arrival {
             pid: server.pid,

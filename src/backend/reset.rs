@@ -51,7 +51,11 @@ pub async fn read_baseline(server: &mut ServerConn) -> Result<Baseline, Error> {
         "SELECT pg_catalog.lower(name), setting FROM pg_catalog.pg_settings WHERE pg_catalog.lower(name) IN ({}) \
          UNION ALL SELECT '', pg_catalog.pg_postmaster_start_time()::pg_catalog.text \
          UNION ALL SELECT '#', (pg_catalog.floor(EXTRACT(EPOCH FROM backend_start) * 1000000)::pg_catalog.int8)::pg_catalog.text \
-         FROM pg_catalog.pg_stat_activity WHERE pid = pg_catalog.pg_backend_pid()",
+         FROM pg_catalog.pg_stat_activity WHERE pid = pg_catalog.pg_backend_pid() \
+         UNION ALL SELECT '@', coalesce(pg_catalog.string_agg(s.setconfig::pg_catalog.text, ' ' ORDER BY s.setdatabase, s.setrole), '') \
+         FROM pg_catalog.pg_db_role_setting s WHERE s.setdatabase IN \
+         (0, (SELECT oid FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database())) \
+         AND s.setrole IN (0, (SELECT oid FROM pg_catalog.pg_roles WHERE rolname = session_user))",
         names.join(",")
     );
     let mut baseline = Baseline { parameters: server.parameters.clone(), ..Baseline::default() };
@@ -61,6 +65,7 @@ pub async fn read_baseline(server: &mut ServerConn) -> Result<Baseline, Error> {
             Ok([Some(name), Some(started)]) if name == "#" => {
                 server.backend_start_us = started.parse().unwrap_or_default();
             }
+            Ok([Some(name), Some(defaults)]) if name == "@" => baseline.defaults = defaults,
             Ok([Some(name), Some(setting)]) => baseline.settings.push((name, setting)),
             _ => {}
         }

@@ -114,8 +114,23 @@ pub struct Database {
     /// Whether there is any such code: all that most databases are ever asked.
     has_unseen: AtomicBool,
     next_replica: AtomicUsize,
+    /// What is done wrong on purpose, so that the tests can show that they would find it.
+    #[cfg(feature = "faults")]
+    pub leak: Mutex<Option<Leak>>,
     /// Ends what is done for this database in the background.
     pub closed: CancellationToken,
+}
+
+/// A leak between sessions that can be put in on purpose. Exists under the cargo feature `faults` alone.
+#[cfg(feature = "faults")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Leak {
+    /// A server connection is taken for one that has the session's settings.
+    Settings,
+    /// What nobody saw on a server connection stays there.
+    Dirt,
+    /// The unnamed statement that lies on a server connection is taken for the session's own.
+    Unnamed,
 }
 
 /// Tells the cache of the primary's processes.
@@ -167,6 +182,8 @@ impl Database {
             unseen: ArcSwapOption::empty(),
             has_unseen: AtomicBool::new(false),
             next_replica: AtomicUsize::new(0),
+            #[cfg(feature = "faults")]
+            leak: Mutex::default(),
             closed: CancellationToken::new(),
             gate: Arc::new(Gate::new(Arc::clone(&shared.clients.ids))),
             listener: OnceLock::new(),

@@ -142,9 +142,8 @@ impl Session {
                 // What was synced before may have failed the transaction: only the server knows, so it is asked in earnest.
                 writer::close(&mut server.outbuf, b'S', identity.server_name.as_bytes());
                 server.expects.push(Expect::Close { hidden: true });
-                server.held.remove(identity.id);
-                let identity = Arc::clone(identity);
-                send_parse(server, &identity, Some((name, prepared.serial)));
+                identity.write_parse(&mut server.outbuf);
+                server.expects.push(Expect::Reparse(Arc::clone(identity), name, prepared.serial));
             }
             Some(identity) if server.held.touch(identity.id) => {
                 server.expects.push(Expect::HeldParse(name, prepared.serial));
@@ -391,6 +390,10 @@ impl Session {
     /// Sees to it that the attached server holds a statement, and returns its name there.
     async fn ensure_held(&mut self, prepared: &Arc<Prepared>) -> Result<Bytes, Error> {
         let Some(identity) = &prepared.identity else {
+            #[cfg(feature = "faults")]
+            if *self.db.leak.lock() == Some(super::context::Leak::Unnamed) {
+                return Ok(Bytes::new());
+            }
             if let Some(server) = self.held_server()
                 && server.unnamed != Some(prepared.serial)
                 && !server.expects.is_skipping()

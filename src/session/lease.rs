@@ -75,6 +75,10 @@ impl Session {
                 server.close_statements().await?;
                 server.generation = generation;
             }
+            #[cfg(feature = "faults")]
+            if *self.db.leak.lock() == Some(super::context::Leak::Settings) {
+                server.settings = Arc::clone(&self.settings.current);
+            }
             match reset::apply(server, &self.settings.current).await {
                 Ok(()) => return Ok(lease),
                 // What another client had set may be why (a statement_timeout of a millisecond): that connection is closed now.
@@ -167,6 +171,10 @@ impl Session {
         let Some(mut attached) = self.server.take() else { return Ok(()) };
         let server = attached.lease.server();
         server.spill(&mut self.client.outbuf);
+        #[cfg(feature = "faults")]
+        if *self.db.leak.lock() == Some(super::context::Leak::Dirt) {
+            server.dirty = false;
+        }
         if server.dirty || std::mem::take(&mut self.must_discard) {
             // Not the client's business if it fails: the connection is closed then.
             let _ = tokio::time::timeout(CLEAN_UP_DEADLINE, reset::discard_all(server)).await;

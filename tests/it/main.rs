@@ -13,6 +13,7 @@ mod connect;
 mod copy;
 mod demo;
 mod drivers;
+mod dump;
 mod explain;
 mod fanout;
 mod fanout_hash;

@@ -257,7 +257,7 @@ impl Dice {
         let (text, types, value): (String, Vec<u32>, Option<&str>) = match self.random.random_range(0..8) {
             0 => ("select pg_typeof($1)::text, $1::text".into(), vec![self.type_of_one()], Some("1")),
             1 => ("select name from who".into(), vec![], None),
-            2 => ("select '01/02/2003'::date::text, '1 day'::interval, 'a\\b', now() is null".into(), vec![], None),
+            2 => ("select '01/02/03'::date::text, '1 day'::interval, 'a\\b', now() is null".into(), vec![], None),
             3 => (format!("select '{} {}'", self.mark, self.count), vec![], None),
             4 => ("select name, $1::text from who".into(), vec![25], Some("x")),
             5 => ("select current_user, current_setting('app.me', true), $1".into(), vec![25], Some("y")),

@@ -7,6 +7,8 @@
 
 mod dice;
 mod driver;
+#[cfg(feature = "faults")]
+mod faults;
 mod life;
 mod line;
 mod look;
@@ -39,12 +41,21 @@ struct Run {
     kills: bool,
     more: &'static str,
     time: Duration,
+    #[cfg(feature = "faults")]
+    leak: Option<pgherd::session::context::Leak>,
 }
 
 impl Run {
     fn over(servers: u32) -> Self {
         let time = number("PGHERD_SOAK_SECONDS").map_or(QUICK, Duration::from_secs);
-        Self { servers, kills: true, more: "", time }
+        Self {
+            servers,
+            kills: true,
+            more: "",
+            time,
+            #[cfg(feature = "faults")]
+            leak: None,
+        }
     }
 }
 
@@ -57,6 +68,11 @@ async fn soak(run: Run) -> Vec<String> {
     Scene::furnish(&databases, &roles).await;
     let pool = format!("max_connections = {}, prepared_statements = 30, acquire_timeout = \"80s\"", run.servers);
     let proxy = Proxy::with(databases[0].clone(), &databases[0].address(), &pool, run.more).await;
+    #[cfg(feature = "faults")]
+    {
+        proxy.wire().await;
+        proxy.leaks(run.leak);
+    }
     let scene = Arc::new(Scene::set(proxy.port, databases, roles, seed, run.time, run.kills).await);
     if let Some(life) = number("PGHERD_SOAK_LIFE") {
         life::live(&scene, life).await;

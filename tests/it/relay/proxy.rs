@@ -136,6 +136,12 @@ impl Proxy {
         self.running.databases()[0].listener_figures()
     }
 
+    /// Has it leak between sessions.
+    #[cfg(feature = "faults")]
+    pub(crate) fn leaks(&self, leak: Option<pgherd::session::context::Leak>) {
+        *self.running.databases()[0].leak.lock() = leak;
+    }
+
     /// Ends it in its own time.
     pub(crate) async fn drain(self, patience: Duration) {
         self.running.drain(patience).await;
@@ -148,12 +154,11 @@ impl Proxy {
 }
 
 /// What a session may leave behind, as SQL that must return nothing.
-const LEFTOVERS: [(&str, &str); 5] = [
+const LEFTOVERS: [(&str, &str); 4] = [
     ("advisory lock", "select objid from pg_locks where pid = pg_backend_pid() and locktype = 'advisory'"),
     ("temporary object", "select relname from pg_class where relnamespace = pg_my_temp_schema()"),
     ("cursor", "select name from pg_cursors"),
     ("listening channel", "select * from pg_listening_channels()"),
-    ("foreign role", "select 1 where session_user <> 'postgres'"),
 ];
 
 /// A value as `encode(convert_to(...), 'hex')` shows it, whatever the connection's encoding.
@@ -186,6 +191,12 @@ pub(crate) async fn examine(server: &mut ServerConn) {
     }
     let role = server.run("select current_setting('role')").await.expect("role")[0][0].clone().expect("role");
     assert_eq!(role, believed.get("role").cloned().unwrap_or_else(|| "none".into()), "role");
+    let user = server.run("select session_user").await.expect("a user")[0][0].clone().expect("a user");
+    assert_eq!(
+        user,
+        believed.get("session_authorization").cloned().unwrap_or_else(|| "postgres".into()),
+        "session_user"
+    );
     let rows = server.run("select name from pg_prepared_statements order by 1").await.expect("statements");
     let names: Vec<String> = rows.into_iter().filter_map(|row| row[0].clone()).collect();
     let mut names_sorted = names;

@@ -1,8 +1,10 @@
 //! What a client sets is the client's, wherever its statements run.
 
+use pgherd::wire::writer;
+
 use super::proxy::Proxy;
 use crate::harness;
-use crate::harness::wire::{Message, WireClient, rows, tags};
+use crate::harness::wire::{Message, WireClient, bind, rows, tags};
 
 async fn show(client: &mut WireClient, expression: &str) -> String {
     let answers = client.query(&format!("select {expression}")).await;
@@ -207,4 +209,83 @@ async fn nothing_of_a_session_stays_behind_in_session_mode() {
         drop(client);
         proxy.examine().await;
     }
+}
+
+/// A function, a trigger, a constraint, a view and what calls them: their texts say nothing of what they set.
+#[tokio::test]
+async fn code_that_sets_unseen_leaves_nothing_to_others() {
+    let proxy = Proxy::start("max_connections = 1").await;
+    let setup = "create function hides(text) returns text language plpgsql as
+                   $$ begin perform set_config('app.hidden', $1, false); return $1; end $$;
+                 create function calls(text) returns text language sql as $$ select hides($1) $$;
+                 create table fires (a text); create table over (a text, check (hides('x') is not null));
+                 create function trigger_hides() returns trigger language plpgsql as
+                   $$ begin set work_mem to '1MB'; perform hides(new.a); return new; end $$;
+                 create trigger fires before insert on fires for each row execute function trigger_hides();
+                 create view shows as select hides('x') as hidden";
+    proxy.database.execute(setup).await;
+    let later =
+        "create function later() returns void language plpgsql as $$ begin execute 'set app.hidden to 7'; end $$";
+    proxy.wire().await.query(later).await;
+    for text in [
+        "select hides('x')",
+        "select calls('x')",
+        "insert into fires values ('x')",
+        "insert into over values ('x')",
+        "select * from shows",
+        "select later()",
+        "begin; declare c cursor for select hides('x'); fetch c; commit",
+        "do $$ begin perform hides('x'); end $$",
+        "create table made as select hides('x')",
+    ] {
+        let mut one = proxy.wire().await;
+        let answers = one.query(text).await;
+        assert!(answers.iter().all(|message| message.tag != b'E'), "{text}: {answers:?}");
+        let mut other = proxy.wire().await;
+        let both = "coalesce(current_setting('app.hidden', true), '') || current_setting('work_mem')";
+        assert_eq!(show(&mut other, both).await, "4MB", "after {text}");
+        proxy.examine().await;
+    }
+    // And by messages, behind something that is harmless.
+    let mut one = proxy.wire().await;
+    one.say(|out| {
+        for text in ["select 1", "select hides('x')"] {
+            writer::parse(out, b"", text.as_bytes(), &[]);
+            bind(out, "", "", &[], 0);
+            writer::execute(out, b"", 0);
+        }
+        writer::sync(out);
+    })
+    .await;
+    one.until_ready().await;
+    proxy.examine().await;
+    assert_eq!(show(&mut proxy.wire().await, "coalesce(current_setting('app.hidden', true), '')").await, "");
+}
+
+/// ALTER DATABASE and ALTER ROLE give new logins other defaults: no session finds now these, now those.
+#[tokio::test]
+async fn defaults_that_change_are_the_same_on_every_server() {
+    let proxy = Proxy::start("max_connections = 2").await;
+    let (mut one, mut other) = (proxy.wire().await, proxy.wire().await);
+    one.query("begin").await;
+    proxy.database.execute(&format!("alter database {} set work_mem to '9MB'", proxy.database.name)).await;
+    let idle = "select pg_terminate_backend(pid, 5000) from pg_stat_activity where datname = current_database() and state = 'idle'";
+    proxy.database.client().await.query(idle, &[]).await.expect("ended");
+    // A second server connection, the first with the new default.
+    assert_eq!(show(&mut other, "current_setting('work_mem')").await, "9MB");
+    assert_eq!(show(&mut one, "current_setting('work_mem')").await, "4MB", "a transaction keeps what it has");
+    one.query("commit").await;
+    for _ in 0..4 {
+        other.query("begin").await;
+        assert_eq!(show(&mut one, "current_setting('work_mem')").await, "9MB");
+        one.query("set work_mem to '4MB'").await;
+        other.query("commit").await;
+        one.query("begin").await;
+        assert_eq!(show(&mut other, "current_setting('work_mem')").await, "9MB");
+        assert_eq!(show(&mut one, "current_setting('work_mem')").await, "4MB");
+        one.query("reset work_mem").await;
+        one.query("commit").await;
+    }
+    drop((one, other));
+    proxy.examine().await;
 }
