@@ -260,7 +260,7 @@ impl Dice {
             2 => ("select '01/02/03'::date::text, '1 day'::interval, 'a\\b', now() is null".into(), vec![], None),
             3 => (format!("select '{} {}'", self.mark, self.count), vec![], None),
             4 => ("select name, $1::text from who".into(), vec![25], Some("x")),
-            5 => ("select current_user, current_setting('app.me', true), $1".into(), vec![25], Some("y")),
+            5 => ("select current_user, coalesce(current_setting('app.me', true), ''), $1".into(), vec![25], Some("y")),
             6 => ("select nonsense from who".into(), vec![], None),
             _ => (
                 "select 0.1::float8 / 3, decode('deadbeef', 'hex'), timestamptz '2024-02-01 03:04:05+00'".into(),
