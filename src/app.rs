@@ -6,12 +6,14 @@ mod databases;
 mod door;
 mod figures;
 mod flags;
+mod handover;
 mod solo;
 mod upkeep;
 mod workers;
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
+use std::os::fd::AsFd as _;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -25,7 +27,9 @@ use tokio_util::task::TaskTracker;
 
 use self::databases::Databases;
 use self::door::Door;
+use self::handover::{Handover, Predecessor};
 use self::workers::Workers;
+use crate::admin::Shutdown;
 use crate::auth::scram::ScramStore;
 use crate::backend::gate::Gate;
 use crate::backend::ledger::Bounds;
@@ -64,6 +68,10 @@ struct House {
     drain: Drain,
     /// Everything ends.
     stop: CancellationToken,
+    /// The HTTP side ends.
+    http_stop: CancellationToken,
+    /// From the process before this one, and to the one after it.
+    handover: Handover,
     sessions: TaskTracker,
     /// The threads that serve them.
     workers: Workers,
@@ -133,7 +141,11 @@ async fn open(
         tasks: tasks.clone(),
     });
     let handshake = handshake_context(&config, Arc::new(ScramStore::new()))?;
-    let listener = Listener::bind_tcp(config.listen.address)?;
+    let mut predecessor = match &config.listen.handover {
+        Some(path) => Predecessor::find(path).await?,
+        None => None,
+    };
+    let listener = listen_tcp(&config, &mut predecessor)?;
     let address = listener.local_addr().ok_or_else(|| Error::internal("the listening socket has no address"))?;
     let stop = CancellationToken::new();
     let house = Arc::new(House {
@@ -149,7 +161,9 @@ async fn open(
         readiness: Readiness::default(),
         drain: Drain::default(),
         workers: Workers::new(config.threads, &stop),
+        http_stop: stop.child_token(),
         stop,
+        handover: Handover::default(),
         sessions: TaskTracker::new(),
         tasks,
         #[cfg(feature = "faults")]
@@ -157,40 +171,84 @@ async fn open(
     });
     house.shared.ledger.set_bounds(bounds(&config));
     house.open_databases(&config);
-    let http_address = house.listen_http(&config).await?;
-    house.tasks.spawn(accept::accept_loop(Arc::clone(&house), listener));
-    if let Some(directory) = &config.listen.unix_socket_dir {
-        let unix = Listener::bind_unix(directory, address.port())?;
-        house.tasks.spawn(accept::accept_loop(Arc::clone(&house), unix));
-    }
+    let unix = listen_unix(&config, address, &mut predecessor)?;
     if let Some(path) = path {
         let _ = house.console.path.set(path.clone());
-        house.watch_configuration(&path, config);
+        house.watch_configuration(&path, Arc::clone(&config));
     }
     house.tasks.spawn(upkeep::check_health(Arc::clone(&house)));
     house.tasks.spawn(Arc::clone(&house).keep_averages());
     house.tasks.spawn(workers::balance(Arc::clone(&house)));
+    if predecessor.is_some() {
+        house.wait_to_take_over().await;
+    }
+    // Not before: whoever asks at that socket whether pgherd is ready must not hear that this process is not yet.
+    let http_address = house.listen_http(&config, &mut predecessor).await?;
+    house.open_doors(&config, listener, unix);
+    if let Some(path) = &config.listen.handover {
+        house.take_over_from(predecessor, path.clone());
+    }
     house.readiness.set_listening(true);
     tracing::info!(%address, "listening");
     Ok(Running { address, http_address, house })
 }
 
-/// Runs pgherd until it is told to stop: SIGINT or SIGTERM.
+/// Names under which listening sockets go from one process to the next: what the configuration says of them.
+fn tcp_name(config: &Config) -> String {
+    format!("tcp {}", config.listen.address)
+}
+
+fn unix_name(config: &Config) -> Option<String> {
+    Some(format!("unix {} {}", config.listen.address.port(), config.listen.unix_socket_dir.as_ref()?.display()))
+}
+
+fn listen_tcp(config: &Config, predecessor: &mut Option<Predecessor>) -> Result<Listener, Error> {
+    match predecessor.as_mut().and_then(|it| it.take(&tcp_name(config))) {
+        Some(socket) => Listener::take_tcp(socket),
+        None => Listener::bind_tcp(config.listen.address),
+    }
+}
+
+fn listen_unix(
+    config: &Config,
+    address: SocketAddr,
+    predecessor: &mut Option<Predecessor>,
+) -> Result<Option<Listener>, Error> {
+    let (Some(directory), Some(name)) = (&config.listen.unix_socket_dir, unix_name(config)) else { return Ok(None) };
+    let listener = match predecessor.as_mut().and_then(|it| it.take(&name)) {
+        Some(socket) => Listener::take_unix(socket, directory, address.port())?,
+        None => Listener::bind_unix(directory, address.port())?,
+    };
+    Ok(Some(listener))
+}
+
+/// Runs pgherd until it is told to stop (SIGINT, SIGTERM, the console), or until another process has taken over. A second signal ends
+/// it at once.
 ///
 /// # Errors
 /// As [`start`].
 pub async fn run(config: Arc<Config>, path: Option<PathBuf>) -> Result<(), Error> {
     let shutdown_timeout = config.listen.shutdown_timeout;
     let running = start(config, path).await?;
-    let asked = tokio::select! {
-        signal = wait_for_signal() => signal.map(|()| None)?,
-        how = running.told_to_shut_down() => Some(how),
+    let drain_delay = running.house.config.load().listen.drain_delay.unwrap_or_default();
+    let ending = async {
+        let how = tokio::select! {
+            signal = wait_for_signal() => signal.map(|()| None)?,
+            how = running.told_to_shut_down() => Some(how),
+            () = running.handed_over() => {
+                running.follow_the_clients(shutdown_timeout).await;
+                Some(Shutdown::WaitForServers)
+            }
+        };
+        tracing::info!("draining: no new clients, open transactions may end");
+        tokio::select! {
+            () = running.end(how, drain_delay, shutdown_timeout) => {}
+            _ = wait_for_signal() => tracing::warn!("told to stop once more: ending now"),
+        }
+        Ok::<_, Error>(())
     };
-    tracing::info!("draining: no new clients, open transactions may end");
-    match asked {
-        None => running.drain(shutdown_timeout).await,
-        Some(how) => running.shut_down(how, shutdown_timeout).await,
-    }
+    ending.await?;
+    running.finish().await;
     Ok(())
 }
 
@@ -233,18 +291,37 @@ impl Running {
 
     /// Lets open transactions end, for as long as `patience` says, then ends everything.
     pub async fn drain(self, patience: Duration) {
+        self.send_clients_away(patience).await;
+        self.finish().await;
+    }
+
+    /// Brings all clients to their end as a console asked for it, or as a signal: readiness fails first, and new clients are still
+    /// taken for as long as `delay` says.
+    async fn end(&self, how: Option<Shutdown>, delay: Duration, patience: Duration) {
+        match how {
+            None => {
+                self.house.readiness.set_draining();
+                tokio::time::sleep(delay).await;
+                self.send_clients_away(patience).await;
+            }
+            Some(how) => self.shut_clients_out(how, patience).await,
+        }
+    }
+
+    /// Sends idle clients away at once and the others at the end of their transactions, for as long as `patience` says.
+    async fn send_clients_away(&self, patience: Duration) {
         self.house.readiness.set_draining();
+        self.house.handover.withdraw();
         self.house.drain.begin();
         self.house.sessions.close();
         if tokio::time::timeout(patience, self.house.sessions.wait()).await.is_err() {
             tracing::warn!(clients = self.house.sessions.len(), "shutdown timeout: ending clients in mid-transaction");
         }
-        self.finish().await;
     }
 
     /// Ends everything now.
     pub async fn stop(self) {
-        self.drain(Duration::from_millis(200)).await;
+        self.drain(console::AT_ONCE).await;
     }
 
     async fn finish(&self) {
@@ -336,15 +413,40 @@ impl House {
         Some(cache)
     }
 
-    async fn listen_http(self: &Arc<Self>, config: &Config) -> Result<Option<SocketAddr>, Error> {
+    /// Accepts clients from now on, and lets a later process have the sockets.
+    fn open_doors(self: &Arc<Self>, config: &Config, listener: Listener, unix: Option<Listener>) {
+        if config.listen.handover.is_some() {
+            self.handover.offer(tcp_name(config), listener.share());
+            if let (Some(name), Some(unix)) = (unix_name(config), &unix) {
+                self.handover.offer(name, unix.share());
+            }
+        }
+        for listener in std::iter::once(listener).chain(unix) {
+            self.tasks.spawn(accept::accept_loop(Arc::clone(self), listener));
+        }
+    }
+
+    async fn listen_http(
+        self: &Arc<Self>,
+        config: &Config,
+        predecessor: &mut Option<Predecessor>,
+    ) -> Result<Option<SocketAddr>, Error> {
         let Some(address) = config.listen.http else { return Ok(None) };
-        let listener = TcpListener::bind(address).await.map_err(|error| {
-            Error::new(ErrorKind::Config, SqlState::CONFIG_FILE_ERROR, format!("cannot listen on {address} for HTTP"))
-                .hint("Choose another listen.http, or end what uses that port.")
-                .cause(error)
-        })?;
+        let name = format!("http {address}");
+        let listener = match predecessor.as_mut().and_then(|it| it.take(&name)) {
+            Some(socket) => TcpListener::from_std(socket.into())?,
+            None => TcpListener::bind(address).await.map_err(|error| {
+                let message = format!("cannot listen on {address} for HTTP");
+                Error::new(ErrorKind::Config, SqlState::CONFIG_FILE_ERROR, message)
+                    .hint("Choose another listen.http, or end what uses that port.")
+                    .cause(error)
+            })?,
+        };
         let bound = listener.local_addr()?;
-        let (metrics, readiness, stop) = (Arc::clone(&self.metrics), self.readiness.clone(), self.stop.clone());
+        if config.listen.handover.is_some() {
+            self.handover.offer(name, listener.as_fd().try_clone_to_owned());
+        }
+        let (metrics, readiness, stop) = (Arc::clone(&self.metrics), self.readiness.clone(), self.http_stop.clone());
         self.tasks.spawn(http::serve(listener, metrics, readiness, stop));
         Ok(Some(bound))
     }

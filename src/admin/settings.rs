@@ -67,6 +67,8 @@ fn own(config: &Config) -> Vec<(&'static str, String)> {
         ("listen.max_clients", listen.max_clients.to_string()),
         ("listen.login_timeout", time(listen.login_timeout)),
         ("listen.shutdown_timeout", time(listen.shutdown_timeout)),
+        ("listen.drain_delay", off_or(listen.drain_delay)),
+        ("listen.handover", optional(listen.handover.as_ref().map(|path| path.display().to_string()))),
         ("listen.tls.mode", tls.into()),
         ("admin.users", config.admin.users.join(", ")),
         ("admin.stats_users", config.admin.stats_users.join(", ")),

@@ -27,7 +27,12 @@ pub(super) async fn accept_loop(house: Arc<House>, listener: Listener) {
     loop {
         let accepted = tokio::select! {
             () = house.drain.begun() => return,
-            () = house.console.closing.cancelled() => return,
+            () = house.console.closing.cancelled() => {
+                if house.handover.is_over() {
+                    listener.leave();
+                }
+                return;
+            }
             accepted = listener.accept() => accepted,
         };
         match accepted {
@@ -76,7 +81,7 @@ async fn receive(house: &Arc<House>, mut stream: Stream) -> Option<Guest> {
     match handshake {
         Ok(Handshake::Session(authenticated)) => open_session(house, *authenticated, entered).await,
         Ok(Handshake::Cancel { pid, secret, mut stream }) => {
-            house.shared.cancel_keys.cancel(&CancelKey { pid, secret }).await;
+            house.cancel(CancelKey { pid, secret }).await;
             // libpq 17 and later cancels over TLS, and takes an end without close_notify for a failure.
             let _ = tokio::time::timeout(config.listen.login_timeout, stream.shutdown()).await;
             None

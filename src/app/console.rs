@@ -22,6 +22,8 @@ use crate::wire::sqlstate::SqlState;
 
 /// How long a console may go on talking once pgherd drains: long enough to hear that it does.
 const LAST_WORDS: Duration = Duration::from_millis(100);
+/// How long clients may take to go when everything ends at once.
+pub(super) const AT_ONCE: Duration = Duration::from_millis(200);
 /// How often it is looked whether the last client has left.
 const LOOK: Duration = Duration::from_millis(50);
 
@@ -148,10 +150,16 @@ impl super::Running {
 
     /// Ends as a console asked for; `patience` is for transactions that are to end.
     pub async fn shut_down(self, how: Shutdown, patience: Duration) {
+        self.shut_clients_out(how, patience).await;
+        self.finish().await;
+    }
+
+    pub(super) async fn shut_clients_out(&self, how: Shutdown, patience: Duration) {
         match how {
-            Shutdown::Now => return self.stop().await,
+            Shutdown::Now => return self.send_clients_away(AT_ONCE).await,
             Shutdown::WaitForServers => {}
             Shutdown::WaitForClients => {
+                self.house.handover.withdraw();
                 self.house.console.closing.cancel();
                 self.house.readiness.set_draining();
                 while self.house.shared.clients.count() > 0 {
@@ -159,6 +167,6 @@ impl super::Running {
                 }
             }
         }
-        self.drain(patience).await;
+        self.send_clients_away(patience).await;
     }
 }

@@ -118,6 +118,8 @@ static LISTEN: Section = Section {
         key("max_clients", Count, Some("10000")),
         key("login_timeout", Duration, Some("60s")),
         fixed("shutdown_timeout", Duration, Some("30s")),
+        fixed("drain_delay", DurationOrOff, Some("off")),
+        fixed("handover", Path, None),
     ],
     unsupported: &[],
 };

@@ -50,6 +50,10 @@ pub struct Listen {
     pub login_timeout: Duration,
     /// How long a drain waits for open transactions.
     pub shutdown_timeout: Duration,
+    /// How long new clients are still taken after SIGTERM, while `/healthz/ready` says that they should not be sent here.
+    pub drain_delay: Option<Duration>,
+    /// A Unix socket over which another process may take over.
+    pub handover: Option<PathBuf>,
 }
 
 /// TLS towards clients.

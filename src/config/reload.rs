@@ -109,6 +109,8 @@ pub fn needs_restart(before: &Config, after: &Config) -> Vec<&'static str> {
         ("listen.unix_socket_dir", before.listen.unix_socket_dir != after.listen.unix_socket_dir),
         ("listen.http", before.listen.http != after.listen.http),
         ("listen.shutdown_timeout", before.listen.shutdown_timeout != after.listen.shutdown_timeout),
+        ("listen.drain_delay", before.listen.drain_delay != after.listen.drain_delay),
+        ("listen.handover", before.listen.handover != after.listen.handover),
         ("user.max_connections", connection_limits_differ(before, after)),
         ("telemetry.format", before.telemetry.format != after.telemetry.format),
     ];

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -22,7 +23,7 @@ const EXHAUSTED_WAIT: Duration = Duration::from_millis(50);
 #[derive(Debug)]
 pub struct Listener {
     kind: Kind,
-    _file: Option<SocketFile>,
+    file: Option<SocketFile>,
 }
 
 #[derive(Debug)]
@@ -33,11 +34,17 @@ enum Kind {
 
 /// The file of a Unix socket, removed with its listener.
 #[derive(Debug)]
-struct SocketFile(PathBuf);
+struct SocketFile {
+    path: PathBuf,
+    /// Another process listens there now.
+    is_anothers: bool,
+}
 
 impl Drop for SocketFile {
     fn drop(&mut self) {
-        let _ = std::fs::remove_file(&self.0);
+        if !self.is_anothers {
+            let _ = std::fs::remove_file(&self.path);
+        }
     }
 }
 
@@ -48,7 +55,46 @@ impl Listener {
     /// The address is taken, not ours, or not allowed; the error names it.
     pub fn bind_tcp(address: SocketAddr) -> Result<Self, Error> {
         let listener = tcp_socket(address).map_err(|cause| cannot_listen(&address, cause))?;
-        Ok(Self { kind: Kind::Tcp(listener), _file: None })
+        Ok(Self { kind: Kind::Tcp(listener), file: None })
+    }
+
+    /// Listens on a TCP socket that another process has opened.
+    ///
+    /// # Errors
+    /// It is none.
+    pub fn take_tcp(socket: OwnedFd) -> Result<Self, Error> {
+        let socket = std::net::TcpListener::from(socket);
+        socket.set_nonblocking(true)?;
+        Ok(Self { kind: Kind::Tcp(TcpListener::from_std(socket)?), file: None })
+    }
+
+    /// Listens on a Unix socket that another process has opened in that directory.
+    ///
+    /// # Errors
+    /// It is none.
+    pub fn take_unix(socket: OwnedFd, directory: &Path, port: u16) -> Result<Self, Error> {
+        let socket = std::os::unix::net::UnixListener::from(socket);
+        socket.set_nonblocking(true)?;
+        let file = SocketFile { path: directory.join(format!(".s.PGSQL.{port}")), is_anothers: false };
+        Ok(Self { kind: Kind::Unix(UnixListener::from_std(socket)?), file: Some(file) })
+    }
+
+    /// The socket once more, for another process to listen on.
+    ///
+    /// # Errors
+    /// There is no file descriptor left.
+    pub fn share(&self) -> io::Result<OwnedFd> {
+        match &self.kind {
+            Kind::Tcp(listener) => listener.as_fd().try_clone_to_owned(),
+            Kind::Unix(listener) => listener.as_fd().try_clone_to_owned(),
+        }
+    }
+
+    /// Another process listens there from now on: the file of a Unix socket is its own.
+    pub fn leave(mut self) {
+        if let Some(file) = &mut self.file {
+            file.is_anothers = true;
+        }
     }
 
     /// Listens on the Unix socket `.s.PGSQL.<port>` in a directory. A file left by a process that is gone is replaced.
@@ -58,7 +104,7 @@ impl Listener {
     pub fn bind_unix(directory: &Path, port: u16) -> Result<Self, Error> {
         let path = directory.join(format!(".s.PGSQL.{port}"));
         let bound = unix_socket(&path).map_err(|cause| cannot_listen(&path.display(), cause))?;
-        Ok(Self { kind: Kind::Unix(bound), _file: Some(SocketFile(path)) })
+        Ok(Self { kind: Kind::Unix(bound), file: Some(SocketFile { path, is_anothers: false }) })
     }
 
     /// The TCP address that was bound, with the port that port 0 became.

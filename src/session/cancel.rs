@@ -131,6 +131,11 @@ impl CancelKeys {
         Registration { keys: Arc::clone(self), key, slot }
     }
 
+    /// Whether a client of this process has that key.
+    pub fn knows(&self, key: &CancelKey) -> bool {
+        self.slots.lock().contains_key(key)
+    }
+
     /// Cancels what the client with that key has running; an unknown key does nothing, as in PostgreSQL.
     pub async fn cancel(&self, key: &CancelKey) {
         let slot = self.slots.lock().get(key).cloned();

@@ -8,6 +8,7 @@ pub mod certificates;
 pub mod faults;
 pub mod proxy;
 pub mod scripted;
+pub mod serving;
 pub mod tls;
 pub mod wire;
 

@@ -1,11 +1,10 @@
 //! The binary itself: exit codes, what it says, readiness, signals.
 
-use std::io::Read;
-use std::net::TcpStream;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
+use crate::harness::serving::{Serving, free_port, get};
 use crate::harness::{self, wait_until};
 
 const DEADLINE: Duration = Duration::from_secs(20);
@@ -72,55 +71,6 @@ async fn check_exits_by_what_it_found() {
     assert!(text(&bad.stdout).contains("FAULT"), "{}", text(&bad.stdout));
 }
 
-/// A running pgherd, killed if the story ends before it does.
-struct Serving {
-    child: Child,
-    log: PathBuf,
-}
-
-impl Serving {
-    fn start(path: &Path) -> Self {
-        let log = path.with_file_name("log");
-        let file = std::fs::File::create(&log).expect("a log");
-        let child = pgherd().args(["-c", path_of(path)]).stderr(file).spawn().expect("the binary runs");
-        Self { child, log }
-    }
-
-    fn log(&self) -> String {
-        std::fs::read_to_string(&self.log).unwrap_or_default()
-    }
-
-    fn signal(&self, name: &str) {
-        let status = Command::new("kill").args([name, &self.child.id().to_string()]).status();
-        assert!(status.expect("kill runs").success());
-    }
-
-    fn wait_for_log(&self, part: &str) {
-        wait_until(DEADLINE, part, || self.log().contains(part));
-    }
-}
-
-impl Drop for Serving {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-/// A port that nobody has now.
-fn free_port() -> u16 {
-    std::net::TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a port").port()
-}
-
-fn get(port: u16, path: &str) -> String {
-    use std::io::Write;
-    let Ok(mut socket) = TcpStream::connect(("127.0.0.1", port)) else { return String::new() };
-    let _ = write!(socket, "GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
-    let mut answer = String::new();
-    let _ = socket.read_to_string(&mut answer);
-    answer
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn it_gets_ready_reloads_at_sighup_and_ends_at_sigterm() {
     let database = harness::fresh_database().await;
@@ -152,10 +102,5 @@ async fn it_gets_ready_reloads_at_sighup_and_ends_at_sigterm() {
 
     drop(client);
     serving.signal("-TERM");
-    let mut code = None;
-    wait_until(DEADLINE, "the end", || {
-        code = serving.child.try_wait().expect("a child").map(|status| status.code());
-        code.is_some()
-    });
-    assert_eq!(code.flatten(), Some(0), "{}", serving.log());
+    assert_eq!(serving.ended(DEADLINE), Some(0), "{}", serving.log());
 }

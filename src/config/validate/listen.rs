@@ -30,6 +30,8 @@ pub(super) fn read(table: &Table<'_>) -> Listen {
         max_clients: table.count("max_clients", 1..MAX_CLIENTS + 1).unwrap_or(1) as usize,
         login_timeout: table.duration("login_timeout"),
         shutdown_timeout: table.duration("shutdown_timeout"),
+        drain_delay: table.duration_or_off("drain_delay"),
+        handover: handover(table),
     }
 }
 
@@ -54,6 +56,19 @@ fn socket_address(table: &Table<'_>, key: &str) -> Option<SocketAddr> {
 /// Whether two listeners cannot both be had: the same port, and the same address or one that covers it.
 fn collide(a: SocketAddr, b: SocketAddr) -> bool {
     a.port() == b.port() && (a.ip() == b.ip() || a.ip().is_unspecified() || b.ip().is_unspecified())
+}
+
+/// The file itself is made when pgherd starts.
+fn handover(table: &Table<'_>) -> Option<PathBuf> {
+    let path = table.path_of("handover")?;
+    if !path.parent().is_some_and(Path::is_dir) {
+        table.fault("handover", "the folder of this file does not exist", "create it, or remove the key");
+    } else if path.is_dir() {
+        table.fault("handover", "this is a folder", "name a file in it, as \"/run/pgherd/handover\"");
+    } else if path.as_os_str().len() + ".4194304".len() > UNIX_PATH_BYTES {
+        table.fault("handover", "the path is too long for a Unix socket", "choose a folder with a shorter path");
+    }
+    Some(path)
 }
 
 fn unix_socket_dir(table: &Table<'_>) -> Option<PathBuf> {

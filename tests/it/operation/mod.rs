@@ -2,6 +2,7 @@
 
 mod limits;
 mod turns;
+mod upgrade;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
