@@ -22,6 +22,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 use tokio::net::TcpListener;
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -229,11 +230,12 @@ fn listen_unix(
 /// As [`start`].
 pub async fn run(config: Arc<Config>, path: Option<PathBuf>) -> Result<(), Error> {
     let shutdown_timeout = config.listen.shutdown_timeout;
+    let mut signals = Signals::listen()?;
     let running = start(config, path).await?;
     let drain_delay = running.house.config.load().listen.drain_delay.unwrap_or_default();
     let ending = async {
         let how = tokio::select! {
-            signal = wait_for_signal() => signal.map(|()| None)?,
+            () = signals.next() => None,
             how = running.told_to_shut_down() => Some(how),
             () = running.handed_over() => {
                 running.follow_the_clients(shutdown_timeout).await;
@@ -243,24 +245,32 @@ pub async fn run(config: Arc<Config>, path: Option<PathBuf>) -> Result<(), Error
         tracing::info!("draining: no new clients, open transactions may end");
         tokio::select! {
             () = running.end(how, drain_delay, shutdown_timeout) => {}
-            _ = wait_for_signal() => tracing::warn!("told to stop once more: ending now"),
+            () = signals.next() => tracing::warn!("told to stop once more: ending now"),
         }
-        Ok::<_, Error>(())
     };
-    ending.await?;
+    ending.await;
     running.finish().await;
     Ok(())
 }
 
-async fn wait_for_signal() -> Result<(), Error> {
-    use tokio::signal::unix::{SignalKind, signal};
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
+/// SIGTERM and SIGINT from now on, none missed.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn listen() -> Result<Self, Error> {
+        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
     }
-    Ok(())
+
+    /// Waits for the next one.
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
 }
 
 impl Running {

@@ -60,7 +60,7 @@ pub(super) const CONNECTIONS: [Column; 21] = [
     ("id", Numeric),
 ];
 
-pub(super) const DATABASES: [Column; 17] = [
+pub(super) const DATABASES: [Column; 18] = [
     ("name", Text),
     ("host", Text),
     ("port", Int),
@@ -68,6 +68,8 @@ pub(super) const DATABASES: [Column; 17] = [
     ("force_user", Text),
     ("pool_size", Int),
     ("min_pool_size", Int),
+    // As PgBouncer called it up to 1.23, and as it calls it since.
+    ("reserve_pool", Int),
     ("reserve_pool_size", Int),
     ("server_lifetime", Int),
     ("pool_mode", Text),
@@ -345,9 +347,9 @@ pub(super) fn databases(world: &dyn World) -> Vec<Row> {
     console[2] = u64::from(world.config().listen.address.port()).into();
     console[3] = CONSOLE.into();
     console[4] = CONSOLE.into();
-    console[9] = "statement".into();
-    console[10] = Value::Null;
-    console[14] = world.consoles().into();
+    console[10] = "statement".into();
+    console[11] = Value::Null;
+    console[15] = world.consoles().into();
     rows.push(console);
     rows
 }
@@ -366,6 +368,7 @@ fn database_row(database: &Database, clients: &[Arc<Client>]) -> Row {
         primary.user.as_deref().into(),
         pool.max_connections.into(),
         pool.min_connections.into(),
+        0_u64.into(),
         0_u64.into(),
         pool.max_lifetime.map_or(0, |lifetime| lifetime.as_secs()).into(),
         mode_word(pool.mode).into(),

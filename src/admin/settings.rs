@@ -26,6 +26,8 @@ pub(super) fn rows(config: &Config) -> Vec<Row> {
         ("listen_port", address.port().to_string(), false),
         ("max_client_conn", config.listen.max_clients.to_string(), true),
         ("client_login_timeout", config.listen.login_timeout.as_secs().to_string(), true),
+        ("max_db_connections", config.pool.max_database_connections.unwrap_or(0).to_string(), true),
+        ("max_user_connections", "0".into(), false),
         ("stats_users", config.admin.stats_users.join(", "), true),
     ];
     rows.extend(pgbouncers.into_iter().map(|(name, value, changeable)| row(name, value, "", changeable)));

@@ -213,10 +213,20 @@ impl Part {
     }
 }
 
+/// PgBouncer's names where there is one half only, without what tells the halves apart.
+fn short(name: &'static str) -> &'static str {
+    match name {
+        "total_received" | "avg_recv" => "bytes_received",
+        "total_sent" | "avg_sent" => "bytes_sent",
+        name => name.strip_prefix("total_").or_else(|| name.strip_prefix("avg_")).unwrap_or(name),
+    }
+}
+
 pub(super) fn columns(part: Part) -> Vec<Column> {
     let totals = TOTALS.iter().filter(|_| part.has_totals());
     let averages = AVERAGES.iter().filter(|_| part.has_averages());
-    let figures = totals.chain(averages).map(|name| (*name, Type::Numeric));
+    let names = totals.chain(averages).map(|name| if part == Part::Both { *name } else { short(name) });
+    let figures = names.map(|name| (name, Type::Numeric));
     std::iter::once(("database", Type::Text)).chain(figures).collect()
 }
 
@@ -236,6 +246,17 @@ pub(super) fn rows(world: &dyn World, part: Part) -> Vec<Row> {
     rows
 }
 
+/// PgBouncer's names in SHOW TOTALS.
+fn of_all(name: &'static str) -> &'static str {
+    match name {
+        "total_received" => "total_client_bytes",
+        "total_sent" => "total_server_bytes",
+        "avg_recv" => "avg_client_bytes",
+        "avg_sent" => "avg_server_bytes",
+        name => name,
+    }
+}
+
 pub(super) const ALL_COLUMNS: [Column; 2] = [("name", Type::Text), ("value", Type::Numeric)];
 
 /// SHOW TOTALS: all databases together.
@@ -245,7 +266,7 @@ pub(super) fn all(world: &dyn World) -> Vec<Row> {
     let average = databases.iter().fold(Figures::default(), |sum, it| sum.plus(world.averages().of(&it.config.name)));
     let totals = TOTALS.into_iter().zip(total.totals());
     let averages = AVERAGES.into_iter().zip(average.averages());
-    totals.chain(averages).map(|(name, value)| vec![name.into(), value.into()]).collect()
+    totals.chain(averages).map(|(name, value)| vec![of_all(name).into(), value.into()]).collect()
 }
 
 fn micros(time: Duration) -> u64 {

@@ -19,7 +19,7 @@ use super::connect::Login;
 use super::gate::Gate;
 pub use super::lease::Lease;
 use super::lease::{Pooled, Warm, is_outdated};
-use super::ledger::{Holder, Kind, Ledger, Newcomer};
+use super::ledger::{Holder, Kind, LINGER, Ledger, Newcomer};
 pub use super::manager::{Baseline, ProcessObserver};
 use super::manager::{Manager, timed_out};
 use super::roster::Roster;
@@ -365,15 +365,26 @@ impl Pool {
     }
 
     async fn wait_for_permit(&self) -> Result<OwnedSemaphorePermit, Error> {
-        let wait = Arc::clone(&self.own.permits).acquire_owned();
-        match tokio::time::timeout(self.acquire_timeout, wait).await {
-            Ok(Ok(permit)) => Ok(permit),
-            Ok(Err(_)) => {
-                let message =
-                    "terminating connection: its database was closed by a shutdown or a changed configuration";
-                Err(Error::new(ErrorKind::Shutdown, SqlState::ADMIN_SHUTDOWN, message).hint("Connect again.").fatal())
+        let place = &self.own.warm.place;
+        let deadline = tokio::time::Instant::now() + self.acquire_timeout;
+        let mut wait = std::pin::pin!(Arc::clone(&self.own.permits).acquire_owned());
+        loop {
+            // What was left to somebody for a while may be had after that.
+            let until = match place.is_pressed() {
+                true => deadline.min(tokio::time::Instant::now() + LINGER),
+                false => deadline,
+            };
+            match tokio::time::timeout_at(until, &mut wait).await {
+                Ok(Ok(permit)) => return Ok(permit),
+                Ok(Err(_)) => {
+                    let message =
+                        "terminating connection: its database was closed by a shutdown or a changed configuration";
+                    let error = Error::new(ErrorKind::Shutdown, SqlState::ADMIN_SHUTDOWN, message);
+                    return Err(error.hint("Connect again.").fatal());
+                }
+                Err(_) if tokio::time::Instant::now() >= deadline => return Err(self.none_became_free()),
+                Err(_) => place.settle(),
             }
-            Err(_) => Err(self.none_became_free()),
         }
     }
 

@@ -20,16 +20,20 @@ async fn a_primary_restarts_behind_a_pause_and_clients_only_wait() {
         working.push(tokio::spawn(async move {
             for step in 0..40 {
                 if n % 2 == 0 {
-                    client.execute("insert into t values ($1)", &[&step]).await?;
+                    client.execute("insert into t select $1::int from pg_sleep(0.01)", &[&step]).await?;
                 } else {
-                    client.batch_execute(&format!("begin; insert into t values ({step}); commit")).await?;
+                    let text = format!("begin; insert into t values ({step}); select pg_sleep(0.01); commit");
+                    client.batch_execute(&text).await?;
                 }
                 tokio::time::sleep(std::time::Duration::from_millis(20)).await;
             }
             Ok::<_, tokio_postgres::Error>(())
         }));
     }
-    let busy = async || shown(&console, "show servers").await.len() == 3;
+    let busy = async || {
+        let pool = pool_of(&console, &database.name).await;
+        ["sv_active", "sv_idle"].iter().map(|state| pool[*state].parse::<u32>().expect("a count")).sum::<u32>() == 3
+    };
     eventually(PATIENCE, "all server connections are there", busy).await;
     timeout(PATIENCE, console.batch_execute("pause")).await.expect("in time").expect("paused");
     assert!(shown(&console, "show servers").await.is_empty());

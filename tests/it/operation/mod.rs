@@ -1,6 +1,10 @@
 //! A pgherd that is run: bounds and turns, reloads, ends, upgrades, and what tools made for PgBouncer make of it.
 
+mod ends;
 mod limits;
+mod pause;
+mod pgbouncer;
+mod reload;
 mod turns;
 mod upgrade;
 
