@@ -209,6 +209,30 @@ impl Expects {
         }
     }
 
+    /// Whether that message answers what is owed first, goes to the client as it is and changes nothing else.
+    pub fn is_plain_answer(&self, tag: u8) -> bool {
+        match self.queue.front() {
+            Some(Expect::Query) => matches!(tag, b'T' | b'D' | b'C' | b'I' | b'Z'),
+            Some(Expect::Execute) => matches!(tag, b'D' | b'C' | b'I' | b's'),
+            Some(Expect::Parse { hidden: false, statement: None, .. }) => tag == b'1',
+            Some(Expect::Bind) => tag == b'2',
+            Some(Expect::Describe(_)) => matches!(tag, b'T' | b'n'),
+            Some(Expect::Close { hidden: false }) => tag == b'3',
+            Some(Expect::Sync { hidden: false }) => tag == b'Z',
+            _ => false,
+        }
+    }
+
+    /// Notes a message that [`Expects::is_plain_answer`]. Returns whether bytes are due that are to be put in behind it.
+    pub fn note_plain_answer(&mut self, tag: u8) -> bool {
+        let goes_on = matches!(tag, b'D') || (tag != b'Z' && matches!(self.queue.front(), Some(Expect::Query)));
+        if goes_on {
+            return false;
+        }
+        self.queue.pop_front();
+        matches!(self.queue.front(), Some(Expect::Inject(_)))
+    }
+
     /// Matches one server message (not one of N, A, S) with what is owed.
     ///
     /// # Errors

@@ -15,8 +15,8 @@ use crate::wire::writer::TransactionStatus;
 
 /// Bytes of a message that is held until it is whole; larger ones pass as they come where nobody must read them.
 const HELD_UP_TO: usize = 64 * 1024;
-/// Bytes of answers up to which copying them is cheaper than keeping the server waiting for the client's socket.
-const COPY_UP_TO: usize = 8 * 1024;
+/// The length that a ReadyForQuery claims.
+const READY_LEN: usize = 5;
 
 /// What scanning a server's bytes showed.
 #[derive(Debug, Default)]
@@ -54,13 +54,42 @@ impl ServerConn {
     /// # Errors
     /// The server broke the protocol; the connection is broken.
     pub fn scan(&mut self, out: &mut BytesMut, seen: &mut Seen) -> Result<(), Error> {
-        let result = self.scan_messages(out, seen);
-        if result.is_err() {
-            self.broken = true;
-        } else if self.cleared <= COPY_UP_TO {
-            self.spill(out);
+        self.scan_plain(out, seen);
+        if self.cleared == self.inbuf.len() && self.passing == 0 {
+            return Ok(());
         }
+        let result = self.scan_messages(out, seen);
+        self.broken |= result.is_err();
         result
+    }
+
+    /// Clears the whole messages at the front that answer what was asked and say nothing else: nearly all there are.
+    fn scan_plain(&mut self, out: &mut BytesMut, seen: &mut Seen) {
+        while let Some(&[tag, a, b, c, d, status, ..]) = self.inbuf.get(self.cleared..)
+            && self.passing == 0
+        {
+            let len = u32::from_be_bytes([a, b, c, d]) as usize;
+            // Those of four bytes (ParseComplete and its like) are the last of what came only where nothing more was asked.
+            if len < 4 || len >= self.inbuf.len() - self.cleared || !self.expects.is_plain_answer(tag) {
+                return;
+            }
+            match tag {
+                b'D' => seen.rows += 1,
+                b'C' => self.copying_in = false,
+                b'Z' => {
+                    let Some(status) = TransactionStatus::from_byte(status).filter(|_| len == READY_LEN) else {
+                        return;
+                    };
+                    (self.status, seen.ready) = (status, Some(status));
+                    self.copying_in = false;
+                }
+                _ => {}
+            }
+            self.cleared += len + 1;
+            if self.expects.note_plain_answer(tag) {
+                self.inject(out);
+            }
+        }
     }
 
     /// Moves what is cleared into `out`, so that the server is free of it.

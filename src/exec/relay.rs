@@ -98,6 +98,11 @@ pub fn poll(
     }
 }
 
+/// Gives the client what a server has cleared for it, as far as its socket takes it. That it is gone is found by the next poll.
+pub fn hand_over(cx: &mut Context<'_>, client: &mut ClientSide, server: Option<&mut ServerConn>) {
+    let _ = poll_flush_client(cx, client, server);
+}
+
 /// Whether a queue is so full that the client's next message must wait.
 pub fn is_stuck(client: &ClientSide, server: Option<&ServerConn>) -> bool {
     client.outbuf.len() >= limits::CLIENT_QUEUE_BYTES

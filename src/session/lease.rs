@@ -130,13 +130,8 @@ impl Session {
         if !attached.lease.server().is_at_rest() {
             return Ok(());
         }
-        let can_go_at_once = !self.keeps_server()
-            && !self.settings.must_read_back()
-            && !self.must_discard
-            && !self.server_listens()
-            && !self.changes_code
-            && self.held_server().is_some_and(|server| !server.dirty);
-        if can_go_at_once
+        if !self.keeps_server()
+            && self.needs_no_care()
             && !self.cancel.slot.clear()
             && let Some(mut attached) = self.server.take()
         {
@@ -146,6 +141,17 @@ impl Session {
             return Ok(());
         }
         Box::pin(self.release_with_care()).await
+    }
+
+    /// Whether pgherd runs nothing of its own on the server before it is given back: a client that has its answer may send a
+    /// cancel, which must not hit that.
+    pub(super) fn needs_no_care(&mut self) -> bool {
+        !self.settings.must_read_back()
+            && !self.settings.has_restorable()
+            && !self.must_discard
+            && !self.server_listens()
+            && !self.changes_code
+            && self.held_server().is_some_and(|server| !server.dirty)
     }
 
     /// Gives the server back once its session is known and clean.

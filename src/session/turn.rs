@@ -243,6 +243,11 @@ impl Session {
             }
             let server = self.server.as_mut().map(|attached| attached.lease.server());
             let moved = relay::poll(cx, &mut self.client, server, &mut self.seen, read_client);
+            if moved.is_ready() && self.seen.ready.is_some() && self.seen.reported.is_empty() && self.needs_no_care() {
+                // Before anything else is done: from the server's buffer, without a copy.
+                let server = self.server.as_mut().map(|attached| attached.lease.server());
+                relay::hand_over(cx, &mut self.client, server);
+            }
             if self.listening.is_some() && moved.is_pending() && self.has_more_to_tell(may_be_sent_away) {
                 cx.waker().wake_by_ref();
             }

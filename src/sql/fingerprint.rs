@@ -4,7 +4,7 @@ use xxhash_rust::xxh3::{Xxh3, xxh3_128_with_seed};
 
 use super::facts::Hint;
 use super::hint;
-use super::lexer::{Lexer, Token, TokenKind};
+use super::lexer::{Lexer, Token, TokenKind, is_identifier_part, is_identifier_start, is_operator, is_space};
 
 /// Same for texts that differ only in literals, comments and white space. XXH3-128 over the lexer's tokens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -27,7 +27,10 @@ pub fn fingerprint(text: &[u8], standard_conforming_strings: bool) -> Fingerprin
 pub(super) fn normalized(text: &[u8], standard_conforming_strings: bool, seed: u64) -> (u128, Hint) {
     let mut sink = Sink { buffer: [0; BUFFER_BYTES], used: 0, seed, overflow: None };
     let mut found = Hint::default();
-    for token in Lexer::new(text, standard_conforming_strings) {
+    let mut lexer = Lexer::new(text, standard_conforming_strings);
+    loop {
+        lexer.advance_to(sink.plain_tokens(text, lexer.at()));
+        let Some(token) = lexer.next() else { break };
         match token.kind {
             TokenKind::Whitespace => {}
             TokenKind::Comment => hint::read(token.bytes(text), &mut found),
@@ -48,7 +51,93 @@ struct Sink {
     overflow: Option<Box<Xxh3>>,
 }
 
+/// A byte of an unquoted word, folded as the fingerprint keeps it; 0 for every other byte.
+const FOLDED: [u8; 256] = {
+    let mut folded = [0; 256];
+    let mut byte = 0;
+    while byte < 256 {
+        if is_identifier_part(byte as u8) {
+            folded[byte] = (byte as u8).to_ascii_lowercase();
+        }
+        byte += 1;
+    }
+    folded
+};
+
+/// Bytes that end a run of digits for certain: no number goes on with them.
+fn ends_number(byte: Option<&u8>) -> bool {
+    byte.is_none_or(|&byte| FOLDED[usize::from(byte)] == 0 && byte != b'.')
+}
+
+/// Whether that byte is a token of its own, whatever stands before it.
+fn is_one_sign(byte: u8, next: Option<&u8>) -> bool {
+    match byte {
+        b'(' | b')' | b',' | b';' | b'[' | b']' => true,
+        // `.5` is a number and `..` one token.
+        b'.' => next.is_some_and(|&next| is_identifier_start(next)),
+        _ => is_operator(byte) && !next.is_some_and(|&next| is_operator(next)),
+    }
+}
+
 impl Sink {
+    /// Takes the tokens from `at` on that can be told at one look (words, decimal integers, single signs, spaces) as
+    /// [`Lexer`] would read them, and returns where it stopped: at the text's end, or at a token that needs the lexer.
+    fn plain_tokens(&mut self, text: &[u8], mut at: usize) -> usize {
+        while let Some(&first) = text.get(at) {
+            if is_space(first) {
+                at += 1;
+            } else if is_identifier_start(first) {
+                match self.word(text, at) {
+                    Some(end) => at = end,
+                    None => return at,
+                }
+            } else if is_one_sign(first, text.get(at + 1)) {
+                if !self.small(&[b'o', first, 0]) {
+                    return at;
+                }
+                at += 1;
+            } else if matches!(first, b'1'..=b'9') {
+                let digits = text.iter().skip(at).take_while(|byte| byte.is_ascii_digit()).count();
+                if !ends_number(text.get(at + digits)) || !self.small(b"n\0") {
+                    return at;
+                }
+                at += digits;
+            } else {
+                return at;
+            }
+        }
+        at
+    }
+
+    /// Takes the word at `at`, if it is one for certain and there is room for it, and returns where it ends.
+    fn word(&mut self, text: &[u8], at: usize) -> Option<usize> {
+        let room = self.buffer.get_mut(self.used..)?;
+        let (marker, room) = room.split_first_mut()?;
+        let mut len = 0;
+        for (&byte, slot) in text.get(at..)?.iter().zip(&mut *room) {
+            *slot = FOLDED[usize::from(byte)];
+            if *slot == 0 {
+                break;
+            }
+            len += 1;
+        }
+        // `E'...'`, `B'...'`, `X'...'`, `U&'...'` and `U&"..."` begin with a letter.
+        if matches!(text.get(at + len), Some(b'\'' | b'&')) {
+            return None;
+        }
+        *room.get_mut(len)? = 0;
+        *marker = b'w';
+        self.used += len + 2;
+        Some(at + len)
+    }
+
+    fn small(&mut self, bytes: &[u8]) -> bool {
+        let Some(room) = self.buffer.get_mut(self.used..self.used + bytes.len()) else { return false };
+        room.copy_from_slice(bytes);
+        self.used += bytes.len();
+        true
+    }
+
     fn token(&mut self, token: Token, text: &[u8]) {
         let marker = match token.kind {
             TokenKind::Word => b'w',
@@ -154,6 +243,39 @@ mod tests {
             for b in &texts[..i] {
                 assert_ne!(of(a), of(b), "{a} / {b}");
             }
+        }
+    }
+
+    /// By the lexer alone.
+    fn token_by_token(text: &[u8], standard_conforming_strings: bool) -> u128 {
+        let mut sink = Sink { buffer: [0; BUFFER_BYTES], used: 0, seed: 0, overflow: None };
+        Lexer::new(text, standard_conforming_strings).significant().for_each(|token| sink.token(token, text));
+        sink.finish()
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn what_is_read_at_one_look_is_what_the_lexer_reads(
+            parts in proptest::collection::vec(
+                proptest::sample::select(vec![
+                    "select", "E", "e", "n", "U&", "u", "b", "x", "'", "''", "a'b", "\"", "\"t\"", "$1", "$$", "$a$", "1", "12", "0x1F", "1.5", "1e3", "1_0",
+                    "1e", ".", "..", ".5", ":", "::", ":=", "-", "--", "/*", "*/", "/", "*", "+", "=", "<", ">=", "@-", "(", ")", ",", ";", "[", "]",
+                    " ", "\n", "\t", "\\", "é", "_a$1", "\u{0}", "{",
+                ]),
+                0..30,
+            ),
+            on in proptest::bool::ANY,
+        ) {
+            let text = parts.concat();
+            proptest::prop_assert_eq!(fingerprint(text.as_bytes(), on).0, token_by_token(text.as_bytes(), on));
+        }
+    }
+
+    #[test]
+    fn words_at_the_end_of_the_buffer_hash_like_any_other() {
+        for len in BUFFER_BYTES - 20..BUFFER_BYTES + 20 {
+            let text = format!("select {} from t", "c".repeat(len));
+            assert_eq!(of(&text).0, token_by_token(text.as_bytes(), true), "{len}");
         }
     }
 

@@ -110,6 +110,16 @@ impl<'a> Lexer<'a> {
         Self { text, at: 0, standard_conforming_strings }
     }
 
+    /// Where the next token starts.
+    pub(super) fn at(&self) -> usize {
+        self.at
+    }
+
+    /// Passes over tokens that were read by other means.
+    pub(super) fn advance_to(&mut self, at: usize) {
+        self.at = at;
+    }
+
     /// The same tokens without blanks.
     pub fn significant(self) -> impl Iterator<Item = Token> + 'a {
         self.filter(|token| !token.kind.is_blank())
@@ -259,23 +269,23 @@ const CLASSES: [u8; 256] = {
     classes
 };
 
-fn is(byte: u8, class: u8) -> bool {
-    CLASSES[usize::from(byte)] & class != 0
+const fn is(byte: u8, class: u8) -> bool {
+    CLASSES[byte as usize] & class != 0
 }
 
-fn is_space(byte: u8) -> bool {
+pub(super) const fn is_space(byte: u8) -> bool {
     is(byte, SPACE)
 }
 
-fn is_identifier_start(byte: u8) -> bool {
+pub(super) const fn is_identifier_start(byte: u8) -> bool {
     is(byte, IDENTIFIER_START)
 }
 
-fn is_identifier_part(byte: u8) -> bool {
+pub(super) const fn is_identifier_part(byte: u8) -> bool {
     is(byte, IDENTIFIER_PART)
 }
 
-fn is_operator(byte: u8) -> bool {
+pub(super) const fn is_operator(byte: u8) -> bool {
     is(byte, OPERATOR)
 }
 
