@@ -157,8 +157,12 @@ impl Lease {
     }
 
     /// Gives the connection back; it is closed if it is not reusable.
-    pub fn release(mut self) {
-        let now = Instant::now();
+    pub fn release(self) {
+        self.release_at(Instant::now());
+    }
+
+    /// As [`Lease::release`], for who knows what time it is.
+    pub fn release_at(mut self, now: Instant) {
         if let Some(listing) = &self.held().listing {
             listing.given_back(now, self.held().held.len());
         }

@@ -91,8 +91,11 @@ pub fn poll(
         Poll::Ready(Ok(0) | Err(_)) => Poll::Ready(Ok(Event::ClientGone)),
         Poll::Ready(Ok(_)) => Poll::Ready(Ok(Event::FromClient)),
         Poll::Pending => {
-            spare::give_back(&mut client.inbuf);
-            spare::give_back(&mut client.outbuf);
+            // While an answer is on its way they are about to be needed again.
+            if server.is_none_or(|server| server.expects.is_empty()) {
+                spare::give_back(&mut client.inbuf);
+                spare::give_back(&mut client.outbuf);
+            }
             Poll::Pending
         }
     }

@@ -57,8 +57,8 @@ impl Request {
 
 /// A request that goes by express, and what it executes.
 enum Ticket {
-    Query { end: usize, facts: SharedFacts },
-    Flight { bind: Range<usize>, is_described: bool, end: usize, prepared: Arc<Prepared> },
+    Query { end: usize, facts: SharedFacts, leaves_no_trace: bool },
+    Flight { bind: Range<usize>, is_described: bool, end: usize, prepared: Arc<Prepared>, leaves_no_trace: bool },
 }
 
 impl Ticket {
@@ -66,6 +66,13 @@ impl Ticket {
         match self {
             Self::Query { facts, .. } => facts,
             Self::Flight { prepared, .. } => &prepared.facts,
+        }
+    }
+
+    /// Whether it writes nothing that anybody would have to be told.
+    fn leaves_no_trace(&self) -> bool {
+        match self {
+            Self::Query { leaves_no_trace, .. } | Self::Flight { leaves_no_trace, .. } => *leaves_no_trace,
         }
     }
 }
@@ -94,7 +101,7 @@ impl Session {
         }
         match ticket {
             Ticket::Query { end, .. } => self.send_query(end),
-            Ticket::Flight { bind, is_described, end, prepared } => {
+            Ticket::Flight { bind, is_described, end, prepared, .. } => {
                 self.send_flight(bind, is_described, end, &prepared);
             }
         }
@@ -113,7 +120,7 @@ impl Session {
                 return Ok(false);
             }
         }
-        if !self.leaves_no_trace(ticket.facts()) {
+        if !ticket.leaves_no_trace() {
             self.flight_target = Some(Target::Primary);
             let noted = Box::pin(self.note_execution(ticket.facts())).await;
             self.flight_target = None;
@@ -133,15 +140,17 @@ impl Session {
             Request::Query { end } => {
                 let text = frontend::query(self.client.inbuf.get(HEADER_LEN..end)?).ok()?;
                 let facts = self.db.shared.analyzer.facts(text, self.conforming_strings());
-                self.may_go_by_express(&facts).then_some(Ticket::Query { end, facts })
+                let leaves_no_trace = self.may_go_by_express(&facts)?;
+                Some(Ticket::Query { end, facts, leaves_no_trace })
             }
             Request::Flight { parse_end, bind_end, is_described, end } => {
                 let prepared = match parse_end {
                     0 => self.prepared_before(parse_end..bind_end)?,
                     _ => self.prepared_now(parse_end)?,
                 };
+                let leaves_no_trace = self.may_go_by_express(&prepared.facts)?;
                 let bind = parse_end..bind_end;
-                Some(Ticket::Flight { bind, is_described, end, prepared })
+                Some(Ticket::Flight { bind, is_described, end, prepared, leaves_no_trace })
             }
         }
     }
@@ -162,22 +171,24 @@ impl Session {
         }
     }
 
-    /// Whether a statement with these facts always goes to the primary, and changes nothing of the session.
-    fn may_go_by_express(&mut self, facts: &SharedFacts) -> bool {
+    /// Whether a statement with these facts always goes to the primary and changes nothing of the session: `None` if not, else
+    /// whether it also writes nothing that anybody would have to be told.
+    fn may_go_by_express(&mut self, facts: &SharedFacts) -> Option<bool> {
         let is_plain = facts
             .single()
-            .is_some_and(|only| matches!(only.class, Class::Read | Class::Write) && only.effects.is_empty());
-        is_plain && !self.db.may_run_unseen(facts) && (!self.db.is_planned() || self.is_known_primary(facts))
-    }
-
-    /// Whether a statement writes nothing that anybody would have to be told.
-    fn leaves_no_trace(&mut self, facts: &SharedFacts) -> bool {
-        if facts.class() != Class::Read || !self.db.is_planned() {
-            return !self.db.is_planned();
+            .is_some_and(|only| matches!(only.class, Class::Read | Class::Write) && only.effects.is_empty())
+            && !self.db.may_run_unseen(facts);
+        if !is_plain || !self.db.is_planned() {
+            return is_plain.then_some(true);
         }
-        let written = self.written_by(facts);
-        let writes = written.set.is_some() || written.changes_session || written.trusts_code;
-        !writes && !self.db.writes_unseen(facts.fingerprint)
+        if !self.is_known_primary(facts) {
+            return None;
+        }
+        if facts.class() != Class::Read || self.db.writes_unseen(facts.fingerprint) {
+            return Some(false);
+        }
+        let known = self.memo.writes_nothing(facts.fingerprint);
+        Some(known.unwrap_or_else(|| self.written_by(facts).is_nothing()))
     }
 
     /// The statement that a Bind names, if it is one that goes by express.
@@ -188,7 +199,7 @@ impl Session {
             name => Arc::clone(self.named.get(name)?),
         };
         let accepted = prepared.identity.as_ref().is_none_or(|identity| identity.is_accepted());
-        (accepted && self.may_go_by_express(&prepared.facts)).then_some(prepared)
+        accepted.then_some(prepared)
     }
 
     /// The statement of the Parse at the front, if it is one that goes by express.
@@ -199,14 +210,16 @@ impl Session {
             && last.parse == message
             && last.conforming == conforming
         {
-            let again = Arc::new(last.again(self.db.statements.next_serial()));
-            return self.may_go_by_express(&again.facts).then_some(again);
+            // Nothing is on its way (`is_clear`), so that no answer can mistake one for the other.
+            let is_the_same = Arc::ptr_eq(&last.under, &self.settings.current) && last.described.get().is_none();
+            return Some(match is_the_same {
+                true => Arc::clone(last),
+                false => Arc::new(last.again(self.db.statements.next_serial(), &self.settings.current)),
+            });
         }
         let text = frontend::parse_names(message.get(HEADER_LEN..)?)?.1;
         let facts = self.db.shared.analyzer.facts_of_parse(text, conforming);
-        if !self.may_go_by_express(&facts) {
-            return None;
-        }
+        self.may_go_by_express(&facts)?;
         let frame = Frame { bytes: Bytes::copy_from_slice(self.client.inbuf.get(..end)?) };
         let (_, prepared) = self.read_parse(&frame).ok()?;
         Some(prepared)

@@ -95,6 +95,7 @@ impl Session {
                 described,
                 facts,
                 conforming: self.conforming_strings(),
+                under: Arc::clone(&self.settings.current),
             }),
         ))
     }

@@ -34,7 +34,7 @@ impl Session {
         self.fail_with(message.freeze());
         if !self.in_extended {
             // If nothing was sent to a server, no ReadyForQuery will see to this.
-            self.release_if_at_rest().await?;
+            self.release_if_at_rest(tokio::time::Instant::now()).await?;
         }
         Ok(())
     }

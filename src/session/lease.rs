@@ -6,6 +6,8 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
+use tokio::time::Instant;
+
 use super::context::Target;
 use super::{Attached, Session};
 use crate::backend::expect::Expect;
@@ -124,8 +126,8 @@ impl Session {
         self.server.as_mut().map(|attached| attached.lease.server())
     }
 
-    /// Gives the server back at the end of a transaction, unless the client needs this very one.
-    pub(super) async fn release_if_at_rest(&mut self) -> Result<(), Error> {
+    /// Gives the server back at the end of a transaction, unless the client needs this very one. `now` is the time.
+    pub(super) async fn release_if_at_rest(&mut self, now: Instant) -> Result<(), Error> {
         let Some(attached) = &mut self.server else { return Ok(()) };
         if !attached.lease.server().is_at_rest() {
             return Ok(());
@@ -136,7 +138,7 @@ impl Session {
             && let Some(mut attached) = self.server.take()
         {
             attached.lease.server().spill(&mut self.client.outbuf);
-            attached.lease.release();
+            attached.lease.release_at(now.into_std());
             self.note_whereabouts();
             return Ok(());
         }
@@ -147,7 +149,6 @@ impl Session {
     /// cancel, which must not hit that.
     pub(super) fn needs_no_care(&mut self) -> bool {
         !self.settings.must_read_back()
-            && !self.settings.has_restorable()
             && !self.must_discard
             && !self.server_listens()
             && !self.changes_code

@@ -60,6 +60,13 @@ pub(super) struct Written {
     pub(super) trusts_code: bool,
 }
 
+impl Written {
+    /// Whether nobody would have to be told.
+    pub(super) fn is_nothing(&self) -> bool {
+        self.set.is_none() && !self.changes_session && !self.trusts_code
+    }
+}
+
 impl PlanMemo {
     /// Forgets everything if the catalog or the settings are not those that it was found out under.
     pub(super) fn check(&mut self, catalog_version: u64, settings: &SharedSettings) {
@@ -87,6 +94,11 @@ impl PlanMemo {
     /// What statements of that fingerprint write, if it is known.
     pub(super) fn written(&self, fingerprint: Fingerprint) -> Option<Written> {
         self.known.get(&fingerprint)?.writes.clone()
+    }
+
+    /// Whether statements of that fingerprint write nothing that anybody would have to be told, if it is known.
+    pub(super) fn writes_nothing(&self, fingerprint: Fingerprint) -> Option<bool> {
+        self.known.get(&fingerprint)?.writes.as_ref().map(Written::is_nothing)
     }
 
     /// Notes what statements of that fingerprint write.

@@ -40,6 +40,7 @@ use tokio::time::Instant;
 use crate::backend::expect::{Expect, LearnedTypes};
 use crate::backend::pool::{Lease, Pool};
 use crate::backend::scan::Seen;
+use crate::backend::settings::SharedSettings;
 use crate::backend::statements::Identity;
 use crate::config::model::{PoolMode, User};
 use crate::error::Error;
@@ -91,11 +92,13 @@ struct Prepared {
     facts: SharedFacts,
     /// `standard_conforming_strings` was on when it was read.
     conforming: bool,
+    /// The settings under which it was read.
+    under: SharedSettings,
 }
 
 impl Prepared {
     /// The same message once more: its settings may be others, so nothing that a server said of the first holds for it.
-    fn again(&self, serial: u64) -> Self {
+    fn again(&self, serial: u64, under: &SharedSettings) -> Self {
         Self {
             identity: self.identity.clone(),
             serial,
@@ -105,6 +108,7 @@ impl Prepared {
             described: LearnedTypes::default(),
             facts: Arc::clone(&self.facts),
             conforming: self.conforming,
+            under: Arc::clone(under),
         }
     }
 }

@@ -85,7 +85,7 @@ impl Session {
             writer::parameter_status(out, name, value);
         }
         writer::ready_for_query(out, status);
-        self.release_if_at_rest().await
+        self.release_if_at_rest(tokio::time::Instant::now()).await
     }
 }
 

@@ -126,7 +126,7 @@ impl Session {
                 {
                     // The COPY has failed while its last message was still on its way.
                     server.flush().await?;
-                    self.release_if_at_rest().await?;
+                    self.release_if_at_rest(Instant::now()).await?;
                 }
             }
             let header = match frame::peek(&self.client.inbuf, limits::MESSAGE_BYTES) {
@@ -243,7 +243,8 @@ impl Session {
             }
             let server = self.server.as_mut().map(|attached| attached.lease.server());
             let moved = relay::poll(cx, &mut self.client, server, &mut self.seen, read_client);
-            if moved.is_ready() && self.seen.ready.is_some() && self.seen.reported.is_empty() && self.needs_no_care() {
+            let is_answered = moved.is_ready() && self.seen.ready.is_some() && self.seen.reported.is_empty();
+            if is_answered && self.listening.is_none() && self.needs_no_care() {
                 // Before anything else is done: from the server's buffer, without a copy.
                 let server = self.server.as_mut().map(|attached| attached.lease.server());
                 relay::hand_over(cx, &mut self.client, server);
@@ -351,7 +352,7 @@ impl Session {
         if status == TransactionStatus::Idle && !more {
             self.transaction_is_over();
             self.settle_writes();
-            self.release_if_at_rest().await?;
+            self.release_if_at_rest(now).await?;
         }
         Ok(())
     }
@@ -364,7 +365,7 @@ impl Session {
                 self.status = attached.lease.server().status;
             }
         }
-        if self.status == TransactionStatus::Idle { self.release_if_at_rest().await } else { Ok(()) }
+        if self.status == TransactionStatus::Idle { self.release_if_at_rest(Instant::now()).await } else { Ok(()) }
     }
 
     /// `DISCARD ALL` and `DEALLOCATE ALL` have worked, or have not.
