@@ -39,7 +39,9 @@ pub(super) async fn accept_loop(house: Arc<House>, listener: Listener) {
             Ok(stream) => {
                 let seat = house.workers.seat();
                 let handle = seat.handle().clone();
-                house.sessions.spawn_on(serve(Arc::clone(&house), stream, seat), &handle);
+                // Boxed out here, so that an idle client's task has no room for what its login needed.
+                let receiving = Box::pin(receive(Arc::clone(&house), stream));
+                house.sessions.spawn_on(serve(Arc::clone(&house), receiving, seat), &handle);
             }
             Err(error) => {
                 tracing::warn!(%error, "could not accept a client");
@@ -49,15 +51,13 @@ pub(super) async fn accept_loop(house: Arc<House>, listener: Listener) {
     }
 }
 
-async fn serve(house: Arc<House>, stream: Stream, seat: Seat) {
-    // Boxed, so that what a login needs is gone when it is over.
-    if let Some(guest) = Box::pin(receive(&house, stream)).await {
-        attend(house, guest, seat).await;
-    }
+async fn serve(house: Arc<House>, receiving: Pin<Box<impl Future<Output = Option<Guest>>>>, seat: Seat) {
+    let Some(guest) = receiving.await else { return };
+    attend(house, guest, seat).await;
 }
 
 /// Does what a connection wants, up to the greeting if it is a session.
-async fn receive(house: &Arc<House>, mut stream: Stream) -> Option<Guest> {
+async fn receive(house: Arc<House>, mut stream: Stream) -> Option<Guest> {
     if let Err(error) = stream.move_here() {
         tracing::debug!(%error, "a client was lost before it had said anything");
         return None;
@@ -79,7 +79,7 @@ async fn receive(house: &Arc<House>, mut stream: Stream) -> Option<Guest> {
         }
     };
     match handshake {
-        Ok(Handshake::Session(authenticated)) => open_session(house, *authenticated, entered).await,
+        Ok(Handshake::Session(authenticated)) => open_session(&house, *authenticated, entered).await,
         Ok(Handshake::Cancel { pid, secret, mut stream }) => {
             house.cancel(CancelKey { pid, secret }).await;
             // libpq 17 and later cancels over TLS, and takes an end without close_notify for a failure.
@@ -179,8 +179,9 @@ fn note_early_end(house: &House, error: &Error) {
 
 /// Serves a session on the thread at hand, then, if it has to go there, on another. Boxed, because it spawns itself.
 fn attend(house: Arc<House>, guest: Guest, seat: Seat) -> Pin<Box<dyn Future<Output = ()> + Send>> {
+    // Out here: what is moved into a future and then taken apart in it has its room twice.
+    let Guest { session, counted } = guest;
     Box::pin(async move {
-        let Guest { session, counted } = guest;
         match session.stay(seat.surplus()).await {
             Stay::Over(Ok(())) => {}
             Stay::Over(Err(error)) => note_early_end(&house, &error),

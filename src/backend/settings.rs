@@ -55,6 +55,11 @@ impl Settings {
         self.0.get(name).map(|value| &**value)
     }
 
+    /// The value of `name` in the spelling that servers report it in, if the session set it. A walk without a copy: few are set.
+    pub fn get_as_reported(&self, name: &str) -> Option<&str> {
+        self.iter().find(|(known, _)| known.eq_ignore_ascii_case(name)).map(|(_, value)| value)
+    }
+
     /// Notes a value.
     pub fn set(&mut self, name: &str, value: &str) {
         self.0.insert(name.into(), value.into());
@@ -193,6 +198,14 @@ mod tests {
     fn equal_states_need_no_sql() {
         let state = settings(&[("timezone", "UTC")]);
         assert_eq!(state.difference_sql(&state.clone()), None);
+    }
+
+    #[test]
+    fn a_setting_is_found_in_the_servers_spelling() {
+        let session = settings(&[("datestyle", "ISO, DMY"), ("timezone", "UTC")]);
+        assert_eq!(session.get_as_reported("TimeZone"), Some("UTC"));
+        assert_eq!(session.get_as_reported("DateStyle"), Some("ISO, DMY"));
+        assert_eq!(session.get_as_reported("server_version"), None);
     }
 
     #[test]

@@ -5,6 +5,7 @@ use std::io;
 use bytes::{Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt};
 
+use super::spare;
 use crate::error::Error;
 use crate::wire::frame::{self, Frame};
 use crate::wire::startup;
@@ -57,6 +58,7 @@ async fn read_more<S>(stream: &mut S, inbuf: &mut BytesMut) -> Result<bool, Erro
 where
     S: AsyncRead + Unpin,
 {
+    spare::lend(inbuf);
     inbuf.reserve(CHUNK_BYTES);
     match stream.read_buf(inbuf).await {
         Ok(0) if inbuf.is_empty() => Ok(false),

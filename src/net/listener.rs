@@ -10,7 +10,7 @@ use std::time::Duration;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::{TcpListener, UnixListener};
 
-use super::stream::Stream;
+use super::stream::{self, Stream};
 use crate::error::{Error, ErrorKind};
 use crate::wire::sqlstate::SqlState;
 
@@ -124,7 +124,7 @@ impl Listener {
     pub async fn accept(&self) -> Result<Stream, Error> {
         loop {
             let accepted = match &self.kind {
-                Kind::Tcp(listener) => listener.accept().await.map(|(socket, _)| Stream::tcp(socket)),
+                Kind::Tcp(listener) => listener.accept().await.map(|(socket, peer)| Stream::accepted(socket, peer)),
                 Kind::Unix(listener) => listener.accept().await.map(|(socket, _)| Ok(Stream::unix(socket))),
             };
             match accepted {
@@ -151,6 +151,7 @@ fn tcp_socket(address: SocketAddr) -> io::Result<TcpListener> {
         let _ = socket.set_only_v6(false);
     }
     socket.bind(&address.into())?;
+    stream::set_options(&socket)?;
     socket.listen(BACKLOG)?;
     TcpListener::from_std(socket.into())
 }
@@ -208,6 +209,7 @@ mod tests {
         let mut stream = listener.accept().await.expect("accepted");
         assert_eq!(stream.peer(), crate::net::stream::Peer::Tcp(client.local_addr().expect("bound")));
         assert!(stream.is_loopback() && !stream.is_unix() && stream.tls_info().is_none());
+        assert!(stream.is_kept_alive_without_delay());
         client.write_all(b"x").await.expect("written");
         assert_eq!(stream.peek_byte().await.expect("peeked"), Some(b'x'));
         assert_eq!(stream.read_u8().await.expect("read"), b'x');

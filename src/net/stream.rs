@@ -7,7 +7,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use socket2::{SockRef, TcpKeepalive};
+use socket2::{SockRef, Socket, TcpKeepalive};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::TlsStream;
@@ -22,6 +22,16 @@ use crate::wire::sqlstate::SqlState;
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(60);
 /// How long the kernel waits between asking.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
+
+/// Sends without Nagle's delay, and asks now and then whether a silent peer is still there.
+///
+/// # Errors
+/// The system refuses.
+pub(super) fn set_options(socket: &Socket) -> io::Result<()> {
+    socket.set_tcp_nodelay(true)?;
+    let keepalive = TcpKeepalive::new().with_time(KEEPALIVE_IDLE).with_interval(KEEPALIVE_INTERVAL);
+    socket.set_tcp_keepalive(&keepalive)
+}
 
 /// Where the other end is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -98,11 +108,26 @@ impl Stream {
     /// # Errors
     /// The socket is closed already.
     pub fn tcp(socket: TcpStream) -> io::Result<Self> {
-        let peer = Peer::Tcp(socket.peer_addr()?);
-        socket.set_nodelay(true)?;
-        let keepalive = TcpKeepalive::new().with_time(KEEPALIVE_IDLE).with_interval(KEEPALIVE_INTERVAL);
-        SockRef::from(&socket).set_tcp_keepalive(&keepalive)?;
-        Ok(Self { io: Io::Tcp(socket), home: home::here(), peer, tls: None, traffic: Traffic::default() })
+        let peer = socket.peer_addr()?;
+        set_options(&SockRef::from(&socket))?;
+        Ok(Self::of(socket, peer))
+    }
+
+    /// Wraps a TCP socket that came from a listening one with [`set_options`]: Linux hands the options down, so that a client costs no
+    /// calls for them.
+    ///
+    /// # Errors
+    /// The socket is closed already.
+    pub(super) fn accepted(socket: TcpStream, peer: SocketAddr) -> io::Result<Self> {
+        if !cfg!(target_os = "linux") {
+            set_options(&SockRef::from(&socket))?;
+        }
+        Ok(Self::of(socket, peer))
+    }
+
+    fn of(socket: TcpStream, peer: SocketAddr) -> Self {
+        let (home, peer) = (home::here(), Peer::Tcp(peer));
+        Self { io: Io::Tcp(socket), home, peer, tls: None, traffic: Traffic::default() }
     }
 
     /// Wraps a Unix socket.
@@ -211,6 +236,17 @@ impl Stream {
         let Io::Tcp(socket) = &self.io else { return Err(io::ErrorKind::Unsupported.into()) };
         let mut byte = [0];
         Ok((socket.peek(&mut byte).await? == 1).then_some(byte[0]))
+    }
+}
+
+#[cfg(test)]
+impl Stream {
+    /// Whether the options of TCP are as they should be.
+    pub(super) fn is_kept_alive_without_delay(&self) -> bool {
+        let Io::Tcp(socket) = &self.io else { return false };
+        let socket = SockRef::from(socket);
+        let idle = socket.tcp_keepalive_time().ok();
+        socket.tcp_nodelay().is_ok_and(|on| on) && socket.keepalive().is_ok_and(|on| on) && idle == Some(KEEPALIVE_IDLE)
     }
 }
 

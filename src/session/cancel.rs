@@ -1,6 +1,7 @@
 //! Cancel requests: pgherd's own keys, and the server or the work that each of them stands for at the moment.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, Ordering};
 use std::time::Duration;
@@ -11,6 +12,7 @@ use rand::RngCore as _;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
+use crate::auth::password;
 use crate::backend::cancel::{self, CancelTarget};
 
 /// How long delivering a cancel request may take.
@@ -25,9 +27,10 @@ pub struct CancelKey {
     pub secret: Bytes,
 }
 
-/// What a cancel of one client reaches now.
+/// What a cancel of one client reaches now, and the secret that it needs.
 #[derive(Debug, Default)]
 pub struct Slot {
+    secret: Box<[u8]>,
     state: Mutex<State>,
     delivered: Notify,
 }
@@ -40,6 +43,11 @@ struct State {
 }
 
 impl Slot {
+    /// The secret of its key.
+    pub fn secret(&self) -> &[u8] {
+        &self.secret
+    }
+
     /// From now on a cancel reaches this server.
     pub fn aim_at(&self, server: Arc<CancelTarget>) {
         self.state.lock().server = Some(server);
@@ -115,20 +123,25 @@ impl Drop for Landing<'_> {
 /// The keys of all clients.
 #[derive(Debug, Default)]
 pub struct CancelKeys {
-    slots: Mutex<HashMap<CancelKey, Arc<Slot>>>,
+    slots: Mutex<HashMap<i32, Arc<Slot>>>,
     next_pid: AtomicI32,
 }
 
 impl CancelKeys {
     /// Gives a new client its key.
     pub fn register(self: &Arc<Self>, secret_len: usize) -> Registration {
-        let pid = self.next_pid.fetch_add(1, Ordering::Relaxed).wrapping_add(1) & i32::MAX;
-        let mut secret = vec![0; secret_len];
+        let mut secret = vec![0; secret_len].into_boxed_slice();
         rand::rng().fill_bytes(&mut secret);
-        let key = CancelKey { pid, secret: secret.into() };
-        let slot = Arc::new(Slot::default());
-        self.slots.lock().insert(key.clone(), Arc::clone(&slot));
-        Registration { keys: Arc::clone(self), key, slot }
+        let slot = Arc::new(Slot { secret, ..Slot::default() });
+        let mut slots = self.slots.lock();
+        loop {
+            let pid = self.next_pid.fetch_add(1, Ordering::Relaxed).wrapping_add(1) & i32::MAX;
+            // After two thousand million clients one of the first may still be there.
+            if let Entry::Vacant(place) = slots.entry(pid) {
+                place.insert(Arc::clone(&slot));
+                return Registration { keys: Arc::clone(self), pid, slot };
+            }
+        }
     }
 
     /// Whether a client of this process has that key.
@@ -138,8 +151,8 @@ impl CancelKeys {
 
     /// Cancels what the client with that key has running; an unknown key does nothing, as in PostgreSQL.
     pub async fn cancel(&self, key: &CancelKey) {
-        let slot = self.slots.lock().get(key).cloned();
-        if let Some(slot) = slot {
+        let slot = self.slots.lock().get(&key.pid).cloned();
+        if let Some(slot) = slot.filter(|slot| password::equal(&slot.secret, &key.secret)) {
             slot.fire().await;
         }
     }
@@ -149,14 +162,66 @@ impl CancelKeys {
 #[derive(Debug)]
 pub struct Registration {
     keys: Arc<CancelKeys>,
-    /// The key.
-    pub key: CancelKey,
+    pid: i32,
     /// What it reaches.
     pub slot: Arc<Slot>,
 }
 
+impl Registration {
+    /// The key's process id.
+    pub fn pid(&self) -> i32 {
+        self.pid
+    }
+}
+
 impl Drop for Registration {
     fn drop(&mut self) {
-        self.keys.slots.lock().remove(&self.key);
+        self.keys.slots.lock().remove(&self.pid);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn keys() -> (Arc<CancelKeys>, CancellationToken, Registration) {
+        let (keys, work) = (Arc::new(CancelKeys::default()), CancellationToken::new());
+        let client = keys.register(4);
+        client.slot.aim_at_work(work.clone());
+        (keys, work, client)
+    }
+
+    #[tokio::test]
+    async fn a_cancel_needs_the_whole_secret() {
+        let (keys, work, client) = keys();
+        let secret = client.slot.secret().to_vec();
+        let mut other = secret.clone();
+        other[3] ^= 1;
+        for wrong in [other, secret[..3].to_vec(), Vec::new()] {
+            keys.cancel(&CancelKey { pid: client.pid(), secret: wrong.into() }).await;
+        }
+        keys.cancel(&CancelKey { pid: client.pid() + 1, secret: secret.clone().into() }).await;
+        assert!(!work.is_cancelled());
+        keys.cancel(&CancelKey { pid: client.pid(), secret: secret.into() }).await;
+        assert!(work.is_cancelled());
+    }
+
+    #[tokio::test]
+    async fn a_key_goes_with_its_client() {
+        let (keys, work, client) = keys();
+        let key = CancelKey { pid: client.pid(), secret: client.slot.secret().to_vec().into() };
+        drop(client);
+        keys.cancel(&key).await;
+        assert!(!work.is_cancelled());
+    }
+
+    #[test]
+    fn a_process_id_that_is_in_use_is_passed_over() {
+        let (keys, _work, first) = keys();
+        keys.next_pid.store(first.pid() - 1, Ordering::Relaxed);
+        let second = keys.register(32);
+        assert_eq!((second.pid(), second.slot.secret().len()), (first.pid() + 1, 32));
+        drop(second);
+        assert!(keys.slots.lock().contains_key(&first.pid()));
     }
 }

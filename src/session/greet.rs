@@ -42,19 +42,19 @@ impl Session {
 
     fn write_greeting(&mut self, baseline: &Baseline) {
         let settings = Arc::clone(&self.settings.current);
-        let key = self.cancel.key.clone();
+        let (pid, slot) = (self.cancel.pid(), Arc::clone(&self.cancel.slot));
         let status = self.status;
         let superuser = settings.get("role").and_then(|role| self.db.accepted_value(IS_SUPERUSER, role));
         let out = self.out();
         for (name, value) in &baseline.parameters {
-            let set =
-                if name == IS_SUPERUSER { superuser.as_deref() } else { settings.get(&name.to_ascii_lowercase()) };
+            let is_superuser = name == IS_SUPERUSER;
+            let set = if is_superuser { superuser.as_deref() } else { settings.get_as_reported(name) };
             let value = set.unwrap_or(value);
             writer::parameter_status(out, name, value);
         }
         writer::message(out, b'K', |out| {
-            out.put_i32(key.pid);
-            out.put_slice(&key.secret);
+            out.put_i32(pid);
+            out.put_slice(slot.secret());
         });
         writer::ready_for_query(out, status);
     }

@@ -4,7 +4,7 @@ use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
 
-use rustls::server::WebPkiClientVerifier;
+use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
 use rustls::{RootCertStore, ServerConfig};
 use tokio_rustls::TlsAcceptor;
 
@@ -48,6 +48,9 @@ impl ServerTls {
             unusable("private key", key, why).cause(cause)
         })?;
         config.alpn_protocols = vec![ALPN.to_vec()];
+        // As PostgreSQL: libpq resumes no session, and whoever keeps a connection pays for tickets at each login for nothing.
+        config.send_tls13_tickets = 0;
+        config.session_storage = Arc::new(NoServerSessionStorage {});
         Ok(Some(Self { config: Arc::new(config), end_point }))
     }
 

@@ -11,6 +11,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 use crate::error::{Error, ErrorKind};
 use crate::limits;
 use crate::net::framed;
+use crate::net::spare;
 use crate::net::stream::Stream;
 use crate::net::tls::ServerTls;
 use crate::wire::frame::Frame;
@@ -45,7 +46,10 @@ pub(super) struct Client {
 
 impl Client {
     pub(super) fn new(stream: Stream, deadline: Instant) -> Self {
-        Self { stream, inbuf: BytesMut::new(), outbuf: BytesMut::new(), deadline }
+        let mut outbuf = BytesMut::new();
+        // Room for everything up to the greeting; a session gives it back when it first waits.
+        spare::lend(&mut outbuf);
+        Self { stream, inbuf: BytesMut::new(), outbuf, deadline }
     }
 
     /// The client has until then.
