@@ -123,8 +123,8 @@ impl Door {
     /// Counts a client against the limits of its user and its database, now that it is known who it is.
     pub(super) fn log_in(
         self: &Arc<Self>,
-        user: &User,
-        database: &Database,
+        user: &Arc<User>,
+        database: &Arc<Database>,
         may_use_reserve: bool,
     ) -> Result<LoggedIn, Error> {
         let mut counts = self.counts.lock();
@@ -140,22 +140,22 @@ impl Door {
         }
         *counts.by_user.entry(user.name.clone()).or_default() += 1;
         *counts.by_database.entry(database.name.clone()).or_default() += 1;
-        Ok(LoggedIn { door: Arc::clone(self), user: user.name.clone(), database: database.name.clone() })
+        Ok(LoggedIn { door: Arc::clone(self), user: Arc::clone(user), database: Arc::clone(database) })
     }
 }
 
 /// A client's place among those of its user and its database; given up when dropped.
 pub(super) struct LoggedIn {
     door: Arc<Door>,
-    user: String,
-    database: String,
+    user: Arc<User>,
+    database: Arc<Database>,
 }
 
 impl Drop for LoggedIn {
     fn drop(&mut self) {
         let mut counts = self.door.counts.lock();
-        take_off(&mut counts.by_user, &self.user);
-        take_off(&mut counts.by_database, &self.database);
+        take_off(&mut counts.by_user, &self.user.name);
+        take_off(&mut counts.by_database, &self.database.name);
     }
 }
 
