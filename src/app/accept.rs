@@ -87,7 +87,7 @@ async fn receive(house: Arc<House>, mut stream: Stream) -> Option<Guest> {
             None
         }
         Ok(Handshake::Replication(authenticated, kind)) => {
-            Box::pin(replicate(house, *authenticated, kind)).await;
+            Box::pin(replicate(&house, *authenticated, kind)).await;
             drop(entered);
             None
         }

@@ -61,7 +61,7 @@ pub async fn serve(db: Arc<Database>, client: Authenticated, kind: Replication, 
             pid: connected.pid,
             secret: connected.secret.clone(),
         }));
-        relay.greet(connected, cancel.key.pid, &cancel.key.secret);
+        relay.greet(connected, cancel.pid(), cancel.slot.secret());
         let _counted = db.shared.metrics.replicating(&db.config.name);
         tracing::info!(user = user.name, database = db.config.name, kind = kind.label(), "replication begins");
         relay.run(&db, drain, &mut listed).await
