@@ -42,6 +42,11 @@ impl Session {
     /// Gives the client an ErrorResponse as the answer to its statement, and fails its transaction.
     pub(super) fn fail_with(&mut self, message: Bytes) {
         let simple = !self.in_extended;
+        if !simple && self.held_server().is_some_and(|server| server.expects.is_skipping()) {
+            // An error before it has been told: PostgreSQL would not have looked at this message at all.
+            self.skipping = true;
+            return;
+        }
         let needs_poison = self.held_server().is_some_and(|server| {
             !server.is_broken()
                 && (server.status != TransactionStatus::Idle
