@@ -146,13 +146,17 @@ impl CancelKeys {
 
     /// Whether a client of this process has that key.
     pub fn knows(&self, key: &CancelKey) -> bool {
-        self.slots.lock().contains_key(key)
+        self.slot(key).is_some()
+    }
+
+    fn slot(&self, key: &CancelKey) -> Option<Arc<Slot>> {
+        let slot = self.slots.lock().get(&key.pid).cloned();
+        slot.filter(|slot| password::equal(&slot.secret, &key.secret))
     }
 
     /// Cancels what the client with that key has running; an unknown key does nothing, as in PostgreSQL.
     pub async fn cancel(&self, key: &CancelKey) {
-        let slot = self.slots.lock().get(&key.pid).cloned();
-        if let Some(slot) = slot.filter(|slot| password::equal(&slot.secret, &key.secret)) {
+        if let Some(slot) = self.slot(key) {
             slot.fire().await;
         }
     }
