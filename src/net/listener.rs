@@ -7,7 +7,7 @@ use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use tokio::net::{TcpListener, UnixListener};
 
 use super::stream::{self, Stream};
@@ -65,6 +65,7 @@ impl Listener {
     pub fn take_tcp(socket: OwnedFd) -> Result<Self, Error> {
         let socket = std::net::TcpListener::from(socket);
         socket.set_nonblocking(true)?;
+        stream::set_options(&SockRef::from(&socket))?;
         Ok(Self { kind: Kind::Tcp(TcpListener::from_std(socket)?), file: None })
     }
 
