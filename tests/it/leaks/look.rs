@@ -101,7 +101,8 @@ pub(super) enum Verdict {
 /// What a killed server, or a wait for one, may be told as.
 fn is_loss(message: &Message) -> bool {
     let code = message.field(b'C').unwrap_or_default();
-    message.tag == b'E' && (code.starts_with("08") || code.starts_with("57P") || code == "53300")
+    // 08P01 is a server that seems to break the protocol: pgherd has lost count of its answers.
+    message.tag == b'E' && ((code.starts_with("08") && code != "08P01") || code.starts_with("57P") || code == "53300")
 }
 
 /// Whether marks of another client's stand in a message: `me_` and seven digits.
