@@ -18,9 +18,7 @@ pub(super) async fn live(scene: &Scene, number: u64) {
         Err(error) => {
             let code = error.code().map(|code| code.code().to_owned());
             let lost = error.is_closed()
-                || code
-                    .as_deref()
-                    .is_none_or(|it| (it.starts_with("08") && it != "08P01") || it.starts_with("57P") || it == "53300");
+                || code.as_deref().is_none_or(|it| it.starts_with("08") || it.starts_with("57P") || it == "53300");
             if scene.kills && lost {
                 scene.figures.lost.more();
             } else {

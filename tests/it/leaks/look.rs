@@ -101,8 +101,10 @@ pub(super) enum Verdict {
 /// What a killed server, or a wait for one, may be told as.
 fn is_loss(message: &Message) -> bool {
     let code = message.field(b'C').unwrap_or_default();
-    // 08P01 is a server that seems to break the protocol: pgherd has lost count of its answers.
-    message.tag == b'E' && ((code.starts_with("08") && code != "08P01") || code.starts_with("57P") || code == "53300")
+    // With a FATAL of 08P01 pgherd says that it has lost count of a server's answers; PostgreSQL's own says ERROR.
+    let lost_count = code == "08P01" && message.field(b'V').is_some_and(|severity| severity == "FATAL");
+    let is_lost = code.starts_with("08") || code.starts_with("57P") || code == "53300";
+    message.tag == b'E' && is_lost && !lost_count
 }
 
 /// Whether marks of another client's stand in a message: `me_` and seven digits.
