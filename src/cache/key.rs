@@ -79,7 +79,7 @@ pub struct KeyBuilder {
 }
 
 /// Version of the layout below; a change of it must change every key.
-const LAYOUT: u8 = 1;
+const LAYOUT: u8 = 2;
 
 impl KeyBuilder {
     pub(crate) fn new(faults: Switches, protocol: Protocol) -> Self {
@@ -148,10 +148,13 @@ impl KeyBuilder {
     /// Every setting that can change the result, always in the same order.
     #[must_use]
     pub fn settings<'a>(mut self, settings: impl IntoIterator<Item = (&'a str, &'a str)>) -> Self {
+        let mut count = 0;
         for (name, value) in settings {
             self.part(name.as_bytes());
             self.part(value.as_bytes());
+            count += 1;
         }
+        self.count(count);
         self
     }
 

@@ -2,7 +2,8 @@
 
 use std::collections::{HashMap, HashSet};
 
-use super::model::{Oid, Relation, RelationKind};
+use super::model::{Oid, Relation, RelationKind, RowRules};
+use super::policies;
 
 /// `now()`: stands in a view's functions for whatever else ties its rows to the moment.
 const NOW: Oid = 1299;
@@ -18,6 +19,8 @@ pub(super) struct Edges {
     pub(super) cascades: HashMap<Oid, Vec<Oid>>,
     /// Relations where a write runs code that the catalog does not show.
     pub(super) opaque: HashSet<Oid>,
+    /// Row-level security's policies, with the relations that each reads, by the table that they are on.
+    pub(super) policies: HashMap<Oid, Vec<(Vec<Oid>, RowRules)>>,
     bases: HashMap<Oid, Vec<Oid>>,
     functions: HashMap<Oid, Vec<Oid>>,
 }
@@ -38,18 +41,25 @@ impl Edges {
     }
 }
 
-/// Fills in `reads`, `writes`, `writes_opaque`, `view_functions` and the row security of views.
+/// Fills in `reads`, `writes`, `writes_opaque`, `view_functions`, `row_rules` and the row security of views.
 pub(super) fn close(relations: &mut HashMap<Oid, Relation>, edges: &Edges) {
     let kinds: HashMap<Oid, RelationKind> = relations.iter().map(|(&oid, relation)| (oid, relation.kind)).collect();
     let secured: HashSet<Oid> =
         relations.values().filter(|relation| relation.row_security).map(|relation| relation.oid).collect();
     let is = |oid: Oid, kind: RelationKind| kinds.get(&oid) == Some(&kind);
     let none = Vec::new();
+    // A policy that is on a table without row-level security is not looked at.
+    let seen_by_policies: HashMap<Oid, Vec<Oid>> = secured
+        .iter()
+        .map(|&oid| {
+            (oid, edges.policies.get(&oid).into_iter().flatten().flat_map(|(reads, _)| reads.clone()).collect())
+        })
+        .collect();
     for (&oid, relation) in relations.iter_mut() {
         // A materialized view holds its rows: reading it reads no base.
         let reads = reach(oid, |at| {
             let bases = if is(at, RelationKind::View) { edges.bases.get(&at).unwrap_or(&none) } else { &none };
-            [edges.children.get(&at).unwrap_or(&none), bases]
+            [edges.children.get(&at).unwrap_or(&none), bases, seen_by_policies.get(&at).unwrap_or(&none)]
         });
         let mut writes = reach(oid, |at| {
             let bases = if is(at, RelationKind::View) { edges.bases.get(&at).unwrap_or(&none) } else { &none };
@@ -62,6 +72,7 @@ pub(super) fn close(relations: &mut HashMap<Oid, Relation>, edges: &Edges) {
         writes.sort_unstable();
         writes.dedup();
         relation.row_security |= reads.iter().any(|base| secured.contains(base));
+        relation.row_rules = policies::together(reads.iter().filter(|base| secured.contains(base)), &edges.policies);
         relation.writes_opaque =
             writes.iter().any(|&at| edges.opaque.contains(&at) || is(at, RelationKind::ForeignTable));
         let mut called = Vec::new();

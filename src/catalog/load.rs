@@ -7,9 +7,10 @@ use tokio_postgres::{Client, Row};
 
 use super::closure::{self, Edges};
 use super::model::{
-    Catalog, Collation, Column, Function, FunctionKind, Oid, Persistence, Relation, RelationKind, Type, Volatility,
+    Catalog, Collation, Column, Function, FunctionKind, Oid, Persistence, Relation, RelationKind, RowRules, Type,
+    Volatility,
 };
-use super::queries;
+use super::{policies, queries};
 use crate::error::{Error, ErrorKind};
 use crate::wire::sqlstate::SqlState;
 
@@ -42,6 +43,8 @@ struct Answers {
     collations: Vec<Row>,
     operators: Vec<Row>,
     casts: Row,
+    policies: Vec<Row>,
+    privileges: Row,
     schemas: Vec<Row>,
 }
 
@@ -67,12 +70,14 @@ impl Answers {
                 ask(queries::COLLATIONS),
                 ask(queries::OPERATORS),
                 client.query_one(queries::CASTS, &[]),
+                ask(queries::POLICIES),
+                client.query_one(queries::PRIVILEGES, &[]),
                 ask(queries::SCHEMAS),
             )
         });
         let (first, second) = tokio::try_join!(first, second)?;
         let (database, relations, columns, constraints, inherits, rules, opaque_writes) = first;
-        let (functions, types, collations, operators, casts, schemas) = second;
+        let (functions, types, collations, operators, casts, policies, privileges, schemas) = second;
         Ok(Self {
             database,
             relations,
@@ -86,6 +91,8 @@ impl Answers {
             collations,
             operators,
             casts,
+            policies,
+            privileges,
             schemas,
         })
     }
@@ -122,6 +129,7 @@ fn build(answers: &Answers) -> Result<Catalog, tokio_postgres::Error> {
         user_operators,
         has_user_casts: answers.casts.try_get(0)?,
         has_impure_user_casts: answers.casts.try_get(1)?,
+        privileges: text(&answers.privileges, 0)?,
         schemas: answers.schemas.iter().map(|row| text(row, 0)).collect::<Result<_, _>>()?,
         default_collation: Some(default_collation),
         default_isolation: text(database, 1)?,
@@ -171,6 +179,13 @@ fn relations(answers: &Answers) -> Result<HashMap<Oid, Relation>, tokio_postgres
     for row in &answers.rules {
         edges.rule(row.try_get(0)?, row.try_get(1)?, row.try_get(2)?, row.try_get(3)?, row.try_get(4)?);
     }
+    for row in &answers.policies {
+        let named: Vec<String> = row.try_get(3)?;
+        let settings: Option<Vec<_>> = named.iter().map(|bytes| policies::text_constant(bytes)).collect();
+        let opaque = row.try_get::<_, bool>(4)? || settings.is_none();
+        let rules = RowRules { functions: row.try_get(2)?, settings: settings.unwrap_or_default(), opaque };
+        edges.policies.entry(row.try_get(0)?).or_default().push((row.try_get(1)?, rules));
+    }
     for row in &answers.opaque_writes {
         edges.opaque.insert(row.try_get(0)?);
     }
@@ -202,6 +217,7 @@ fn relation(row: &Row) -> Result<Relation, tokio_postgres::Error> {
             _ => Persistence::Temporary,
         },
         row_security: row.try_get(5)?,
+        row_rules: RowRules::default(),
         security_invoker: invoker,
         columns: Vec::new(),
         primary_key: Vec::new(),

@@ -3,5 +3,6 @@
 mod closure;
 pub mod load;
 pub mod model;
+mod policies;
 mod queries;
 pub mod refresh;

@@ -29,6 +29,8 @@ pub struct Catalog {
     pub has_user_casts: bool,
     /// Whether one of those functions is not immutable.
     pub has_impure_user_casts: bool,
+    /// A hash of all privileges, owners, memberships and policies.
+    pub privileges: Box<str>,
     /// Schemas by name, in no order.
     pub schemas: Vec<Box<str>>,
     /// The collation that oid 100 (`default`) stands for.
@@ -54,6 +56,8 @@ pub struct Relation {
     pub persistence: Persistence,
     /// Whether row-level security is enabled on it or, for a view, on a base.
     pub row_security: bool,
+    /// What decides which rows are shown, where `row_security` holds.
+    pub row_rules: RowRules,
     /// For a view: whether it runs with its invoker's rights.
     pub security_invoker: bool,
     /// Live columns in attribute order; empty for relations of `pg_catalog` and `information_schema`.
@@ -69,6 +73,17 @@ pub struct Relation {
     pub writes: Vec<Oid>,
     /// A trigger or rule can write what the catalog does not show: a write to it puts the whole database in doubt.
     pub writes_opaque: bool,
+}
+
+/// What row-level security makes a read depend on: the policies of everything that it reads, whoever they are for.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct RowRules {
+    /// Functions that the policies call, operators' included.
+    pub functions: Vec<Oid>,
+    /// Settings that they ask for by `current_setting`.
+    pub settings: Vec<Box<str>>,
+    /// Whether they depend on more than can be told.
+    pub opaque: bool,
 }
 
 /// `pg_class.relkind`

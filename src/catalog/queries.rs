@@ -96,6 +96,63 @@ pub(super) const CASTS: &str = "
 select count(*) > 0, coalesce(bool_or(p.provolatile <> 'i'), false)
 from pg_catalog.pg_cast c left join pg_catalog.pg_proc p on p.oid = c.castfunc where c.oid >= 16384";
 
+/// Row-level security: each table's policies as far as they decide what a read shows, whichever role they are for.
+///
+/// Read as node trees, for the reasons given at [`RULES`]. The last two columns are the settings that `current_setting` is asked for by a
+/// constant, as the bytes of that constant, and whether the policy depends on more than can be told: on the moment, on a setting whose
+/// name is computed, on a row's place.
+pub(super) const POLICIES: &str = r"
+select p.polrelid,
+       array(select distinct m[1]::oid from regexp_matches(p.polqual::text, ':relid ([1-9]\d*)', 'g') m),
+       array(select distinct m[1]::oid from regexp_matches(p.polqual::text,
+             ':(?:funcid|opfuncid|aggfnoid|winfnoid|tsmhandler) (\d+)', 'g') m),
+       array(select distinct m[1] from regexp_matches(p.polqual::text,
+             ':funcid (?:2077|3294) [^{}]*:args \(\{CONST :consttype 25 [^{}]*:constvalue \d+ \[ ([-\d ]+)\]', 'g') m),
+       coalesce(p.polqual::text ~ '\{SQLVALUEFUNCTION :op [0-8] |\{ROWMARKCLAUSE|:varattno -\d|\{XMLEXPR|\{NEXTVALUEEXPR'
+         or (p.polqual::text ~ '\{COERCEVIAIO' and p.polqual::text ~ ':resulttype (1082|1083|1114|1184|1266)\M')
+         or (select count(*) from regexp_matches(p.polqual::text, ':funcid (?:2077|3294)\M', 'g'))
+            > (select count(*) from regexp_matches(p.polqual::text,
+               ':funcid (?:2077|3294) [^{}]*:args \(\{CONST :consttype 25 [^{}]*:constvalue \d+ \[ ([-\d ]+)\]', 'g')), false)
+from pg_catalog.pg_policy p where p.polcmd in ('r', '*')";
+
+/// Lines that change when what a role may do in this database changes by way of the roles themselves: memberships in roles that own
+/// something here, were granted something here, or have powers of PostgreSQL's own; roles that are not as roles usually are; settings
+/// of roles. Roles are the whole server's: one that has nothing to do with this database does not show.
+macro_rules! role_lines {
+    () => {
+        "
+  select concat('m', m.roleid::regrole, ' ', m.member::regrole, ' ', to_jsonb(m) - 'oid' - 'grantor') as line
+    from pg_catalog.pg_auth_members m where m.roleid in (
+      with recursive here (role) as (
+        select d.refobjid from pg_catalog.pg_shdepend d where d.refclassid = 'pg_catalog.pg_authid'::regclass
+          and d.dbid = (select oid from pg_catalog.pg_database where datname = current_database())
+        union select oid from pg_catalog.pg_roles where oid < 16384
+        union select n.member from here join pg_catalog.pg_auth_members n on n.roleid = here.role
+      ) select role from here)
+  union all select concat('r', oid, ' ', rolname, ' ', rolsuper, ' ', rolinherit, ' ', rolbypassrls) from pg_catalog.pg_roles
+    where rolsuper or not rolinherit or rolbypassrls
+  union all select concat('s', to_jsonb(s)) from pg_catalog.pg_db_role_setting s where s.setdatabase in
+    (0, (select oid from pg_catalog.pg_database where datname = current_database()))"
+    };
+}
+
+/// One row: a hash of who may do what: privileges, owners, memberships, the roles' own powers, policies, settings of roles. Two
+/// snapshots that differ in nothing else must not pass for the same: an answer that was kept may be forbidden now.
+pub(super) const PRIVILEGES: &str = concat!(
+    "
+select md5(coalesce(string_agg(line, ';' order by line), '')) from (
+  select concat('c', oid, ' ', relowner::regrole, ' ', relforcerowsecurity, ' ', relacl) as line from pg_catalog.pg_class
+    where oid >= 16384 and relpersistence <> 't' and relkind in ('r', 'p', 'v', 'm', 'f')
+  union all select concat('a', attrelid, ' ', attnum, ' ', attacl) from pg_catalog.pg_attribute where attacl is not null
+  union all select concat('n', oid, ' ', nspowner::regrole, ' ', nspacl) from pg_catalog.pg_namespace
+    where nspname !~ '^pg_(toast_)?temp_'
+  union all select concat('f', oid, ' ', proowner::regrole, ' ', proacl) from pg_catalog.pg_proc where proacl is not null or oid >= 16384
+  union all select concat('p', to_jsonb(p)) from pg_catalog.pg_policy p
+  union all ",
+    role_lines!(),
+    ") lines"
+);
+
 /// Schemas that a search path may name.
 pub(super) const SCHEMAS: &str =
     "select nspname from pg_catalog.pg_namespace where nspname !~ '^pg_(toast|temp_|toast_temp_)' order by nspname";
@@ -104,10 +161,14 @@ pub(super) const SCHEMAS: &str =
 ///
 /// A changed row has a newer `xmin` than any row before it, so that the count and the sum of `xmin` cannot both stay the same.
 /// What it misses: that sum coming round by chance when transaction numbers wrap; changes made in place (VACUUM's and ANALYZE's
-/// statistics, which are not read here); and settings that ALTER ROLE or ALTER DATABASE gives to sessions that began later.
-pub(super) const DIGEST: &str = "
+/// statistics, which are not read here).
+pub(super) const DIGEST: &str = concat!(
+    "
 select string_agg(catalog || '=' || rows || '/' || coalesce(xids, 0), ' ' order by catalog)
        || ' ' || current_setting('default_transaction_isolation')
+       || ' ' || (select md5(coalesce(string_agg(line, ';' order by line), '')) from (",
+    role_lines!(),
+    ") roles)
 from (
   select 'class' as catalog, count(*) as rows, sum(xmin::text::int8) as xids from pg_catalog.pg_class where relpersistence <> 't'
   union all select 'attribute', count(*), sum(xmin::text::int8) from pg_catalog.pg_attribute a
@@ -126,4 +187,5 @@ from (
   union all select 'trigger', count(*), sum(xmin::text::int8) from pg_catalog.pg_trigger
   union all select 'type', count(*), sum(xmin::text::int8) from pg_catalog.pg_type t
     where not exists (select from pg_catalog.pg_namespace n where n.oid = t.typnamespace and n.nspname ~ '^pg_(toast_)?temp_')
-) catalogs";
+) catalogs"
+);

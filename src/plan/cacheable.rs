@@ -23,6 +23,7 @@ pub fn cacheable(input: &Input<'_>, statement: &Statement) -> Result<CachedRead,
     }
     for relation in &read.named {
         functions::view_calls(relation, catalog).iter().try_for_each(pure)?;
+        row_rules(relation, catalog)?;
     }
     operators_and_casts(statement, catalog)?;
     moment::check(input, statement, catalog, &read.all)?;
@@ -89,6 +90,9 @@ fn syntax(statement: &Statement) -> Result<(), Reason> {
     }
 }
 
+/// `current_setting(text)` and `current_setting(text, boolean)`
+const CURRENT_SETTING: [Oid; 2] = [2077, 3294];
+
 struct Read<'a> {
     /// What the names of the text may mean.
     named: Vec<&'a Relation>,
@@ -137,10 +141,32 @@ fn kept(relation: &Relation) -> Result<(), Reason> {
         Persistence::Unlogged => return Err(no("unlogged-table", of("unlogged: a crash empties it unseen"))),
         Persistence::Temporary => return Err(no("temporary-objects", of("temporary"))),
     }
-    if relation.row_security {
-        return Err(no("row-security", of("under row-level security")));
-    }
     Ok(())
+}
+
+/// Whether the key holds all that decides which rows are shown: the role, and the settings that the policies ask for.
+fn row_rules(relation: &Relation, catalog: &Catalog) -> Result<(), Reason> {
+    if !relation.row_security {
+        return Ok(());
+    }
+    let why = |what: String| {
+        Err(no("row-security", format!("a policy of {}.{} depends on {what}", relation.schema, relation.name)))
+    };
+    let rules = &relation.row_rules;
+    if rules.opaque {
+        return why("more than the role and settings that it names".into());
+    }
+    // The key holds what a session sets. PostgreSQL's own settings change in ways that nobody sets (`transaction_read_only`).
+    if let Some(name) = rules.settings.iter().find(|name| !name.contains('.')) {
+        return why(format!("the setting {name}, which is PostgreSQL's own"));
+    }
+    let plain = |called: &Called| pure(called).is_ok();
+    let others = rules.functions.iter().filter(|oid| !CURRENT_SETTING.contains(oid));
+    let mut called = others.map(|&oid| functions::of_oid(oid, catalog));
+    match called.find(|called| !plain(called)) {
+        Some(called) => why(format!("{}, which reads more than its arguments and the key's settings", called.name)),
+        None => Ok(()),
+    }
 }
 
 fn pure(called: &Called) -> Result<(), Reason> {

@@ -47,10 +47,11 @@ pub(crate) fn called(statement: &Statement, catalog: &Catalog, search_path: &[Bo
 
 /// What a view's definition calls, by oid.
 pub(crate) fn view_calls(relation: &Relation, catalog: &Catalog) -> Vec<Called> {
-    relation.view_functions.iter().map(|&oid| by_oid(oid, catalog)).collect()
+    relation.view_functions.iter().map(|&oid| of_oid(oid, catalog)).collect()
 }
 
-fn by_oid(oid: Oid, catalog: &Catalog) -> Called {
+/// The function of that oid; one that is not known may do anything.
+pub(crate) fn of_oid(oid: Oid, catalog: &Catalog) -> Called {
     let found = catalog.function_names.get(&oid).and_then(|name| {
         let one = catalog.functions.get(name)?.iter().filter(|function| function.oid == oid);
         worst(name, one)

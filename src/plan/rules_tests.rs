@@ -23,6 +23,7 @@ fn reads_are_cached_when_every_input_is_known() {
         ("with x as (select * from t) select * from x order by 1 limit 3", "cached/cacheable"),
         ("/* pgherd: cache=on */ select 1", "cached/cache-hint"),
         ("values (1), (2)", "cached/cacheable"),
+        ("select * from secured", "cached/cacheable"),
     ]);
 }
 
@@ -58,7 +59,10 @@ fn each_reason_not_to_cache_has_its_code() {
         ("select * from pg_class", "primary/system-catalog"),
         ("select * from far", "primary/foreign-table"),
         ("select * from unlogged", "primary/unlogged-table"),
-        ("select * from secured", "primary/row-security"),
+        ("select * from secured_by_zone", "primary/row-security"),
+        ("select * from secured_by_all", "primary/row-security"),
+        ("select * from secured_by_code", "primary/row-security"),
+        ("select * from secured_by_owner", "primary/row-security"),
         ("select * from seq", "primary/not-a-table"),
         ("select * from dated", "primary/stable-function"),
         ("select * from writing_view", "primary/volatile-function"),

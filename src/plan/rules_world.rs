@@ -119,6 +119,7 @@ pub(super) fn relation(oid: Oid, name: &str, kind: RelationKind) -> Relation {
         kind,
         persistence: Persistence::Permanent,
         row_security: false,
+        row_rules: RowRules::default(),
         security_invoker: false,
         columns: vec![column("id", INT), column("a", TEXT), column("at", TIMESTAMP)],
         primary_key: Vec::new(),
@@ -143,6 +144,13 @@ fn function(oid: Oid, name: &str, volatility: Volatility) -> Function {
     }
 }
 
+fn secured(oid: Oid, name: &str, functions: &[Oid], settings: &[&str], opaque: bool) -> Relation {
+    let functions = [&[2077, 20_000], functions].concat();
+    let settings = settings.iter().map(|&name| name.into()).collect();
+    let row_rules = RowRules { functions, settings, opaque };
+    Relation { row_security: true, row_rules, ..relation(oid, name, RelationKind::Table) }
+}
+
 fn relations() -> Vec<Relation> {
     use RelationKind::*;
     let mut all = vec![
@@ -154,7 +162,11 @@ fn relations() -> Vec<Relation> {
         Relation { view_functions: vec![1299], ..relation(6, "dated", View) },
         Relation { persistence: Persistence::Unlogged, ..relation(7, "unlogged", Table) },
         relation(8, "far", ForeignTable),
-        Relation { row_security: true, ..relation(9, "secured", Table) },
+        secured(9, "secured", &[], &["app.tenant"], false),
+        secured(18, "secured_by_zone", &[], &["timezone"], false),
+        secured(19, "secured_by_all", &[], &[], true),
+        secured(20, "secured_by_code", &[20_002], &[], false),
+        secured(21, "secured_by_owner", &[20_003], &[], false),
         relation(10, "seq", Sequence),
         relation(11, "slow", Table),
         relation(12, "secret", Table),

@@ -417,7 +417,8 @@ impl Session {
             .key(protocol)
             .identity(&self.db.config.name, &self.effective_role(), authorization)
             .statement(execution.text)
-            .settings(at_login.chain(set_besides));
+            // What ALTER ROLE gives to the login role's sessions stays theirs under another authorization.
+            .settings(at_login.chain(set_besides).chain((authorization != login).then_some(("", login.as_str()))));
         Some(match execution.bind {
             None => key.build(),
             Some((_, bind)) => key

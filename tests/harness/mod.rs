@@ -91,6 +91,11 @@ impl Database {
         connect(&self.conninfo()).await
     }
 
+    /// The same as another role, which must be trusted.
+    pub async fn client_as(&self, role: &str) -> Client {
+        connect(&format!("{} user={role}", self.address())).await
+    }
+
     /// Runs statements on a connection of their own.
     pub async fn execute(&self, statements: &str) {
         self.client().await.batch_execute(statements).await.unwrap_or_else(|error| panic!("{statements}: {error:?}"));

@@ -6,7 +6,7 @@ use pgherd::catalog::load::load;
 use pgherd::catalog::model::{Catalog, Persistence, Relation, RelationKind, Volatility};
 use pgherd::catalog::refresh::CatalogHandle;
 
-use crate::harness;
+use crate::harness::{self, fresh_database, fresh_role};
 
 async fn catalog_of(statements: &str) -> Catalog {
     let database = harness::fresh_database().await;
@@ -172,6 +172,64 @@ async fn row_security_and_functions_show_through_views() {
 }
 
 #[tokio::test]
+async fn what_policies_read_is_told() {
+    let catalog = catalog_of(
+        "create table tenants (tenant text, n int); alter table tenants enable row level security;
+         create policy own on tenants using (tenant = current_setting('App.Tenant', true) or tenant = current_setting('app.other'));
+         create policy writes on tenants for insert with check (n < random());
+         create table members (name text);
+         create table joined (n int); alter table joined enable row level security;
+         create policy members on joined using (exists (select from members m where m.name = current_user));
+         create view over_joined as select j.n from joined j join tenants t on t.n = j.n;
+         create table computed (n int); alter table computed enable row level security;
+         create policy computed on computed using (current_setting('app.' || 'tenant') = 'x');
+         create table dated (n int); alter table dated enable row level security;
+         create policy dated on dated using (n < extract(day from current_date));
+         create table off (n int); create policy off on off using (current_setting('app.tenant') = 'x')",
+    )
+    .await;
+    let rules = |name: &str| table(&catalog, name).row_rules.clone();
+    let settings = |name: &str| rules(name).settings.iter().map(|name| name.to_string()).collect::<Vec<_>>();
+    assert_eq!(settings("tenants"), ["app.other", "app.tenant"]);
+    assert_eq!(settings("over_joined"), ["app.other", "app.tenant"]);
+    assert!(!rules("tenants").opaque && !rules("joined").opaque && !rules("over_joined").opaque);
+    assert!(rules("computed").opaque && rules("dated").opaque);
+    assert_eq!(rules("off"), Default::default());
+    let random = catalog.functions["random"][0].oid;
+    assert!(!rules("tenants").functions.contains(&random) && !rules("tenants").functions.is_empty());
+    let members = table(&catalog, "members").oid;
+    assert!(
+        table(&catalog, "joined").reads.contains(&members) && table(&catalog, "over_joined").reads.contains(&members)
+    );
+}
+
+#[tokio::test]
+async fn two_snapshots_that_differ_in_privileges_differ() {
+    let database = fresh_database().await;
+    let role = fresh_role("pg_read_all_stats").await;
+    let client = database.client().await;
+    client.batch_execute("create table t (a int); alter table t enable row level security").await.expect("table");
+    let handle = CatalogHandle::new();
+    assert!(handle.refresh(&client).await.expect("refresh"));
+    for change in [
+        format!("grant select on t to {role}"),
+        format!("grant update (a) on t to {role}"),
+        format!("grant usage on schema public to {role}"),
+        "create policy p on t using (a = 1)".into(),
+        "alter policy p on t using (a = 2)".into(),
+        format!("alter role {role} bypassrls"),
+        format!("revoke pg_read_all_stats from {role}"),
+        format!("alter role {role} set app.tenant = 'x'"),
+        "alter table t force row level security".into(),
+        format!("alter table t owner to {role}"),
+        "alter table t owner to postgres".into(),
+    ] {
+        client.batch_execute(&change).await.expect("change");
+        assert!(handle.refresh(&client).await.expect("refresh"), "{change}");
+    }
+}
+
+#[tokio::test]
 async fn functions_operators_and_casts_come_with_their_volatility() {
     let catalog = catalog_of(
         "create function f(int) returns int immutable language sql as 'select 1';
@@ -211,7 +269,7 @@ async fn a_refresh_takes_in_what_changed_and_nothing_else() {
 
     database.execute("insert into t select generate_series(1, 1000); analyze t; create temp table x (a int)").await;
     assert!(!handle.refresh(&client).await.expect("nothing new"));
-    database.execute("grant select on t to public").await;
+    database.execute("alter table t set (autovacuum_enabled = off)").await;
     assert!(!handle.refresh(&client).await.expect("nothing that is read here"));
     assert_eq!(handle.current().version, 1);
     assert!(handle.loaded_at().expect("a time") > looked);
@@ -229,6 +287,7 @@ async fn a_refresh_takes_in_what_changed_and_nothing_else() {
         ("alter table t rename to t2", 11),
         ("create schema s", 12),
         ("drop view v", 13),
+        ("grant select on t2 to public", 14),
     ] {
         database.execute(change).await;
         assert!(handle.refresh(&client).await.expect(change), "{change}");

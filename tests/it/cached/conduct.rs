@@ -246,6 +246,7 @@ async fn a_fleet_shares_its_answers_and_does_without_redis_when_it_is_gone() {
         users: vec!["postgres".into()],
         redis: vec![redis.url(), redis.url()],
         cache: "ttl = \"5m\"".into(),
+        database: String::new(),
         #[cfg(feature = "faults")]
         faults: pgherd::cache::Faults::default(),
     };
@@ -285,6 +286,7 @@ async fn fleet_with_a_link(redis: &RedisServer) -> (Fleet, Forwarder) {
         users: vec!["postgres".into()],
         redis: vec![format!("redis://127.0.0.1:{}/0", link.port), redis.url()],
         cache: "ttl = \"5m\"".into(),
+        database: String::new(),
         #[cfg(feature = "faults")]
         faults: pgherd::cache::Faults::default(),
     };

@@ -17,6 +17,8 @@ use crate::harness::{Database, eventually, ground, try_connect};
 pub(super) struct Plan {
     /// Login roles, trusted.
     pub(super) users: Vec<String>,
+    /// More TOML in `[[database]]`.
+    pub(super) database: String,
     /// More TOML in `[cache]`.
     pub(super) cache: String,
     /// URLs of Redis, one for each pgherd; none is one pgherd without Redis.
@@ -112,8 +114,9 @@ fn configuration(database: &Database, plan: &Plan, redis: Option<&str>) -> Confi
     let (name, address) = (&database.name, database.address());
     let text = format!(
         "[listen]\naddress = \"127.0.0.1:0\"\n[pool]\nmin_connections = 4\nmax_connections = 30\n\
-         [[database]]\nname = \"{name}\"\nprimary = \"{address}\"\n{users}\
+         [[database]]\nname = \"{name}\"\nprimary = \"{address}\"\n{}{users}\
          [cache]\nenabled = true\n{}\n{}",
+        plan.database,
         plan.cache,
         redis.unwrap_or_default()
     );

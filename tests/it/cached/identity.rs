@@ -70,32 +70,6 @@ async fn what_is_revoked_is_not_served_any_more() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn rows_under_row_level_security_are_not_cached() {
-    let ann = unique("ann");
-    let sql = format!(
-        "create role {ann} login; create table tenants (tenant text, n int); grant select on tenants to {ann};
-         insert into tenants values ('a', 1), ('b', 2);
-         create policy own on tenants using (tenant = current_setting('app.tenant', true));
-         create view all_tenants as select * from tenants; grant select on all_tenants to {ann};
-         create table later (n int); insert into later values (1); grant select on later to {ann};"
-    );
-    let stage = Stage::set(&format!("{sql} alter table tenants enable row level security;"), &[&ann]).await;
-    let as_ann = stage.client(&ann).await;
-    for tenant in ["a", "b", "a"] {
-        as_ann.batch_execute(&format!("set app.tenant = '{tenant}'")).await.expect("set");
-        let expected = if tenant == "a" { "1" } else { "2" };
-        let (read, from) = stage.ask(&as_ann, "select sum(n) from tenants").await;
-        assert_eq!((read[0][0].as_deref(), from), (Some(expected), From::Primary));
-    }
-    assert_eq!(stage.why(&as_ann, "select sum(n) from tenants").await, "primary: row-security");
-    assert_eq!(stage.why(&as_ann, "select sum(n) from all_tenants").await, "primary: row-security");
-    // Switched on later, by a statement through pgherd.
-    stage.cached(&as_ann, "select sum(n) from later").await;
-    stage.client("postgres").await.batch_execute("alter table later enable row level security").await.expect("alter");
-    assert_eq!(rows(&as_ann, "select sum(n) from later").await, [[None]]);
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_name_means_what_the_search_path_says() {
     let ann = unique("ann");
     let sql = format!(

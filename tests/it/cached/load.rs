@@ -88,6 +88,7 @@ pub(super) async fn run(run: Run) -> Option<Summary> {
     let plan = Plan {
         users: world.logins(),
         cache: "ttl = \"5m\"".into(),
+        database: String::new(),
         redis: vec![format!("redis://127.0.0.1:{}/0", link.port), redis.url()],
         #[cfg(feature = "faults")]
         faults: run.faults,

@@ -10,6 +10,8 @@ mod identity;
 mod load;
 mod reads;
 mod stage;
+mod tenants;
+mod traps;
 mod visible;
 mod world;
 mod writes;

@@ -34,9 +34,14 @@ impl Stage {
 
     /// The same on that database, with that TOML in `[cache]`.
     pub(super) async fn with(database: Database, sql: &str, users: &[&str], cache: &str) -> Self {
+        Self::with_database(database, sql, users, cache, "").await
+    }
+
+    /// The same with more TOML in `[[database]]`.
+    pub(super) async fn with_database(database: Database, sql: &str, users: &[&str], cache: &str, more: &str) -> Self {
         database.execute(&format!("create table warm (a int); {sql}")).await;
         let users = ["postgres"].iter().chain(users).map(|name| (*name).to_owned()).collect();
-        let plan = Plan { users, cache: cache.into(), ..Plan::default() };
+        let plan = Plan { users, cache: cache.into(), database: more.into(), ..Plan::default() };
         let fleet = Fleet::start(&database, &plan).await;
         fleet.warm("postgres", "select count(*) from warm").await;
         Self { fleet, database }
