@@ -323,6 +323,7 @@ impl Running {
         self.house.readiness.set_draining();
         self.house.handover.withdraw();
         self.house.drain.begin();
+        self.house.shared.clients.wake_all();
         self.house.sessions.close();
         if tokio::time::timeout(patience, self.house.sessions.wait()).await.is_err() {
             tracing::warn!(clients = self.house.sessions.len(), "shutdown timeout: ending clients in mid-transaction");

@@ -1,11 +1,9 @@
 //! The beginning of pgherd's end, as every session hears of it.
 
-use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::task::{Context, Poll};
 
-use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
+use tokio_util::sync::CancellationToken;
 
 /// Whether pgherd drains: no new clients, and those that are idle are sent away.
 #[derive(Debug, Default, Clone)]
@@ -29,37 +27,9 @@ impl Drain {
         self.0.token.cancelled().await;
     }
 
-    /// What one task waits with, again and again.
-    pub fn watch(&self) -> DrainWatch {
-        DrainWatch {
-            state: Arc::clone(&self.0),
-            begun: Box::pin(self.0.token.clone().cancelled_owned()),
-            is_registered: false,
-        }
-    }
-}
-
-/// One task's wait for the drain. After the first poll another costs one atomic load: one task polls it at a time, see [`DrainWatch::move_here`].
-#[derive(Debug)]
-pub struct DrainWatch {
-    state: Arc<State>,
-    begun: Pin<Box<WaitForCancellationFutureOwned>>,
-    is_registered: bool,
-}
-
-impl DrainWatch {
-    /// Another task polls from now on.
-    pub fn move_here(&mut self) {
-        *self = Drain(Arc::clone(&self.state)).watch();
-    }
-
-    /// Ready once the drain has begun.
-    pub fn poll_begun(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        if self.is_registered && !self.state.has_begun.load(Ordering::Acquire) {
-            return Poll::Pending;
-        }
-        self.is_registered = true;
-        self.begun.as_mut().poll(cx)
+    /// Whether it has begun. Who waits for it by asking again must be woken by others: see `Clients::wake_all`.
+    pub fn has_begun(&self) -> bool {
+        self.0.has_begun.load(Ordering::Acquire)
     }
 }
 
@@ -68,15 +38,15 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_task_that_waits_is_woken_and_later_ones_know_at_once() {
+    async fn who_waits_is_woken_and_later_ones_know_at_once() {
         let drain = Drain::default();
-        let mut watch = drain.watch();
-        let waiting = tokio::spawn(async move { std::future::poll_fn(|cx| watch.poll_begun(cx)).await });
+        let watched = drain.clone();
+        let waiting = tokio::spawn(async move { watched.begun().await });
         tokio::task::yield_now().await;
-        assert!(!waiting.is_finished());
+        assert!(!waiting.is_finished() && !drain.has_begun());
         drain.begin();
         waiting.await.expect("woken");
-        let mut late = drain.watch();
-        std::future::poll_fn(|cx| late.poll_begun(cx)).await;
+        assert!(drain.has_begun());
+        drain.begun().await;
     }
 }

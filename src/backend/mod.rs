@@ -1,5 +1,6 @@
 //! Servers: connecting to them, pooling the connections, and knowing what each of them carries.
 
+pub mod alarm;
 pub mod cancel;
 pub mod connect;
 pub mod control;

@@ -7,14 +7,18 @@
 //! bb8 opens connections, counts them and closes them when they are old or idle. Between two transactions that follow each
 //! other closely a connection does not go back to it: it waits on a stack of its own, which costs one short lock.
 
+use std::future::poll_fn;
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwapOption;
 use futures_util::FutureExt as _;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
+use super::alarm::Alarm;
 use super::connect::Login;
 use super::gate::Gate;
 pub use super::lease::Lease;
@@ -274,23 +278,26 @@ impl Pool {
     /// # Errors
     /// None became free within the acquire timeout, or the server cannot be reached.
     pub async fn acquire(&self) -> Result<Lease, Error> {
+        self.acquire_by(&mut Alarm::default()).await
+    }
+
+    /// As [`Pool::acquire`], for who has an alarm that nothing else needs meanwhile. Boxed in here is what the wait for a connection that
+    /// others use has no need of.
+    ///
+    /// # Errors
+    /// As [`Pool::acquire`].
+    pub async fn acquire_by(&self, alarm: &mut Alarm) -> Result<Lease, Error> {
         loop {
             if self.roster.gate.is_shut() {
                 let _waiting = Waiting::new(&self.metrics);
-                self.roster.gate.opened().await;
+                Box::pin(self.roster.gate.opened()).await;
             }
             let permit = match Arc::clone(&self.own.permits).try_acquire_owned() {
                 Ok(permit) => {
                     self.metrics.wait.observe(Duration::ZERO);
                     permit
                 }
-                Err(_) => {
-                    let (_waiting, since) = (Waiting::new(&self.metrics), Instant::now());
-                    let _asking = self.own.warm.place.ask();
-                    let permit = self.wait_for_permit().await;
-                    self.metrics.wait.observe(since.elapsed());
-                    permit?
-                }
+                Err(_) => self.wait_for_permit(alarm).await?,
             };
             if self.roster.gate.is_shut() {
                 // The next in line will wait at the gate, too.
@@ -298,7 +305,7 @@ impl Pool {
             }
             let taken = match self.take_warm(permit) {
                 Ok(lease) => Some(lease),
-                Err(permit) => self.connect(permit).await?,
+                Err(permit) => Box::pin(self.connect(permit)).await?,
             };
             if let Some(lease) = taken {
                 return Ok(lease);
@@ -364,26 +371,35 @@ impl Pool {
         Lease::new(server, &self.own.warm, permit)
     }
 
-    async fn wait_for_permit(&self) -> Result<OwnedSemaphorePermit, Error> {
+    async fn wait_for_permit(&self, alarm: &mut Alarm) -> Result<OwnedSemaphorePermit, Error> {
+        let (_waiting, since) = (Waiting::new(&self.metrics), Instant::now());
         let place = &self.own.warm.place;
-        let deadline = tokio::time::Instant::now() + self.acquire_timeout;
-        let mut wait = std::pin::pin!(Arc::clone(&self.own.permits).acquire_owned());
+        let _asking = place.ask();
+        let deadline = since + self.acquire_timeout;
+        let mut wait = pin!(Arc::clone(&self.own.permits).acquire_owned());
         loop {
             // What was left to somebody for a while may be had after that.
-            let until = match place.is_pressed() {
-                true => deadline.min(tokio::time::Instant::now() + LINGER),
-                false => deadline,
-            };
-            match tokio::time::timeout_at(until, &mut wait).await {
-                Ok(Ok(permit)) => return Ok(permit),
-                Ok(Err(_)) => {
+            let until = if place.is_pressed() { deadline.min(Instant::now() + LINGER) } else { deadline };
+            let got = poll_fn(|cx| match wait.as_mut().poll(cx) {
+                Poll::Ready(got) => Poll::Ready(Some(got)),
+                Poll::Pending => alarm.poll_at(until.into(), cx).map(|()| None),
+            });
+            match got.await {
+                Some(Ok(permit)) => {
+                    self.metrics.wait.observe(since.elapsed());
+                    return Ok(permit);
+                }
+                Some(Err(_)) => {
                     let message =
                         "terminating connection: its database was closed by a shutdown or a changed configuration";
                     let error = Error::new(ErrorKind::Shutdown, SqlState::ADMIN_SHUTDOWN, message);
                     return Err(error.hint("Connect again.").fatal());
                 }
-                Err(_) if tokio::time::Instant::now() >= deadline => return Err(self.none_became_free()),
-                Err(_) => place.settle(),
+                None if Instant::now() >= deadline => {
+                    self.metrics.wait.observe(since.elapsed());
+                    return Err(self.none_became_free());
+                }
+                None => place.settle(),
             }
         }
     }

@@ -40,7 +40,7 @@ pub struct Seen {
     /// The server said that a kept plan's result type changed.
     pub stale_plan: bool,
     /// SQLSTATE of the last error of a hidden query.
-    pub hidden_error: Option<Bytes>,
+    pub hidden_error: Option<Box<str>>,
     /// Settings it reported as changed.
     pub reported: Vec<(String, String)>,
     /// What failed Parses left behind.
@@ -251,7 +251,8 @@ impl ServerConn {
         self.copying_in = false;
         let body = self.copy_body(header);
         if hidden {
-            seen.hidden_error = Some(body);
+            let fields = ErrorFields::parse(&body).ok();
+            seen.hidden_error = Some(fields.as_ref().and_then(|fields| fields.get(b'M')).unwrap_or_default().into());
         } else {
             seen.errors += 1;
             let fields = ErrorFields::parse(&body).ok();

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 /// Settings by lower-case name, with the values that the server reported. `role` and `session_authorization` are settings too.
 /// A name that is absent has the value a fresh login would give it.
@@ -11,6 +11,12 @@ pub struct Settings(BTreeMap<Box<str>, Box<str>>);
 
 /// Settings as they are shared between a session and the servers that carry them.
 pub type SharedSettings = Arc<Settings>;
+
+/// Nothing set: the same for all who have set nothing.
+pub fn none() -> SharedSettings {
+    static NONE: LazyLock<SharedSettings> = LazyLock::new(SharedSettings::default);
+    Arc::clone(&NONE)
+}
 
 /// Settings that the server reports by ParameterStatus whenever they change (PostgreSQL manual, 55.2.7), in lower case.
 /// Later versions report more; fewer is safe, since the rest is read back.

@@ -81,7 +81,7 @@ pub struct Stream {
     /// The thread whose reactor it belongs to.
     home: usize,
     peer: Peer,
-    tls: Option<TlsInfo>,
+    tls: Option<Box<TlsInfo>>,
     traffic: Traffic,
 }
 
@@ -158,7 +158,7 @@ impl Stream {
             io: Io::Tls(Box::new(stream.into())),
             home: home::here(),
             peer,
-            tls: Some(info),
+            tls: Some(Box::new(info)),
             traffic: Traffic::default(),
         }
     }
@@ -225,7 +225,7 @@ impl Stream {
 
     /// What TLS agreed on; `None` without TLS.
     pub fn tls_info(&self) -> Option<&TlsInfo> {
-        self.tls.as_ref()
+        self.tls.as_deref()
     }
 
     /// The first byte that is waiting, left in the socket; `None` if the peer closed. Plain TCP only, else an error.

@@ -118,6 +118,15 @@ impl Clients {
         all
     }
 
+    /// Lets every session look at what it watches: the drain has begun.
+    pub fn wake_all(&self) {
+        for client in self.all() {
+            if let Some(waker) = &*client.waker.lock() {
+                waker.wake_by_ref();
+            }
+        }
+    }
+
     /// How many there are.
     pub fn count(&self) -> usize {
         self.listed.lock().len()

@@ -28,6 +28,7 @@ use crate::net::tls::ClientTls;
 use crate::plan::unseen::Unseen;
 use crate::session::cancel::CancelKeys;
 use crate::session::clients::Clients;
+use crate::session::memo::PlanMemories;
 use crate::sql::Analyzer;
 use crate::sql::facts::Facts;
 use crate::sql::fingerprint::Fingerprint;
@@ -85,6 +86,8 @@ pub struct Database {
     /// Listens for all its clients, once one has asked.
     listener: OnceLock<Arc<Listener>>,
     pools: Mutex<HashMap<(String, Target), Arc<Pool>>>,
+    /// What is known of statements already.
+    pub(super) plan_memories: PlanMemories,
     accepted: Mutex<Accepted>,
     shared_settings: Mutex<HashSet<SharedSettings>>,
     /// What the primary's catalog says.
@@ -192,6 +195,7 @@ impl Database {
             shared,
             statements: Registry::default(),
             pools: Mutex::default(),
+            plan_memories: PlanMemories::default(),
             accepted: Mutex::default(),
             shared_settings: Mutex::default(),
         }
@@ -301,8 +305,8 @@ impl Database {
     }
 
     /// The role that a user's server connections log in as.
-    pub fn login_role(&self, user: &User) -> String {
-        self.config.primary.user.clone().unwrap_or_else(|| user.name.clone())
+    pub fn login_role<'a>(&'a self, user: &'a User) -> &'a str {
+        self.config.primary.user.as_deref().unwrap_or(&user.name)
     }
 
     /// Waits until the catalogs have been read, as far as plans need them.

@@ -181,14 +181,15 @@ impl Session {
         if !is_plain || !self.db.is_planned() {
             return is_plain.then_some(true);
         }
-        if !self.is_known_primary(facts) {
+        if self.plans_look_beyond_facts() {
             return None;
         }
+        self.turn_to_memory(self.db.catalog.version());
+        let writes_nothing = self.memo.primary_that_writes_nothing(facts.fingerprint)?;
         if facts.class() != Class::Read || self.db.writes_unseen(facts.fingerprint) {
             return Some(false);
         }
-        let known = self.memo.writes_nothing(facts.fingerprint);
-        Some(known.unwrap_or_else(|| self.written_by(facts).is_nothing()))
+        Some(writes_nothing.unwrap_or_else(|| self.written_by(facts).is_nothing()))
     }
 
     /// The statement that a Bind names, if it is one that goes by express.
@@ -261,7 +262,7 @@ impl Session {
         self.only_statements = false;
         if self.status == TransactionStatus::InTransaction {
             // Outside a transaction the portal is gone with the Sync.
-            self.suspended.remove(&b""[..]);
+            self.forget_suspended(b"");
             self.portals.insert(Bytes::new(), Arc::clone(prepared));
         }
         self.client.inbuf.advance(end);

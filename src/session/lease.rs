@@ -51,13 +51,11 @@ impl Session {
             return false;
         }
         let Some(mut lease) = self.primary.try_acquire() else { return false };
-        let server = lease.server();
-        // Equal ones are the same ones, as a rule: see `Database::share_settings`.
-        if server.generation != self.db.statements.generation() || server.settings != self.settings.current {
+        if !self.fits(lease.server()) {
             lease.release();
             return false;
         }
-        self.cancel.slot.aim_at(Arc::clone(&server.cancel_target));
+        self.cancel.slot.aim_at(Arc::clone(&lease.server().cancel_target));
         self.listed.asks(self.since.into_std());
         self.listed.holds(lease.lent_to(self.listed.id(), self.since.into_std()));
         self.server = Some(Attached { lease, target });
@@ -70,23 +68,38 @@ impl Session {
         loop {
             let mut lease = self.wait_for_lease(&pool).await?;
             self.listed.holds(lease.lent_to(self.listed.id(), self.since.into_std()));
-            let server = lease.server();
-            let was_set = !server.settings.is_empty();
-            let generation = self.db.statements.generation();
-            if server.generation != generation {
-                server.close_statements().await?;
-                server.generation = generation;
+            if self.fits(lease.server()) || Box::pin(self.fit(lease.server())).await? {
+                return Ok(lease);
             }
-            #[cfg(feature = "faults")]
-            if *self.db.leak.lock() == Some(super::context::Leak::Settings) {
-                server.settings = Arc::clone(&self.settings.current);
+        }
+    }
+
+    /// Whether a server connection is in this session's state as it stands. Equal settings are the same ones, as a rule: see
+    /// `Database::share_settings`.
+    fn fits(&self, server: &ServerConn) -> bool {
+        server.generation == self.db.statements.generation() && server.settings == self.settings.current
+    }
+
+    /// Brings a server connection into this session's state; false if another must be tried.
+    async fn fit(&self, server: &mut ServerConn) -> Result<bool, Error> {
+        let was_set = !server.settings.is_empty();
+        let generation = self.db.statements.generation();
+        if server.generation != generation {
+            server.close_statements().await?;
+            server.generation = generation;
+        }
+        #[cfg(feature = "faults")]
+        if *self.db.leak.lock() == Some(super::context::Leak::Settings) {
+            server.settings = Arc::clone(&self.settings.current);
+        }
+        match reset::apply(server, &self.settings.current).await {
+            Ok(()) => Ok(true),
+            // What another client had set may be why (a statement_timeout of a millisecond): that connection is closed now.
+            Err(error) if was_set => {
+                tracing::debug!(%error, "a server connection could not be given its settings");
+                Ok(false)
             }
-            match reset::apply(server, &self.settings.current).await {
-                Ok(()) => return Ok(lease),
-                // What another client had set may be why (a statement_timeout of a millisecond): that connection is closed now.
-                Err(error) if was_set => tracing::debug!(%error, "a server connection could not be given its settings"),
-                Err(error) => return Err(error.fatal()),
-            }
+            Err(error) => Err(error.fatal()),
         }
     }
 
@@ -96,7 +109,7 @@ impl Session {
         const TERMINATE: &[u8] = b"X\0\0\0\x04";
         self.listed.waits(self.since.into_std());
         let mut listens = true;
-        let mut acquiring = pin!(pool.acquire());
+        let mut acquiring = pin!(pool.acquire_by(&mut self.alarm));
         let acquired = poll_fn(|cx| {
             if let Poll::Ready(acquired) = acquiring.as_mut().poll(cx) {
                 return Poll::Ready(acquired);

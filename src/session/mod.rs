@@ -1,6 +1,5 @@
 //! One client's session: from its handshake to its last byte, one turn a message.
 
-mod alarm;
 mod answer;
 mod call;
 pub mod cancel;
@@ -37,6 +36,7 @@ use bytes::{Bytes, BytesMut};
 
 use tokio::time::Instant;
 
+use crate::backend::alarm::Alarm;
 use crate::backend::expect::{Expect, LearnedTypes};
 use crate::backend::pool::{Lease, Pool};
 use crate::backend::scan::Seen;
@@ -47,7 +47,6 @@ use crate::error::Error;
 use crate::exec::relay::ClientSide;
 use crate::net::home::Surplus;
 use crate::net::spare;
-use crate::session::alarm::Alarm;
 use crate::session::cancel::Registration;
 use crate::session::clients::ListedClient;
 use crate::session::context::{Database, Target};
@@ -59,7 +58,7 @@ use crate::session::pin::Pins;
 use crate::session::pinned::Pinned;
 use crate::session::state::SessionSettings;
 use crate::session::writes::Writes;
-use crate::shutdown::{Drain, DrainWatch};
+use crate::shutdown::Drain;
 use crate::sql::facts::SharedFacts;
 use crate::wire::writer::TransactionStatus;
 
@@ -150,7 +149,7 @@ pub struct Session {
     unnamed: Option<Arc<Prepared>>,
     portals: HashMap<Bytes, Arc<Prepared>>,
     /// Portals that a fan-out answered in part: no server has them.
-    suspended: HashSet<Bytes>,
+    suspended: Option<Box<HashSet<Bytes>>>,
     pins: Pins,
     /// More about them, if there are any.
     pinned: Option<Box<Pinned>>,
@@ -193,7 +192,7 @@ pub struct Session {
     /// The transaction may have written.
     written: bool,
     /// What it may have written.
-    writes: Writes,
+    writes: Option<Box<Writes>>,
     /// Where the last write stands in the primary's WAL: `None` if there was none, `Some(None)` if nobody has asked yet.
     last_write: Option<Option<String>>,
     /// The client speaks the extended protocol at the moment.
@@ -210,7 +209,7 @@ pub struct Session {
     /// Its place among all clients.
     listed: ListedClient,
     /// pgherd ends: the client is sent away when it is idle.
-    drain: DrainWatch,
+    drain: Drain,
     /// How many sessions this thread wants to be rid of.
     surplus: Arc<Surplus>,
     /// Goes off when the present state has lasted too long.
@@ -242,7 +241,7 @@ impl Session {
             named: HashMap::new(),
             unnamed: None,
             portals: HashMap::new(),
-            suspended: HashSet::new(),
+            suspended: None,
             pins: Pins::default(),
             pinned: None,
             listening: None,
@@ -264,7 +263,7 @@ impl Session {
             read_only: false,
             has_read_aside: false,
             written: false,
-            writes: Writes::default(),
+            writes: None,
             last_write: None,
             in_extended: false,
             passing_to_server: false,
@@ -272,7 +271,7 @@ impl Session {
             since: Instant::now(),
             timed_out: false,
             cancel,
-            drain: drain.watch(),
+            drain: drain.clone(),
             surplus: Arc::default(),
             alarm: Alarm::default(),
             listed,
@@ -323,7 +322,6 @@ impl Session {
     /// # Errors
     /// The client's socket could not be brought along.
     pub fn move_here(&mut self) -> Result<(), Error> {
-        self.drain.move_here();
         self.alarm = Alarm::default();
         self.client.stream.move_here().map_err(Error::from)
     }
@@ -382,7 +380,7 @@ impl Session {
         }
         (self.isolated, self.read_only, self.written) = (false, false, false);
         self.portals.clear();
-        self.suspended.clear();
+        self.suspended = None;
         self.settings.transaction_ended();
     }
 

@@ -6,6 +6,7 @@ use bytes::Bytes;
 
 use super::Session;
 use super::context::Target;
+use super::memo::World;
 use crate::backend::settings::Settings;
 use crate::cache::{FillTicket, Key, Lookup, Protocol};
 use crate::catalog::model::Catalog;
@@ -192,11 +193,23 @@ impl Session {
     /// Whether a statement like it went to the primary before, for reasons that have not changed. With shards or replicas a
     /// plan depends on more than the facts.
     pub(super) fn is_known_primary(&mut self, facts: &Facts) -> bool {
-        if !self.db.config.tables.is_empty() || !self.db.config.replicas.is_empty() {
+        if self.plans_look_beyond_facts() {
             return false;
         }
-        self.memo.check(self.db.catalog.version(), &self.settings.current);
+        self.turn_to_memory(self.db.catalog.version());
         self.memo.is_primary(facts.fingerprint)
+    }
+
+    /// Whether plans of this database depend on keys and on replicas, too.
+    pub(super) fn plans_look_beyond_facts(&self) -> bool {
+        !self.db.config.tables.is_empty() || !self.db.config.replicas.is_empty()
+    }
+
+    /// Turns to what is known of statements of sessions like this one, as of that version of the catalog.
+    pub(super) fn turn_to_memory(&mut self, catalog: u64) {
+        let world = World { catalog, epoch: self.db.gate.epoch() };
+        let (db, user) = (&self.db, &self.user);
+        self.memo.check(world, &self.settings.current, &db.plan_memories, || db.login_role(user));
     }
 
     fn refused(&self, refusal: Refusal) -> Error {
@@ -320,7 +333,7 @@ impl Session {
     /// `current_user`.
     pub(super) fn effective_role(&self) -> String {
         let set = |name| self.settings.current.get(name).filter(|role| *role != "none").map(str::to_owned);
-        set("role").or_else(|| set("session_authorization")).unwrap_or_else(|| self.db.login_role(&self.user))
+        set("role").or_else(|| set("session_authorization")).unwrap_or_else(|| self.db.login_role(&self.user).to_owned())
     }
 
     /// What a setting is for this session.
@@ -405,7 +418,7 @@ impl Session {
         let baseline = self.primary.baseline()?;
         let current: &Settings = &self.settings.current;
         let login = self.db.login_role(&self.user);
-        let authorization = current.get("session_authorization").unwrap_or(&login);
+        let authorization = current.get("session_authorization").unwrap_or(login);
         let at_login = baseline.settings.iter().map(|(name, value)| {
             let value = current.get(name).unwrap_or(value);
             (name.as_str(), value)

@@ -3,11 +3,11 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use crate::backend::settings::{Settings, SharedSettings, is_reported};
+use crate::backend::settings::{Settings, SharedSettings, is_reported, none};
 use crate::sql::facts::Effect;
 
 /// The settings of one session.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct SessionSettings {
     /// What it has set, as its servers reported it.
     pub(super) current: SharedSettings,
@@ -23,6 +23,21 @@ pub(super) struct SessionSettings {
     exact: Option<SharedSettings>,
 }
 
+impl Default for SessionSettings {
+    fn default() -> Self {
+        Self {
+            current: none(),
+            startup: none(),
+            parse_relevant: none(),
+            touched: BTreeSet::new(),
+            everything_touched: false,
+            local: false,
+            parse_is_uncertain: false,
+            exact: None,
+        }
+    }
+}
+
 impl SessionSettings {
     /// The settings of a session that asked for these at startup.
     pub(super) fn new(startup: SharedSettings) -> Self {
@@ -34,7 +49,9 @@ impl SessionSettings {
     /// Replaces the whole map.
     pub(super) fn replace(&mut self, current: SharedSettings) {
         let relevant = current.parse_relevant();
-        if *self.parse_relevant != relevant {
+        if relevant.is_empty() {
+            self.parse_relevant = none();
+        } else if *self.parse_relevant != relevant {
             self.parse_relevant = Arc::new(relevant);
         }
         self.current = current;

@@ -233,7 +233,7 @@ impl Session {
             && self.status == TransactionStatus::Idle
             && self.held_server().is_none_or(|server| server.is_at_rest());
         let event = poll_fn(|cx| {
-            if may_be_sent_away && self.drain.poll_begun(cx).is_ready() {
+            if may_be_sent_away && self.drain.has_begun() {
                 return Poll::Ready(Some(Err(super::failure::shutting_down())));
             }
             if self.listening.is_some()
@@ -330,8 +330,8 @@ impl Session {
         let Some(status) = self.seen.ready.take() else { return Ok(()) };
         let now = Instant::now();
         let took = now - std::mem::replace(&mut self.since, now);
-        if self.seen.hidden_error.take().is_some() {
-            return Err(Error::internal("the server refused a statement of pgherd's own").fatal());
+        if let Some(said) = self.seen.hidden_error.take() {
+            return Err(Error::internal(format!("the server refused a statement of pgherd's own: {said}")).fatal());
         }
         self.status = status;
         let class = match self.server.as_ref().map(|attached| attached.target) {

@@ -66,14 +66,15 @@ impl Session {
         let class = facts.class();
         // Not alone in a READ ONLY transaction, which would have shown what it does.
         set.database |= class == Class::Read && self.db.cache.is_some() && written.trusts_code;
-        self.writes.may_commit |= matches!(class, Class::Transaction(_) | Class::Opaque) || facts.statements.len() > 1;
-        self.writes.ddl |= set.catalog;
         self.written |= class >= Class::CopyIn || set.database || set.catalog || !set.relations.is_empty();
+        let writes = self.writes.get_or_insert_default();
+        writes.may_commit |= matches!(class, Class::Transaction(_) | Class::Opaque) || facts.statements.len() > 1;
+        writes.ddl |= set.catalog;
         if self.db.cache.is_some() {
-            self.writes.pending.add(set);
-            self.writes.computed_from = self.writes.computed_from.min(catalog_version);
+            writes.pending.add(set);
+            writes.computed_from = writes.computed_from.min(catalog_version);
         }
-        if self.writes.may_commit || class == Class::Utility {
+        if writes.may_commit || class == Class::Utility {
             // COMMIT, CALL, DO and VACUUM commit as they run: their Execute is enough, a Flush sends it.
             self.before_commit().await?;
         }
@@ -90,7 +91,7 @@ impl Session {
                 trusts_code: true,
             };
         }
-        self.memo.check(catalog.version, &self.settings.current);
+        self.turn_to_memory(catalog.version);
         if let Some(known) = self.memo.written(facts.fingerprint) {
             return known;
         }
@@ -102,7 +103,7 @@ impl Session {
             set: (!set.is_empty()).then(|| Arc::new(set)),
             changes_session: rules::may_change_session(facts, &catalog, &search_path),
         };
-        self.memo.note_written(facts.fingerprint, written.clone());
+        self.memo.note_written(facts.fingerprint, &written);
         written
     }
 
@@ -117,23 +118,23 @@ impl Session {
     /// Notes that something is about to run that may write anything.
     pub(super) async fn note_opaque_write(&mut self) -> Result<(), Error> {
         self.written = true;
-        if self.db.cache.is_some() {
-            self.writes.pending.database = true;
-        }
-        self.writes.may_commit = true;
+        let writes = self.writes.get_or_insert_default();
+        writes.pending.database |= self.db.cache.is_some();
+        writes.may_commit = true;
         self.before_commit().await
     }
 
     /// Puts what was written in doubt, if what is sent next can lead to a commit.
     pub(super) async fn before_commit(&mut self) -> Result<(), Error> {
-        let inside = self.status == TransactionStatus::InTransaction && !self.writes.may_commit;
-        if inside || self.writes.pending.is_empty() {
+        let is_inside = self.status == TransactionStatus::InTransaction;
+        let can_commit = |writes: &Writes| !writes.pending.is_empty() && (!is_inside || writes.may_commit);
+        if !self.writes.as_deref().is_some_and(can_commit) {
             return Ok(());
         }
         let Some(cache) = self.db.cache.clone() else { return Ok(()) };
         let Some(server) = self.held_server() else { return Ok(()) };
         let backend = BackendId { pid: server.pid, start_us: server.backend_start_us };
-        let writes = &mut self.writes;
+        let writes = self.writes.get_or_insert_default();
         let version = std::mem::replace(&mut writes.computed_from, u64::MAX);
         let doubt = writes.doubt.get_or_insert_with(|| cache.epochs().open(backend));
         let pending = std::mem::take(&mut writes.pending);
@@ -158,29 +159,32 @@ impl Session {
             self.settle_writes();
             return;
         }
-        self.writes.pending.add(pending);
-        self.writes.computed_from = self.writes.computed_from.min(version);
+        let writes = self.writes.get_or_insert_default();
+        writes.pending.add(pending);
+        writes.computed_from = writes.computed_from.min(version);
     }
 
     /// All that was sent has been answered and the transaction is still open: nothing of it can commit before more is sent.
     pub(super) fn transaction_goes_on(&mut self) {
-        self.writes.may_commit = false;
+        if let Some(writes) = &mut self.writes {
+            writes.may_commit = false;
+        }
     }
 
     /// The server was lost before it said how the transaction ended: the doubt stays until its process is gone.
     pub(super) fn abandon_writes(&mut self) {
-        self.writes = Writes::default();
+        self.writes = None;
     }
 
     /// A transaction has ended, and the server has said so.
     pub(super) fn settle_writes(&mut self) {
-        if let Some(doubt) = self.writes.doubt.take() {
+        let Some(writes) = self.writes.take() else { return };
+        if let Some(doubt) = writes.doubt {
             doubt.settle();
         }
-        if self.writes.ddl {
+        if writes.ddl {
             self.db.catalog_may_have_changed();
         }
-        self.writes = Writes::default();
     }
 }
 

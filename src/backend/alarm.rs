@@ -5,14 +5,14 @@ use std::task::{Context, Poll};
 
 use tokio::time::{Instant, Sleep, sleep_until};
 
-/// One timer for all deadlines of a session, one after the other. While they move on, it is left where it stands, and set anew
-/// only when it goes off: a statement costs no timer.
+/// One timer for all deadlines of a task, one after the other. While they move on, it is left where it stands, and set anew
+/// only when it goes off: a statement costs no timer, nor does a wait for a server connection.
 #[derive(Debug, Default)]
-pub(super) struct Alarm(Option<Pin<Box<Sleep>>>);
+pub struct Alarm(Option<Pin<Box<Sleep>>>);
 
 impl Alarm {
     /// Ready at `at`.
-    pub(super) fn poll_at(&mut self, at: Instant, cx: &mut Context<'_>) -> Poll<()> {
+    pub fn poll_at(&mut self, at: Instant, cx: &mut Context<'_>) -> Poll<()> {
         let timer = self.0.get_or_insert_with(|| Box::pin(sleep_until(at)));
         if timer.deadline() > at {
             timer.as_mut().reset(at);
