@@ -151,7 +151,7 @@ impl Session {
             out.truncate(out.len() - tag.len());
             writer::portal_suspended(out);
             if let Some((_, bind)) = execution.bind {
-                self.suspended.get_or_insert_default().insert(Bytes::copy_from_slice(bind.portal));
+                self.suspended.get_or_insert_default().0.insert(Bytes::copy_from_slice(bind.portal));
             }
         }
     }
@@ -159,13 +159,13 @@ impl Session {
     /// The portal of that name is another, or none.
     pub(super) fn forget_suspended(&mut self, portal: &[u8]) {
         if let Some(suspended) = &mut self.suspended {
-            suspended.remove(portal);
+            suspended.0.remove(portal);
         }
     }
 
     /// Refuses an Execute of a portal that a fan-out has suspended: its legs have been given back.
     pub(super) fn refuse_resuming(&self, portal: &[u8]) -> Result<(), Error> {
-        if self.suspended.as_ref().is_none_or(|suspended| !suspended.contains(portal)) {
+        if self.suspended.as_ref().is_none_or(|suspended| !suspended.0.contains(portal)) {
             return Ok(());
         }
         Err(Error::refused("a portal over several shards cannot be resumed after it was given a row limit")

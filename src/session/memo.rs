@@ -75,16 +75,19 @@ pub(super) struct World {
     pub(super) epoch: u64,
 }
 
-/// All memories of a database, by who its servers are logged in as and by what the session has set.
+/// Who servers are logged in as, and what the session has set.
+type Kind = (Box<str>, SharedSettings);
+
+/// All memories of a database, one for each kind of session.
 #[derive(Debug, Default)]
-pub(super) struct PlanMemories(Mutex<HashMap<(Box<str>, SharedSettings), Arc<PlanMemory>>>);
+pub(super) struct PlanMemories(Mutex<HashMap<Kind, Arc<PlanMemory>>>);
 
 impl PlanMemories {
     /// The memory of sessions with that login and these settings.
     fn of(&self, world: World, login: &str, settings: &SharedSettings) -> Arc<PlanMemory> {
-        let key = (login.into(), Arc::clone(settings));
+        let kind = (login.into(), Arc::clone(settings));
         let mut memories = self.0.lock();
-        if let Some(memory) = memories.get(&key).filter(|memory| memory.world == world) {
+        if let Some(memory) = memories.get(&kind).filter(|memory| memory.world == world) {
             return Arc::clone(memory);
         }
         let memory = Arc::new(PlanMemory { world, known: ArcSwap::default() });
@@ -92,7 +95,7 @@ impl PlanMemories {
             memories.retain(|_, memory| memory.world == world && Arc::strong_count(memory) > 1);
         }
         if memories.len() < MEMORIES {
-            memories.insert(key, Arc::clone(&memory));
+            memories.insert(kind, Arc::clone(&memory));
         }
         memory
     }
@@ -170,7 +173,8 @@ impl PlanMemo {
     fn note(&self, fingerprint: Fingerprint, change: impl Fn(&mut Known)) {
         let Some((memory, _)) = &self.at else { return };
         memory.known.rcu(|known| {
-            let mut known = if known.len() < FINGERPRINTS { Fingerprints::clone(known) } else { Fingerprints::default() };
+            let mut known =
+                if known.len() < FINGERPRINTS { Fingerprints::clone(known) } else { Fingerprints::default() };
             change(known.entry(fingerprint).or_default());
             known
         });

@@ -112,6 +112,10 @@ impl Prepared {
     }
 }
 
+/// Names of portals. Boxed where there are any: an idle session is small.
+#[derive(Debug, Default)]
+struct Suspended(HashSet<Bytes>);
+
 /// A server connection that the session holds.
 struct Attached {
     lease: Lease,
@@ -149,7 +153,7 @@ pub struct Session {
     unnamed: Option<Arc<Prepared>>,
     portals: HashMap<Bytes, Arc<Prepared>>,
     /// Portals that a fan-out answered in part: no server has them.
-    suspended: Option<Box<HashSet<Bytes>>>,
+    suspended: Option<Box<Suspended>>,
     pins: Pins,
     /// More about them, if there are any.
     pinned: Option<Box<Pinned>>,

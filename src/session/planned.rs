@@ -333,7 +333,9 @@ impl Session {
     /// `current_user`.
     pub(super) fn effective_role(&self) -> String {
         let set = |name| self.settings.current.get(name).filter(|role| *role != "none").map(str::to_owned);
-        set("role").or_else(|| set("session_authorization")).unwrap_or_else(|| self.db.login_role(&self.user).to_owned())
+        set("role")
+            .or_else(|| set("session_authorization"))
+            .unwrap_or_else(|| self.db.login_role(&self.user).to_owned())
     }
 
     /// What a setting is for this session.
