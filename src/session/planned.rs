@@ -433,7 +433,7 @@ impl Session {
             .identity(&self.db.config.name, &self.effective_role(), authorization)
             .statement(execution.text)
             // What ALTER ROLE gives to the login role's sessions stays theirs under another authorization.
-            .settings(at_login.chain(set_besides).chain((authorization != login).then_some(("", login.as_str()))));
+            .settings(at_login.chain(set_besides).chain((authorization != login).then_some(("", login))));
         Some(match execution.bind {
             None => key.build(),
             Some((_, bind)) => key
