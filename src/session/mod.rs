@@ -416,6 +416,6 @@ mod tests {
     #[test]
     fn an_idle_client_takes_little_room() {
         let bytes = std::mem::size_of::<Session>() + size_of_future(Session::stay);
-        assert!(bytes <= 1750, "{bytes} bytes");
+        assert!(bytes <= 1350, "{bytes} bytes");
     }
 }
