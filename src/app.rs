@@ -370,6 +370,10 @@ impl House {
             let (house, kept) = (Arc::clone(self), Arc::clone(&database));
             self.tasks.spawn(upkeep::keep_catalog(house, kept, upkeep::Kept::Shards));
         }
+        if database.coordinator_catalog.is_some() {
+            let (house, kept) = (Arc::clone(self), Arc::clone(&database));
+            self.tasks.spawn(upkeep::keep_catalog(house, kept, upkeep::Kept::Coordinator));
+        }
         database
     }
 

@@ -412,7 +412,8 @@ pub(super) fn shards(world: &dyn World) -> Vec<Row> {
         let config = &database.config;
         let targets = std::iter::once(Target::Primary)
             .chain((0..config.replicas.len()).map(Target::Replica))
-            .chain((0..config.shards.len()).map(Target::Shard));
+            .chain((0..config.shards.len()).map(Target::Shard))
+            .chain(config.coordinator.as_ref().map(|_| Target::Coordinator));
         let pools = database.pools();
         for target in targets {
             let address = database.address(target);
@@ -422,6 +423,7 @@ pub(super) fn shards(world: &dyn World) -> Vec<Row> {
                 Target::Primary => ("primary", 0),
                 Target::Replica(number) => ("replica", number),
                 Target::Shard(number) => ("shard", number),
+                Target::Coordinator => ("coordinator", 0),
             };
             rows.push(vec![
                 config.name.as_str().into(),

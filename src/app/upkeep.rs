@@ -89,6 +89,8 @@ pub(super) enum Kept {
     Primary,
     /// Shard 0's.
     Shards,
+    /// The coordinator's. Without it statements that need one are refused; all others go on.
+    Coordinator,
 }
 
 /// Reads a catalog, and reads it again whenever it may have changed.
@@ -121,8 +123,9 @@ pub(super) async fn keep_catalog(house: Arc<House>, database: Arc<Database>, kep
 }
 
 async fn keep_connected(house: &House, database: &Database, kept: Kept, first: &mut bool) -> Result<(), Error> {
-    let (target, handle) = match (kept, &database.shard_catalog) {
-        (Kept::Shards, Some(handle)) => (Target::Shard(0), handle),
+    let (target, handle) = match (kept, &database.shard_catalog, &database.coordinator_catalog) {
+        (Kept::Shards, Some(handle), _) => (Target::Shard(0), handle),
+        (Kept::Coordinator, _, Some(handle)) => (Target::Coordinator, handle),
         _ => (Target::Primary, &database.catalog),
     };
     let control = connect_control(house, database, target).await?;
@@ -146,7 +149,7 @@ async fn keep_connected(house: &House, database: &Database, kept: Kept, first: &
             cache.catalog_loaded(handle.current().version, as_of);
             known = Some(as_of);
         }
-        if std::mem::take(first) {
+        if std::mem::take(first) && kept != Kept::Coordinator {
             database.catalog_is_there();
         }
         let epoch_moved = async {

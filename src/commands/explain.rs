@@ -73,6 +73,10 @@ pub async fn run(path: PathBuf, arguments: &Arguments) -> Result<Explained, Stri
         Some(shard) => Some(ask(database, shard, user, &tls).await?.0),
         None => None,
     };
+    let coordinator = match &database.coordinator {
+        Some(server) => Some(ask(database, server, user, &tls).await?.0),
+        None => None,
+    };
     let facts = Analyzer::new().facts(sql.as_bytes(), session.conforming_strings);
     let search_path = rules::resolve_search_path(&session.search_path, &session.role, &primary);
     let view = SessionView {
@@ -97,6 +101,8 @@ pub async fn run(path: PathBuf, arguments: &Arguments) -> Result<Explained, Stri
         fanout: &config.fanout,
         shards: shards.as_ref(),
         bound: None,
+        coordinator: coordinator.as_ref().or(Some(&primary)),
+        is_unmergeable: false,
     });
     let refused = matches!(plan, Plan::Refuse(_));
     let mut rows = vec![("database".into(), database.name.clone()), ("user".into(), user.name.clone())];

@@ -176,6 +176,7 @@ static DATABASE: Section = Section {
         key("replicas", Secrets, None),
         key("reads", Choice(&["primary", "replica"]), Some("primary")),
         key("shards", Secrets, None),
+        key("coordinator", Secret, None),
         key("table", Tables(&TABLE), None),
         key("pool", Table(&DATABASE_POOL), None),
         key("max_clients", Count, None),
@@ -268,10 +269,12 @@ static FANOUT: Section = Section {
         fixed("memory", Size, Some("64MiB")),
         fixed("pure_functions", Texts, None),
         fixed("query_timeout", Duration, Some("30s")),
+        fixed("max_shipped_rows", Count, Some("10000000")),
+        fixed("max_shipped_bytes", Size, Some("1GiB")),
     ],
     unsupported: &[(
         "coordinator",
-        "remove it: what pgherd cannot merge while it streams is refused with 0A000 in this version",
+        "name it in the [[database]]: types and functions there must be the database's own",
     )],
 };
 

@@ -170,6 +170,8 @@ pub struct Database {
     pub reads: Reads,
     /// The shards, in the order that hash remainders and `on` numbers refer to.
     pub shards: Vec<ServerAddress>,
+    /// Where PostgreSQL merges what pgherd does not; `None` is the primary.
+    pub coordinator: Option<ServerAddress>,
     /// Sharded and reference tables.
     pub tables: Vec<Table>,
     /// The pool's settings, defaults filled in.
@@ -409,6 +411,10 @@ pub struct Fanout {
     pub pure_functions: Vec<String>,
     /// How long a distributed statement may run.
     pub query_timeout: Duration,
+    /// Rows that one statement may ship to the coordinator.
+    pub max_shipped_rows: u64,
+    /// Bytes that one statement may ship to the coordinator.
+    pub max_shipped_bytes: u64,
 }
 
 /// `[admin]`

@@ -153,6 +153,8 @@ fn fanout_changes(before: &Config, after: &Config) -> Vec<(&'static str, bool)> 
         ("fanout.memory", before.memory_bytes != after.memory_bytes),
         ("fanout.pure_functions", before.pure_functions != after.pure_functions),
         ("fanout.query_timeout", before.query_timeout != after.query_timeout),
+        ("fanout.max_shipped_rows", before.max_shipped_rows != after.max_shipped_rows),
+        ("fanout.max_shipped_bytes", before.max_shipped_bytes != after.max_shipped_bytes),
     ]
 }
 

@@ -1,5 +1,6 @@
 //! Carrying a plan out.
 
+pub mod coordinator;
 pub mod fanout;
 pub mod merge;
 pub mod readonly;

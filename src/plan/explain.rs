@@ -20,6 +20,17 @@ pub fn render(plan: &Plan, facts: &Facts) -> Vec<(String, String)> {
             rows.add("shards", shards.join(", "));
             rows.add("merge", merge(streamed));
         }
+        Plan::Gather(gathered) => {
+            let shards: Vec<String> = gathered.shards.iter().map(ToString::to_string).collect();
+            rows.add("shards", shards.join(", "));
+            rows.add("merge", "by PostgreSQL, on the coordinator");
+            for shipment in &gathered.shipments {
+                let from: Vec<String> =
+                    shipment.from.iter().filter_map(|&at| gathered.shards.get(at)).map(ToString::to_string).collect();
+                rows.add("ships", format!("{} from {}: {}", shipment.table, from.join(", "), shipment.unload));
+            }
+            rows.add("runs", gathered.sql.as_ref());
+        }
         Plan::Local(Local::Empty) => rows.add("answer", "an empty query"),
         Plan::Local(Local::ExplainRoute(_)) => rows.add("answer", "the plan of the statement inside"),
         Plan::Refuse(refusal) => {

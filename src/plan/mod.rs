@@ -27,6 +27,8 @@ pub enum Plan {
     },
     /// On several shards, merged by pgherd.
     FanOut(Arc<distribute::Streamed>),
+    /// By PostgreSQL, from rows that the shards ship to a coordinator.
+    Gather(Arc<distribute::Gathered>),
     /// Over sharded tables, with parameters that decide where and are not known yet: describe it on any shard, decide again after Bind.
     NeedsBind(Reason),
     /// Answered by pgherd itself.
@@ -44,6 +46,7 @@ impl Plan {
             Self::Cached(_) => "cached",
             Self::Shard { .. } => "shard",
             Self::FanOut(_) => "fan-out",
+            Self::Gather(_) => "gather",
             Self::NeedsBind(_) => "needs-bind",
             Self::Local(_) => "local",
             Self::Refuse(_) => "refuse",
@@ -58,6 +61,7 @@ impl Plan {
             }
             Self::Cached(cached) => Some(&cached.reason),
             Self::FanOut(streamed) => Some(&streamed.reason),
+            Self::Gather(gathered) => Some(&gathered.reason),
             Self::Local(_) | Self::Refuse(_) => None,
         }
     }

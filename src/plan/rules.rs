@@ -34,6 +34,10 @@ pub struct Input<'a> {
     pub shards: Option<&'a Catalog>,
     /// What Bind brought. `None` is a simple query, or an extended one before Bind: decide again with it.
     pub bound: Option<&'a Bound<'a>>,
+    /// The catalog of the server that merges what pgherd does not.
+    pub coordinator: Option<&'a Catalog>,
+    /// Whether streaming has been tried, and the rows turned out not to be of types that pgherd compares.
+    pub is_unmergeable: bool,
 }
 
 /// What of a session matters to where a statement runs.

@@ -47,6 +47,8 @@ impl World {
                 memory_bytes: 1 << 20,
                 pure_functions: vec!["public.slug(text)".into()],
                 query_timeout: Duration::from_secs(30),
+                max_shipped_rows: 1000,
+                max_shipped_bytes: 1 << 20,
             },
             path: vec!["pg_catalog".into(), "public".into()],
             in_transaction: Transaction::Outside,
@@ -82,6 +84,8 @@ impl World {
             fanout: &self.fanout,
             shards: Some(&self.catalog),
             bound: Some(&bound),
+            coordinator: None,
+            is_unmergeable: false,
         })
     }
 
@@ -255,6 +259,7 @@ fn database() -> config::Database {
         primary: address(),
         replicas: Vec::new(),
         reads: Reads::Primary,
+        coordinator: None,
         shards: Vec::new(),
         tables: Vec::new(),
         pool: config::Pool {

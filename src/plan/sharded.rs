@@ -1,8 +1,6 @@
 //! The gate before the shards: which statements name sharded or reference tables, and which might reach them unseen.
 
-use std::sync::Arc;
-
-use super::distribute::{self, Distributed, Parameters, Streamed};
+use super::distribute::{self, Distributed, Parameters};
 use super::functions::{self, Conduct};
 use super::rules::{Input, Transaction};
 use super::{Plan, Reason, Refusal, names};
@@ -68,13 +66,16 @@ fn distribute(input: &Input<'_>, statement: &Statement) -> Option<Plan> {
             same_encoding: input.session.same_encoding,
         },
         parameters: parameters.or((statement.parameters == 0).then_some(Parameters::NONE)),
+        coordinator: input.coordinator,
+        is_unmergeable: input.is_unmergeable,
     });
     match plan {
         Ok(Distributed::Elsewhere) => None,
         Ok(Distributed::Shard { shard, reason }) => {
             Some(Plan::Shard { shard, detachable: is_detachable(input, statement, shards), reason })
         }
-        Ok(Distributed::Streamed(streamed)) => Some(in_transaction(input, streamed)),
+        Ok(Distributed::Streamed(streamed)) => Some(in_transaction(input, Plan::FanOut(streamed))),
+        Ok(Distributed::Gathered(gathered)) => Some(in_transaction(input, Plan::Gather(gathered))),
         Ok(Distributed::NeedsBind) => Some(Plan::NeedsBind(Reason {
             code: "needs-bind",
             text: "which shards it concerns is known when its parameters are".into(),
@@ -84,9 +85,9 @@ fn distribute(input: &Input<'_>, statement: &Statement) -> Option<Plan> {
 }
 
 /// A fan-out reads on connections of its own: right under READ COMMITTED, as long as the transaction has written nothing.
-fn in_transaction(input: &Input<'_>, streamed: Arc<Streamed>) -> Plan {
+fn in_transaction(input: &Input<'_>, plan: Plan) -> Plan {
     match input.session.in_transaction {
-        Transaction::Outside | Transaction::VirginReadCommitted | Transaction::Failed => Plan::FanOut(streamed),
+        Transaction::Outside | Transaction::VirginReadCommitted | Transaction::Failed => plan,
         Transaction::Written => Plan::Refuse(refusal(
             "own-writes",
             "a statement over several shards in a transaction that has written".into(),

@@ -6,6 +6,7 @@ use std::time::Instant;
 use bytes::Bytes;
 
 use super::context::Target;
+use super::fan_out::Ran;
 use super::planned::{Execution, Way};
 use super::{Attached, Session};
 use crate::backend::server::UNKNOWN_STATEMENT;
@@ -75,7 +76,7 @@ impl Session {
 
     async fn carry_out(&mut self, execution: &Execution<'_>, described: bool, way: Way) -> Result<Carried, Error> {
         self.has_read_aside |= self.status == TransactionStatus::InTransaction
-            && matches!(way, Way::ReadOnly(_) | Way::Fill(..) | Way::Hit(_) | Way::FanOut(_));
+            && matches!(way, Way::ReadOnly(_) | Way::Fill(..) | Way::Hit(_) | Way::FanOut(_) | Way::Gather(_));
         match way {
             Way::Relay(_) => return Err(Error::internal("a relayed statement is not pgherd's to answer")),
             Way::ReadOnly(target) => return self.read_only(execution, described, target, None).await,
@@ -84,7 +85,22 @@ impl Session {
             }
             Way::Hit(entry) => self.serve_entry(&entry, described),
             Way::FanOut(streamed) => {
-                if let Err(message) = Box::pin(self.fan_out(execution, described, &streamed)).await? {
+                let message = match Box::pin(self.fan_out(execution, described, &streamed)).await? {
+                    Ran::Answered => return Ok(Carried::Answered),
+                    Ran::Failed(message) => message,
+                    Ran::Unmergeable(error) => match self.plan_unmergeable(execution, error).await {
+                        Ok(gathered) => match Box::pin(self.gather(execution, described, &gathered)).await? {
+                            Ok(()) => return Ok(Carried::Answered),
+                            Err(message) => message,
+                        },
+                        Err(error) => return Err(error),
+                    },
+                };
+                self.fail_with(message);
+                return Ok(Carried::Failed);
+            }
+            Way::Gather(gathered) => {
+                if let Err(message) = Box::pin(self.gather(execution, described, &gathered)).await? {
                     self.fail_with(message);
                     return Ok(Carried::Failed);
                 }

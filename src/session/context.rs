@@ -45,6 +45,8 @@ pub enum Target {
     Replica(usize),
     /// A shard, by index.
     Shard(usize),
+    /// Where PostgreSQL merges what pgherd does not.
+    Coordinator,
 }
 
 /// What every session of this pgherd shares.
@@ -94,6 +96,8 @@ pub struct Database {
     pub catalog: Arc<CatalogHandle>,
     /// What shard 0's catalog says; all shards are alike.
     pub shard_catalog: Option<Arc<CatalogHandle>>,
+    /// What the coordinator's catalog says, where that is another server than the primary.
+    pub coordinator_catalog: Option<Arc<CatalogHandle>>,
     /// `[cache]`
     pub cache_config: CacheConfig,
     /// `[fanout]`
@@ -170,8 +174,10 @@ impl Database {
         let has_shards = !config.tables.is_empty();
         let is_planned = cache.is_some() || has_shards || !config.replicas.is_empty();
         let missing = usize::from(is_planned) + usize::from(has_shards);
+        let has_coordinator = has_shards && config.coordinator.is_some();
         Self {
             catalog: Arc::new(CatalogHandle::new()),
+            coordinator_catalog: has_coordinator.then(|| Arc::new(CatalogHandle::new())),
             shard_catalog: has_shards.then(|| Arc::new(CatalogHandle::new())),
             cache_config: whole.cache.clone(),
             fanout: whole.fanout.clone(),
@@ -212,6 +218,7 @@ impl Database {
             Target::Primary => &self.config.primary,
             Target::Replica(index) => &self.config.replicas[index],
             Target::Shard(index) => &self.config.shards[index],
+            Target::Coordinator => self.config.coordinator.as_ref().unwrap_or(&self.config.primary),
         }
     }
 

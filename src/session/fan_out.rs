@@ -23,10 +23,10 @@ use crate::wire::frame::Frame;
 use crate::wire::writer;
 
 /// How long legs may take to come to rest after an error or a cancel.
-const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
+pub(super) const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A leased server connection as a leg.
-struct LeasedLeg {
+pub(super) struct LeasedLeg {
     attached: Attached,
     cancel: Arc<CancelTarget>,
 }
@@ -64,6 +64,16 @@ impl Sink for ClientSide {
     }
 }
 
+/// What became of a statement over several shards.
+pub(super) enum Ran {
+    /// The client has its answer.
+    Answered,
+    /// A shard's error, as the client is to get it.
+    Failed(Bytes),
+    /// pgherd cannot merge such rows; the client has been sent nothing.
+    Unmergeable(Error),
+}
+
 impl Session {
     /// Runs a statement on its shards and passes the merged answer on. An error of a shard's comes back as the bytes that the
     /// client is to get.
@@ -72,7 +82,7 @@ impl Session {
         execution: &Execution<'_>,
         described: bool,
         streamed: &Arc<Streamed>,
-    ) -> Result<Result<(), Bytes>, Error> {
+    ) -> Result<Ran, Error> {
         let mut legs = Vec::with_capacity(streamed.shards.len());
         for &shard in &streamed.shards {
             legs.push(self.lease_leg(Target::Shard(shard)).await?);
@@ -115,10 +125,11 @@ impl Session {
         match outcome.result {
             Ok(rows) => {
                 self.suspend_if_limited(execution, rows);
-                Ok(Ok(()))
+                Ok(Ran::Answered)
             }
-            Err(Failure::Server(frame)) => Ok(Err(frame.bytes)),
+            Err(Failure::Server(frame)) => Ok(Ran::Failed(frame.bytes)),
             Err(Failure::Own(_)) if timed_out => Err(super::failure::too_slow("fanout.query_timeout")),
+            Err(Failure::Unmergeable(error)) => Ok(Ran::Unmergeable(error)),
             Err(Failure::Own(error)) => Err(error),
         }
     }
@@ -128,7 +139,7 @@ impl Session {
         self.setting("extra_float_digits").and_then(|digits| digits.parse().ok()).unwrap_or(DEFAULT)
     }
 
-    async fn lease_leg(&mut self, target: Target) -> Result<LeasedLeg, Error> {
+    pub(super) async fn lease_leg(&mut self, target: Target) -> Result<LeasedLeg, Error> {
         let mut lease = self.wait_for_lease(&self.pool(target)).await?;
         crate::backend::reset::apply(lease.server(), &self.settings.current).await?;
         let server = lease.server();
@@ -181,7 +192,7 @@ fn limited(streamed: &Arc<Streamed>, max_rows: i32) -> Option<Arc<Streamed>> {
 }
 
 /// Gives the legs back; those that did not come to rest are closed.
-fn release(legs: Vec<LeasedLeg>, broken: &[usize]) {
+pub(super) fn release(legs: Vec<LeasedLeg>, broken: &[usize]) {
     for (at, mut leg) in legs.into_iter().enumerate() {
         if broken.contains(&at) {
             leg.attached.lease.discard();

@@ -10,6 +10,7 @@ mod extended;
 mod failure;
 mod fan_out;
 mod flight;
+mod gather;
 mod greet;
 pub mod handshake;
 mod lease;

@@ -11,7 +11,7 @@ use crate::backend::settings::Settings;
 use crate::cache::{FillTicket, Key, Lookup, Protocol};
 use crate::catalog::model::Catalog;
 use crate::error::{Error, ErrorKind};
-use crate::plan::distribute::Streamed;
+use crate::plan::distribute::{Gathered, Streamed};
 use crate::plan::rules::{self, Bound, Input, SessionView, Transaction, resolve_search_path};
 use crate::plan::{CachedRead, Local, Plan, Refusal};
 use crate::sql::facts::{Class, Facts, SharedFacts, TransactionControl};
@@ -56,6 +56,8 @@ pub(super) enum Way {
     Fill(FillTicket, Arc<CachedRead>),
     /// Runs it on several shards.
     FanOut(Arc<Streamed>),
+    /// Runs it on the coordinator, with rows from several shards.
+    Gather(Arc<Gathered>),
     /// Shows where it would run.
     Explain(Vec<(String, String)>),
     /// There is nothing to run.
@@ -89,6 +91,7 @@ impl Way {
         match self {
             Self::Relay(target) | Self::ReadOnly(target @ Target::Shard(_)) => *target,
             Self::FanOut(streamed) => Target::Shard(streamed.shards.first().copied().unwrap_or(0)),
+            Self::Gather(gathered) => Target::Shard(gathered.shards.first().copied().unwrap_or(0)),
             _ => Target::Primary,
         }
     }
@@ -103,6 +106,7 @@ impl Way {
             Self::ReadOnly(_) => PlanClass::Replica,
             Self::Hit(_) | Self::Fill(..) => PlanClass::Cached,
             Self::FanOut(_) => PlanClass::FanOut,
+            Self::Gather(_) => PlanClass::Gather,
             Self::Explain(_) | Self::Empty | Self::Begin | Self::Savepoint | Self::RollbackTo(_) | Self::End(_) => {
                 PlanClass::Local
             }
@@ -157,7 +161,8 @@ impl Session {
             Plan::Replica(_) if execution.max_rows > 0 => Ok(Way::Relay(Target::Primary)),
             Plan::Replica(_) => self.way_of_replica().await,
             Plan::Cached(read) => self.way_of_cached(execution, read).await,
-            Plan::FanOut(streamed) => self.way_of_fan_out(streamed),
+            Plan::FanOut(streamed) => self.way_of_fan_out(Way::FanOut(streamed)),
+            Plan::Gather(gathered) => self.way_of_fan_out(Way::Gather(gathered)),
             Plan::Local(Local::Empty) => Ok(Way::Empty),
             Plan::Local(Local::ExplainRoute(inner)) => self.explain(execution, &inner).await.map(Way::Explain),
             Plan::Refuse(refusal) => Err(self.refused(refusal)),
@@ -253,8 +258,24 @@ impl Session {
         Ok((begins && self.server.is_none() && self.status == TransactionStatus::Idle).then_some(Way::Begin))
     }
 
+    /// How PostgreSQL merges what pgherd turned out not to merge, because of `error`.
+    pub(super) async fn plan_unmergeable(
+        &mut self,
+        execution: &Execution<'_>,
+        error: Error,
+    ) -> Result<Arc<Gathered>, Error> {
+        match self.plan_knowing(execution, true).await? {
+            Plan::Gather(gathered) => Ok(gathered),
+            _ => Err(error),
+        }
+    }
+
     /// The plan for an execution, from what is known now.
     async fn plan(&mut self, execution: &Execution<'_>) -> Result<Plan, Error> {
+        self.plan_knowing(execution, false).await
+    }
+
+    async fn plan_knowing(&mut self, execution: &Execution<'_>, is_unmergeable: bool) -> Result<Plan, Error> {
         self.db.wait_for_catalogs().await?;
         let catalog = self.db.catalog.current();
         let shards = self.db.shard_catalog.as_ref().map(|handle| handle.current());
@@ -268,7 +289,7 @@ impl Session {
             // Only where no byte can be misread may a statement go anywhere but to the primary.
             return self.plan_of_foreign_text(execution.facts);
         };
-        let plan = self.decide(execution.facts, text, &catalog, shards.as_deref(), bound.as_ref());
+        let plan = self.decide(execution.facts, text, &catalog, shards.as_deref(), bound.as_ref(), is_unmergeable);
         let is_read = matches!(plan, Plan::Primary(_) | Plan::Replica(_) | Plan::Cached(_));
         if is_read && self.db.writes_unseen(execution.facts.fingerprint) {
             return Ok(Plan::Primary(crate::plan::Reason {
@@ -295,7 +316,9 @@ impl Session {
         catalog: &Catalog,
         shards: Option<&Catalog>,
         bound: Option<&Bound<'_>>,
+        is_unmergeable: bool,
     ) -> Plan {
+        let coordinator = self.db.coordinator_catalog.as_ref().map(|handle| handle.current());
         let role = self.effective_role();
         let search_path = self.search_path(catalog, &role);
         let encoding = self.setting("client_encoding").unwrap_or_else(|| "UTF8".into());
@@ -321,6 +344,8 @@ impl Session {
             fanout: &self.db.fanout,
             shards,
             bound,
+            coordinator: coordinator.as_deref().or(Some(catalog)).filter(|catalog| catalog.version > 0),
+            is_unmergeable,
         })
     }
 
@@ -444,12 +469,12 @@ impl Session {
         })
     }
 
-    fn way_of_fan_out(&self, streamed: Arc<Streamed>) -> Result<Way, Error> {
+    fn way_of_fan_out(&self, way: Way) -> Result<Way, Error> {
         if self.is_mid_flight() {
             return Err(Error::refused("a statement over several shards cannot stand in the middle of a pipeline")
                 .hint("Send Sync before it."));
         }
-        Ok(Way::FanOut(streamed))
+        Ok(way)
     }
 
     /// Whether the server held has a pipeline open, whose order an answer of pgherd's own would break.

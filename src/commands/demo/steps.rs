@@ -161,7 +161,7 @@ fn last() -> Vec<Step> {
         Step {
             title: "What pgherd could not answer rightly, it refuses",
             door: Door::First,
-            sql: "select percentile_cont(0.5) within group (order by amount) from orders",
+            sql: "select amount from orders order by amount desc limit 3 for update",
             expected: Expected::Refused,
             check: Check::None,
         },

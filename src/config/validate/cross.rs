@@ -107,6 +107,7 @@ fn check_server_login(table: &Table<'_>, user: &User, databases: &[Database]) {
     let reaches = |database: &&Database| user.databases.is_empty() || user.databases.contains(&database.name);
     let without = databases.iter().filter(reaches).find(|database| {
         let mut servers = std::iter::once(&database.primary).chain(&database.replicas).chain(&database.shards);
+        let mut servers = servers.by_ref().chain(&database.coordinator);
         servers.any(|server| server.password.is_none())
     });
     if let Some(database) = without {

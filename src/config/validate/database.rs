@@ -15,6 +15,10 @@ pub(super) fn read(table: &Table<'_>, defaults: &Pool) -> Database {
         .and_then(|text| server(table, "primary", &text));
     let replicas = servers(table, "replicas");
     let shards = servers(table, "shards");
+    let coordinator = table.text("coordinator").and_then(|text| server(table, "coordinator", &text));
+    if coordinator.is_some() && shards.is_empty() {
+        table.warn("coordinator", "without shards there is nothing to merge", "name the shards, or remove this");
+    }
     if shards.len() > SHARDS {
         table.fault("shards", format!("there are more than {SHARDS} shards"), "use fewer");
     }
@@ -40,6 +44,7 @@ pub(super) fn read(table: &Table<'_>, defaults: &Pool) -> Database {
         replicas,
         reads,
         shards,
+        coordinator,
         tables,
         pool: pool::read(&table.table("pool"), Some(defaults)),
         max_clients: table.count("max_clients", 1..1_000_001).map(|count| count as usize),

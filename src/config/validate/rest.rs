@@ -28,6 +28,8 @@ pub(super) fn fanout(table: &Table<'_>) -> Fanout {
         memory_bytes: usize::try_from(memory).unwrap_or(usize::MAX),
         pure_functions: pure_functions.collect(),
         query_timeout: table.duration("query_timeout"),
+        max_shipped_rows: table.count("max_shipped_rows", 1..1 << 48).unwrap_or(1),
+        max_shipped_bytes: table.size("max_shipped_bytes"),
     }
 }
 

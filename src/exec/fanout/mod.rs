@@ -15,7 +15,7 @@ use leg::{Progress, SINK_HIGH_BYTES, SINK_LOW_BYTES, Stage};
 
 use crate::catalog::model::Oid;
 use crate::error::{Error, ErrorKind};
-use crate::exec::merge::description::Description;
+use crate::exec::merge::description::{Description, format_of};
 use crate::exec::merge::{Merger, ResultFormats};
 use crate::plan::distribute::Streamed;
 use crate::wire::frame::{Body, Frame};
@@ -73,6 +73,8 @@ pub enum Failure {
     Server(Frame),
     /// pgherd's own: a refusal, a limit, a cancel, a lost connection.
     Own(Error),
+    /// The rows are not of types that pgherd merges; nothing has been sent.
+    Unmergeable(Error),
 }
 
 /// How a fan-out ended.
@@ -253,7 +255,7 @@ impl<'a> Fanout<'a> {
         self.legs[at].stage = Stage::Described;
         let description = Description::read(frame.body()).map_err(Failure::Own)?;
         match &self.description {
-            Some(first) if !first.is_alike(&description) => {
+            Some(first) if !self.is_alike(first, &description) => {
                 let message =
                     format!("shard {} describes the result otherwise than the others", self.run.plan.shards[at]);
                 let error = Error::new(ErrorKind::Backend, SqlState::FEATURE_NOT_SUPPORTED, message);
@@ -263,7 +265,7 @@ impl<'a> Fanout<'a> {
             None => {
                 let (plan, formats) = (self.run.plan, self.run.formats);
                 let merger = Merger::new(plan, &description, formats, legs.len(), self.run.memory_bytes)
-                    .map_err(Failure::Own)?;
+                    .map_err(Failure::Unmergeable)?;
                 self.merger = Some(merger);
                 if self.run.describe {
                     let visible = description.columns.len() - plan.hidden;
@@ -274,6 +276,12 @@ impl<'a> Fanout<'a> {
         }
         self.legs[at].run(legs[at].queue(), self.run, &description);
         Ok(())
+    }
+
+    fn is_alike(&self, first: &Description, other: &Description) -> bool {
+        let visible = first.columns.len().saturating_sub(self.run.plan.hidden);
+        let format = |at| if at < visible { format_of(self.run.formats.codes, at) } else { 1 };
+        first.is_alike(other, format)
     }
 
     /// The error with its position moved to where it is in the client's own text.

@@ -53,10 +53,22 @@ impl Description {
         body.rest().is_empty().then_some(Self { columns })
     }
 
-    /// Whether rows of the other shard mean the same: names, types and modifiers; tables may have other oids.
-    pub fn is_alike(&self, other: &Self) -> bool {
-        let same = |a: &Column, b: &Column| a.name == b.name && a.type_oid == b.type_oid && a.typmod == b.typmod;
-        self.columns.len() == other.columns.len() && self.columns.iter().zip(&other.columns).all(|(a, b)| same(a, b))
+    /// Whether rows of another server mean the same: names, types and modifiers; tables may have other oids. So may types that
+    /// users made, as long as no value holds an oid: in text, and of types of fixed length (enums) in binary form.
+    pub fn is_alike(&self, other: &Self, formats: impl Fn(usize) -> i16) -> bool {
+        const FIRST_USER_OID: Oid = 16384;
+        let same_type = |at: usize, a: &Column, b: &Column| {
+            let are_users = a.type_oid >= FIRST_USER_OID && b.type_oid >= FIRST_USER_OID;
+            a.type_oid == b.type_oid || (are_users && (formats(at) == 0 || (a.size > 0 && a.size == b.size)))
+        };
+        let same =
+            |(at, (a, b)): (usize, (&Column, &Column))| a.name == b.name && a.typmod == b.typmod && same_type(at, a, b);
+        self.columns.len() == other.columns.len() && self.columns.iter().zip(&other.columns).enumerate().all(same)
+    }
+
+    /// The same without type modifiers, which shipped columns do not have.
+    pub fn without_modifiers(&self) -> Self {
+        Self { columns: self.columns.iter().map(|column| Column { typmod: -1, ..column.clone() }).collect() }
     }
 
     /// Writes the client's RowDescription: the first `visible` columns in these formats.

@@ -5,20 +5,23 @@ mod block;
 mod check;
 mod constant;
 mod functions;
+mod gather;
+mod gather_check;
 mod group;
 mod having;
 mod items;
 mod model;
 mod refuse;
 mod scope;
+mod ship;
 mod source;
 mod stream;
 mod tie;
 mod write;
 
 pub use model::{
-    Aggregate, Collating, Condition, Distributed, Groups, Input, Key, Merge, Output, Parameters, Session, Sort, SortBy,
-    Streamed,
+    Aggregate, Collating, Condition, Distributed, Gathered, Groups, Input, Key, Merge, Output, Parameters, Session,
+    Shipment, Sort, SortBy, Streamed,
 };
 
 use sqlparser::ast::{Query, SetExpr, Statement};
@@ -47,9 +50,22 @@ pub fn plan(input: &Input<'_>) -> Result<Distributed, Refusal> {
     let source = Source::new(input.text, scs);
     let constants = Constants { input, source: &source };
     let mut analysis = Analysis::new(constants);
-    let shape = match &tree {
-        Statement::Explain { statement, .. } => walk(&mut analysis, statement).map(|_| Shape::Explain),
-        tree => walk(&mut analysis, tree),
+    match planned(input, &tree, &source, &mut analysis) {
+        // What the shards' answers cannot be merged from is asked of PostgreSQL, which is given the rows.
+        Err(why) if analysis.touches && matches!(tree, Statement::Query(_)) => gather::plan(input, &tree, &source, why),
+        planned => planned,
+    }
+}
+
+fn planned(
+    input: &Input<'_>,
+    tree: &Statement,
+    source: &Source<'_>,
+    analysis: &mut Analysis<'_>,
+) -> Result<Distributed, Refusal> {
+    let shape = match tree {
+        Statement::Explain { statement, .. } => walk(analysis, statement).map(|_| Shape::Explain),
+        tree => walk(analysis, tree),
     };
     let shape = match shape {
         Ok(shape) => shape,
@@ -65,7 +81,7 @@ pub fn plan(input: &Input<'_>) -> Result<Distributed, Refusal> {
         return Ok(Distributed::Elsewhere);
     }
     let functions = Functions { catalog: input.catalog, pure_functions: input.pure_functions };
-    let findings = check(&tree, functions)?;
+    let findings = check(tree, functions)?;
     if let Some(foreign) = &analysis.foreign {
         let message = format!("\"{foreign}\" does not live on the shards and cannot be joined with tables that do");
         return Err(refuse(
@@ -100,7 +116,14 @@ pub fn plan(input: &Input<'_>) -> Result<Distributed, Refusal> {
         (Tie::Many, Shape::Explain) => Err(clause("explain", "EXPLAIN")),
         (Tie::Many, Shape::Query(parts)) => {
             let (query, block) = *parts;
-            streamed(input, query, block.as_ref(), &analysis, findings.one_shard, &source, functions)
+            if input.is_unmergeable {
+                return Err(refuse(
+                    "type",
+                    "rows of types that pgherd does not compare",
+                    "sort and group by plain types",
+                ));
+            }
+            streamed(input, query, block.as_ref(), analysis, findings.one_shard, source, functions)
         }
     }
 }

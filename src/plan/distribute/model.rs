@@ -28,6 +28,10 @@ pub struct Input<'a> {
     pub session: Session,
     /// What Bind brought; `None` before Bind.
     pub parameters: Option<Parameters<'a>>,
+    /// The catalog of the server that merges what pgherd does not; `None` while it is not known: such statements are refused.
+    pub coordinator: Option<&'a Catalog>,
+    /// Whether streaming has been tried, and the rows turned out not to be of types that pgherd compares.
+    pub is_unmergeable: bool,
 }
 
 /// Settings that change how a text is read.
@@ -87,6 +91,8 @@ pub enum Distributed {
     },
     /// Rewritten, run on several shards, merged.
     Streamed(Arc<Streamed>),
+    /// Rows are shipped to a server that runs the statement itself.
+    Gathered(Arc<Gathered>),
     /// It has parameters that are not known yet: describe it on any shard, plan again after Bind.
     NeedsBind,
 }
@@ -112,6 +118,42 @@ pub struct Streamed {
     pub limit: Option<u64>,
     /// Why it is so.
     pub reason: Reason,
+}
+
+/// A statement that PostgreSQL merges: rows of its tables are shipped into temporary tables of one server, where it then runs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Gathered {
+    /// Shards that rows are read from, ascending; the first also describes the statement.
+    pub shards: Vec<usize>,
+    /// What is shipped, one for each table.
+    pub shipments: Vec<Shipment>,
+    /// What fails on the coordinator unless every name of the statement means a shipped table there: a SELECT of one boolean.
+    pub probe: Box<str>,
+    /// What runs there: the original text, schemas of shipped tables replaced.
+    pub sql: Box<str>,
+    /// Whether it is the original text to the letter, so that error positions hold.
+    pub is_verbatim: bool,
+    /// Why it is not streamed.
+    pub reason: Reason,
+}
+
+/// The rows of one table on their way to the coordinator.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Shipment {
+    /// The table, as people write it.
+    pub table: Box<str>,
+    /// Which of the plan's shards it is read from, by place in `Gathered::shards`.
+    pub from: Vec<usize>,
+    /// Makes the temporary table.
+    pub create: Box<str>,
+    /// `COPY (SELECT ...) TO STDOUT`, for each shard.
+    pub unload: Box<str>,
+    /// `COPY ... FROM STDIN`, for the coordinator.
+    pub load: Box<str>,
+    /// Run behind it: a primary key that GROUP BY may rely on.
+    pub finish: Option<Box<str>>,
+    /// Whether rows travel in COPY's binary format; else in its text format, with settings that make texts exact.
+    pub is_binary: bool,
 }
 
 /// How the shards' rows become the answer's rows.

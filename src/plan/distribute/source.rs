@@ -1,11 +1,12 @@
 //! The statement's own text cut into clauses by PostgreSQL's tokens: what is spliced is always the original's bytes.
 
+use std::collections::BTreeSet;
 use std::ops::Range;
 
 use sqlparser::ast::{Function, ObjectNamePart};
 
-use crate::sql::lexer::{Lexer, Token};
-use crate::sql::parse;
+use crate::sql::lexer::{Lexer, Token, TokenKind};
+use crate::sql::{literal, parse};
 
 /// A text and its significant tokens, trailing semicolons left out.
 #[derive(Debug)]
@@ -31,6 +32,17 @@ pub(super) struct Clauses {
     pub(super) tail: usize,
     /// Behind the last token.
     pub(super) end: usize,
+}
+
+/// Two parts of a name with a dot between them.
+#[derive(Debug)]
+pub(super) struct Qualified {
+    /// The first.
+    pub(super) schema: String,
+    /// The second.
+    pub(super) name: String,
+    /// Whether a third stands before them.
+    pub(super) is_behind_dot: bool,
 }
 
 /// The text of a function call behind its name.
@@ -202,6 +214,72 @@ impl<'a> Source<'a> {
             depth += i32::from(self.is_punctuation(at, b'(')) - i32::from(self.is_punctuation(at, b')'));
             depth == 0
         })
+    }
+
+    /// How many tokens there are.
+    pub(super) fn len(&self) -> usize {
+        self.tokens.len()
+    }
+
+    /// Behind the last token.
+    pub(super) fn end(&self) -> usize {
+        self.tokens.last().map_or(0, |token| token.end)
+    }
+
+    /// The identifier at that place, keywords included.
+    pub(super) fn name_at(&self, at: usize) -> Option<String> {
+        literal::identifier(*self.tokens.get(at)?, self.text.as_bytes())
+    }
+
+    /// The operator at that place.
+    pub(super) fn operator_at(&self, at: usize) -> Option<&'a str> {
+        let token = self.tokens.get(at).filter(|token| token.kind == TokenKind::Operator)?;
+        self.text.get(token.start..token.end)
+    }
+
+    /// Whether the token at that place is not quoted, no label and no part of a longer name.
+    pub(super) fn is_bare(&self, at: usize) -> bool {
+        let before = at.checked_sub(1);
+        self.tokens.get(at).is_some_and(|token| token.kind == TokenKind::Word)
+            && !before.is_some_and(|before| self.is_punctuation(before, b'.') || self.is(before, "as"))
+            && !self.is_punctuation(at + 1, b'.')
+    }
+
+    /// Whether ONLY at that place is that of `FETCH FIRST ROW ONLY`.
+    pub(super) fn is_rows_only(&self, at: usize) -> bool {
+        self.is(at, "only") && at.checked_sub(1).is_some_and(|before| self.is(before, "row") || self.is(before, "rows"))
+    }
+
+    /// Whether a parenthesis stands behind the token.
+    pub(super) fn is_call(&self, at: usize) -> bool {
+        self.is_punctuation(at + 1, b'(')
+    }
+
+    /// The name before the dot before that place.
+    pub(super) fn schema_at(&self, at: usize) -> Option<String> {
+        let dot = at.checked_sub(1).filter(|&dot| self.is_punctuation(dot, b'.'))?;
+        self.name_at(dot.checked_sub(1)?)
+    }
+
+    /// Whether it has a GROUP BY anywhere.
+    pub(super) fn has_group_by(&self) -> bool {
+        (0..self.len()).any(|at| self.is(at, "group") && self.is(at + 1, "by"))
+    }
+
+    /// Every identifier, keywords included.
+    pub(super) fn identifiers(&self) -> BTreeSet<String> {
+        (0..self.len()).filter_map(|at| self.name_at(at)).collect()
+    }
+
+    /// Names that two parts of a longer name make, with where the first of the two stands.
+    pub(super) fn qualified_names(&self) -> Vec<(Qualified, usize, usize)> {
+        let pair = |at: usize| {
+            let (schema, name) = (self.name_at(at)?, self.name_at(at + 2)?);
+            let is_behind_dot = at.checked_sub(1).is_some_and(|before| self.is_punctuation(before, b'.'));
+            let token = self.tokens.get(at).filter(|_| self.is_punctuation(at + 1, b'.'))?;
+            Some((Qualified { schema, name, is_behind_dot }, token.start, token.end))
+        };
+        (0..self.len()).filter_map(pair).collect()
     }
 
     /// Whether the constant at that location is `N'...'`, which is a `char(n)` constant and not an untyped one.

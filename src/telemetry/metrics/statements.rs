@@ -23,6 +23,8 @@ pub enum PlanClass {
     Shard,
     /// Run on several shards and merged.
     FanOut,
+    /// Run by PostgreSQL on rows that several shards shipped.
+    Gather,
     /// Answered by pgherd itself.
     Local,
     /// Refused.
@@ -31,8 +33,16 @@ pub enum PlanClass {
 
 impl PlanClass {
     /// All of them, in the order of their discriminants.
-    pub const ALL: [Self; 7] =
-        [Self::Primary, Self::Replica, Self::Cached, Self::Shard, Self::FanOut, Self::Local, Self::Refused];
+    pub const ALL: [Self; 8] = [
+        Self::Primary,
+        Self::Replica,
+        Self::Cached,
+        Self::Shard,
+        Self::FanOut,
+        Self::Gather,
+        Self::Local,
+        Self::Refused,
+    ];
 
     /// The label's value.
     pub fn label(self) -> &'static str {
@@ -42,6 +52,7 @@ impl PlanClass {
             Self::Cached => "cached",
             Self::Shard => "shard",
             Self::FanOut => "fanout",
+            Self::Gather => "gather",
             Self::Local => "local",
             Self::Refused => "refused",
         }

@@ -156,6 +156,7 @@ impl Cluster {
             replicas: Vec::new(),
             reads: Reads::Primary,
             shards: databases.iter().map(address).collect(),
+            coordinator: None,
             tables: tables(shards),
             pool: pool(),
             cache: false,
@@ -178,6 +179,8 @@ impl Cluster {
             pure_functions: &self.pure_functions,
             session: Session::default(),
             parameters,
+            coordinator: None,
+            is_unmergeable: false,
         })
     }
 
@@ -259,7 +262,7 @@ impl Cluster {
                 match outcome.result {
                     Ok(rows) => assert_eq!(rows as usize, given.rows.len(), "{text}"),
                     Err(Failure::Server(frame)) => given.error = Some(error(&frame)),
-                    Err(Failure::Own(error)) => {
+                    Err(Failure::Own(error) | Failure::Unmergeable(error)) => {
                         given.error = Some((error.sqlstate().to_string(), error.message().to_owned()))
                     }
                 }

@@ -44,6 +44,15 @@ pub(super) enum Collation {
     C,
 }
 
+impl Collation {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Locale => "C.UTF-8",
+            Self::C => "C",
+        }
+    }
+}
+
 impl Layout {
     fn sharded(self) -> Vec<(&'static str, &'static str, &'static str)> {
         match self {
@@ -68,7 +77,10 @@ impl Herd {
     pub(super) async fn start(layout: Layout, collation: Collation, shards: usize, cached: bool) -> Self {
         let whole = loaded(collation).await;
         let primary = harness::fresh_database().await;
-        let mut toml = format!("[[database]]\nname = \"tpch\"\nprimary = \"{}\"\nshards = [", primary.conninfo());
+        // What PostgreSQL merges it must compare as the shards do.
+        let coordinator = database_in(collation.name()).await;
+        let mut toml = format!("[[database]]\nname = \"tpch\"\nprimary = \"{}\"\n", primary.conninfo());
+        let _ = write!(toml, "coordinator = \"{}\"\nshards = [", coordinator.conninfo());
         for shard in 0..shards {
             let _ = write!(toml, "\"{}\", ", part_of(whole, layout, shards, shard).await.conninfo());
         }
@@ -83,7 +95,7 @@ impl Herd {
             let _ = write!(toml, "[[database.table]]\nname = \"public.{name}\"\nreference = true\n");
         }
         toml += "[[user]]\nname = \"postgres\"\nauth = \"trust\"\n";
-        let _ = write!(toml, "[cache]\nenabled = {cached}\n");
+        let _ = write!(toml, "[cache]\nenabled = {cached}\n[fanout]\nquery_timeout = \"300s\"\n");
         Self { whole: whole.clone(), pgherd: Pgherd::start(&toml).await }
     }
 }
@@ -93,8 +105,8 @@ async fn loaded(collation: Collation) -> &'static Database {
     static BY_LOCALE: OnceCell<Database> = OnceCell::const_new();
     static BY_BYTES: OnceCell<Database> = OnceCell::const_new();
     match collation {
-        Collation::Locale => BY_LOCALE.get_or_init(|| async { load(database_in("C.UTF-8").await).await }).await,
-        Collation::C => BY_BYTES.get_or_init(|| async { load(database_in("C").await).await }).await,
+        Collation::Locale => BY_LOCALE.get_or_init(|| async { load(database_in(collation.name()).await).await }).await,
+        Collation::C => BY_BYTES.get_or_init(|| async { load(database_in(collation.name()).await).await }).await,
     }
 }
 

@@ -37,7 +37,11 @@ impl Herd {
     pub(super) async fn over(shards: Vec<Database>, rest: &str) -> Self {
         let (whole, primary) = (harness::fresh_database().await, harness::fresh_database().await);
         whole.execute(&schema(1, 0)).await;
-        primary.execute("create table local_notes (id int4); insert into local_notes values (1)").await;
+        // The primary is the coordinator too: it has the shards' types.
+        let types =
+            "create schema pad; create type pad.other as (a int); create type mood as enum ('sad', 'ok', 'happy');
+            create table local_notes (id int4); insert into local_notes values (1)";
+        primary.execute(types).await;
         let mut toml = format!("[[database]]\nname = \"app\"\nprimary = \"{}\"\nshards = [", primary.conninfo());
         for (at, shard) in shards.iter().enumerate() {
             shard.execute(&schema(shards.len(), at)).await;

@@ -1,4 +1,5 @@
-//! One trap a row: statements that must equal one PostgreSQL's answer (`=`), and statements that must be refused (`!`).
+//! One trap a row: statements that must equal one PostgreSQL's answer (`=`), or have as many rows where values are of the
+//! moment (`~`), and statements that must be refused (`!`).
 
 use super::herd::Herd;
 use crate::answers::{Answer, MANNERS, ask};
@@ -18,8 +19,8 @@ const TRAPS: &[Trap] = &[
         &[
             "= select avg(amount), avg(qty), avg(small), avg(big), avg(wide) from sales where wide < 'Infinity'",
             "= select region, avg(amount), avg(qty) from sales group by region order by region",
-            "! select round(avg(amount), 2) from sales",
-            "! select sum(amount) / count(*) from sales",
+            "= select round(avg(amount), 2) from sales",
+            "= select sum(amount) / count(*) from sales",
         ],
     ),
     trap(
@@ -27,13 +28,13 @@ const TRAPS: &[Trap] = &[
         &[
             "= select sum(qty), sum(small), sum(big), sum(ratio), sum(price), sum(amount), count(*) from sales where price <> 'NaN'",
             "= select avg(qty), avg(price), avg(ratio) from sales where price <> 'NaN'",
-            "! select sum(cash) from sales",
-            "! select sum(span) from sales",
+            "= select sum(cash) from sales",
+            "= select sum(span) from sales",
         ],
     ),
     trap(
         "order in which floats are added",
-        &["= select sum(price), sum(ratio) from sales where price <> 'NaN'", "! select stddev(price) from sales"],
+        &["= select sum(price), sum(ratio) from sales where price <> 'NaN'", "= select stddev(price) from sales"],
     ),
     trap(
         "NaN, Infinity, many digits and trailing zeros of numeric",
@@ -50,15 +51,15 @@ const TRAPS: &[Trap] = &[
         &[
             "= select min(region), max(region) from sales",
             "= select min(label) from sales",
-            "! select max(feeling) from sales",
-            "! select min(list) from sales",
-            "! select max(host) from sales",
-            "! select min(cash) from sales",
+            "= select max(feeling) from sales",
+            "= select min(list) from sales",
+            "= select max(host) from sales",
+            "= select min(cash) from sales",
             "= select min(span), max(span) from sales",
             "= select min(day), max(at), min(made) from sales",
             "= select max(tag) from sales",
             "= select max(name) from sales",
-            "! select max(name collate \"C\") from sales",
+            "= select max(name collate \"C\") from sales",
         ],
     ),
     trap(
@@ -68,7 +69,7 @@ const TRAPS: &[Trap] = &[
             "= select id, label from sales order by label, id",
             "= select label, count(*) from sales group by label",
             "= select region, count(*) from sales group by region order by region desc",
-            "! select id from sales order by label collate \"C\", id",
+            "= select id from sales order by label collate \"C\", id",
             "= select id from sales order by lower(region), id",
             "= select max(label) from sales group by region",
             "= select distinct label from sales",
@@ -108,9 +109,9 @@ const TRAPS: &[Trap] = &[
             "= select id from sales order by id limit all offset 3",
             "= select id from sales order by id limit 0",
             "= select id from sales order by id fetch first row only",
-            "! select id, qty from sales order by qty fetch first 3 rows with ties",
-            "! select id from sales order by id limit 1 + 2",
-            "! select id from sales order by id limit (select 3)",
+            "= select qty from sales order by qty fetch first 3 rows with ties",
+            "= select id from sales order by id limit 1 + 2",
+            "= select id from sales order by id limit (select 3)",
         ],
     ),
     trap(
@@ -119,19 +120,19 @@ const TRAPS: &[Trap] = &[
             "= select distinct region from sales",
             "= select distinct region, qty from sales order by qty desc, region limit 9",
             "= select distinct region from sales order by region desc nulls last limit 3 offset 1",
-            "! select distinct on (region) region, id from sales order by region, id",
-            "! select distinct region from sales group by region, qty",
-            "! select distinct count(*) from sales group by region",
+            "= select distinct on (region) region, id from sales order by region, id",
+            "= select distinct region from sales group by region, qty",
+            "= select distinct count(*) from sales group by region",
         ],
     ),
     trap(
         "HAVING, FILTER, ORDER BY of aggregates",
         &[
             "= select region from sales group by region having count(*) > 40 order by region",
-            "! select region, count(*) from sales group by region having sum(amount) > 0 and region <> 'south' order by sum(qty), region",
+            "= select region, count(*) from sales group by region having sum(amount) > 0 and region <> 'south' order by sum(qty), region",
             "= select count(*) filter (where ok), sum(qty) filter (where region = 'north') from sales",
             "= select region from sales group by region order by count(*) desc, min(id)",
-            "! select region from sales group by region having sum(qty) > max(small) / 2",
+            "= select region from sales group by region having sum(qty) > max(small) / 2",
             "= select count(*) from sales having count(*) < 0",
         ],
     ),
@@ -139,23 +140,23 @@ const TRAPS: &[Trap] = &[
         "count of DISTINCT",
         &[
             "= select count(distinct customer_id) from sales",
-            "! select count(distinct region) from sales",
-            "! select region, count(distinct qty) from sales group by region order by region",
-            "! select sum(distinct qty) from sales",
+            "= select count(distinct region) from sales",
+            "= select region, count(distinct qty) from sales group by region order by region",
+            "= select sum(distinct qty) from sales",
         ],
     ),
     trap(
         "aggregates that are not sums",
         &[
-            "! select percentile_cont(0.5) within group (order by price) from sales",
-            "! select mode() within group (order by qty) from sales",
-            "! select array_agg(id order by id) from sales",
-            "! select string_agg(region, ',' order by id) from sales",
-            "! select json_agg(qty) from sales",
-            "! select corr(price, qty), regr_count(price, qty) from sales",
+            "= select percentile_cont(0.5) within group (order by price) from sales",
+            "= select mode() within group (order by qty) from sales",
+            "= select array_agg(id order by id) from sales",
+            "= select string_agg(region, ',' order by id) from sales",
+            "= select json_agg(qty order by id) from sales",
+            "= select corr(price, qty), regr_count(price, qty) from sales",
             "= select bool_and(ok), bool_or(ok), every(id > 0) from sales",
-            "! select bit_and(qty), bit_or(qty) from sales",
-            "! select variance(qty) from sales",
+            "= select bit_and(qty), bit_or(qty) from sales",
+            "= select variance(qty) from sales",
             "= select customer_id, array_agg(id order by id), stddev(qty) from sales group by customer_id order by customer_id",
         ],
     ),
@@ -173,41 +174,41 @@ const TRAPS: &[Trap] = &[
     trap(
         "window functions",
         &[
-            "! select id, rank() over (order by qty) from sales order by id",
-            "! select id, sum(qty) over (partition by region order by id) from sales order by id",
+            "= select id, rank() over (order by qty) from sales order by id",
+            "= select id, sum(qty) over (partition by region order by id) from sales order by id",
             "= select id, sum(qty) over (partition by customer_id order by id) s from sales order by id",
             "= select id, row_number() over (partition by customer_id, region order by id desc) n from sales order by n, id",
-            "! select id, lag(qty) over w from sales window w as (order by id) order by id",
+            "= select id, lag(qty) over w from sales window w as (order by id) order by id",
         ],
     ),
     trap(
         "sub-queries, WITH, UNION, EXISTS, IN",
         &[
-            "! select id from sales where id in (select sale_id from lines) order by id",
-            "! select id from sales s where exists (select 1 from lines l where l.customer_id = s.customer_id) order by id",
-            "! select count(*) from (select region from sales group by region) r",
-            "! with s as (select * from sales) select count(*) from s",
-            "! select id from sales union select sale_id from lines",
-            "! select id from sales union all select sale_id from lines",
-            "! select id, (select count(*) from lines) from sales order by id",
-            "! select id from sales where amount > (select avg(amount) from sales) order by id",
-            "! select id from sales where region in (select code from countries) order by id",
-            "! select id from sales where region not in (select code from countries) order by id",
-            "! select id from sales s where not exists (select 1 from lines l where l.sale_id = s.id) order by id",
+            "= select id from sales where id in (select sale_id from lines) order by id",
+            "= select id from sales s where exists (select 1 from lines l where l.customer_id = s.customer_id) order by id",
+            "= select count(*) from (select region from sales group by region) r",
+            "= with s as (select * from sales) select count(*) from s",
+            "= select id from sales union select sale_id from lines",
+            "= select id from sales union all select sale_id from lines",
+            "= select id, (select count(*) from lines) from sales order by id",
+            "= select id from sales where amount > (select avg(amount) from sales) order by id",
+            "= select id from sales where region in (select code from countries) order by id",
+            "= select id from sales where region not in (select code from countries) order by id",
+            "= select id from sales s where not exists (select 1 from lines l where l.sale_id = s.id) order by id",
             "! select count(*) from recent",
         ],
     ),
     trap(
         "outer joins to reference tables",
         &[
-            "! select c.code, s.id from countries c left join sales s on s.region = c.code",
-            "! select c.code, s.id from sales s right join countries c on s.region = c.code",
-            "! select c.code, s.id from sales s full join countries c on s.region = c.code",
+            "= select c.code, s.id from countries c left join sales s on s.region = c.code",
+            "= select c.code, s.id from sales s right join countries c on s.region = c.code",
+            "= select c.code, s.id from sales s full join countries c on s.region = c.code",
             "= select s.id, c.title from sales s left join countries c on s.region = c.code order by s.id",
             "= select s.id, c.title from sales s join countries c on s.region = c.code order by s.id",
             "= select s.id, l.sku from sales s left join lines l on l.customer_id = s.customer_id and l.sale_id = s.id order by s.id",
             "= select s.id, l.sku from sales s full join lines l on l.customer_id = s.customer_id and l.sale_id = s.id",
-            "! select s.id, l.sku from sales s join lines l on l.sale_id = s.id order by s.id",
+            "= select s.id, l.sku from sales s join lines l on l.sale_id = s.id order by s.id",
             "= select count(*) from sales a, sales b where a.customer_id = b.customer_id",
             "= select count(*) from sales s, countries c",
         ],
@@ -215,13 +216,13 @@ const TRAPS: &[Trap] = &[
     trap(
         "values that differ from shard to shard",
         &[
-            "! select id, now() from sales",
-            "! select id from sales where at < current_timestamp",
-            "! select id from sales order by random()",
+            "~ select id, now() from sales",
+            "~ select id from sales where at < current_timestamp",
+            "~ select id from sales order by random()",
             "! select nextval('numbers') from sales",
-            "! select id from sales where at < 'now'",
-            "! select gen_random_uuid() from sales",
-            "! select clock_timestamp(), count(*) from sales",
+            "~ select id from sales where at < 'now'",
+            "~ select gen_random_uuid() from sales",
+            "~ select clock_timestamp(), count(*) from sales",
         ],
     ),
     trap(
@@ -240,8 +241,8 @@ const TRAPS: &[Trap] = &[
             "= select amount, name, tag, region from sales order by id",
             "= select amount as \"Amount\", 1 + qty, 'x', null as nothing, day::text from sales order by id",
             "= select max(amount), max(qty), count(*) as \"N\" from sales",
-            "! select feeling from sales order by id",
-            "! select feeling, count(*) from sales group by feeling",
+            "= select feeling from sales order by id",
+            "= select feeling, count(*) from sales group by feeling",
         ],
     ),
     trap(
@@ -282,17 +283,17 @@ const TRAPS: &[Trap] = &[
     trap(
         "types and aggregates that pgherd does not know",
         &[
-            "! select id, doc from sales order by doc, id",
-            "! select id, period from sales order by period, id",
-            "! select id, list from sales order by list, id",
+            "= select id, doc from sales order by doc, id",
+            "= select id, period from sales order by period, id",
+            "= select id, list from sales order by list, id",
             "= select id, code from sales order by code",
             "= select id, raw from sales order by raw",
             "= select id, cash, host, period, list, doc from sales order by id",
-            "! select host, count(*) from sales group by host",
-            "! select doc, count(*) from sales group by doc",
+            "= select host, count(*) from sales group by host",
+            "= select doc, count(*) from sales group by doc",
             "! select lowered(region) from sales order by id",
             "! select * from sales, local_notes",
-            "! select region, count(*) from sales group by rollup (region)",
+            "= select region, count(*) from sales group by rollup (region)",
         ],
     ),
 ];
@@ -307,10 +308,10 @@ fn is_ordered(text: &str) -> bool {
 }
 
 /// What PostgreSQL and pgherd said, made comparable.
-fn comparable(text: &str, mut answer: Answer) -> Answer {
+fn comparable(mark: &str, text: &str, mut answer: Answer) -> Answer {
     // A type of the user's has an oid of its own in each database.
     answer.columns.iter_mut().filter(|column| column.1 >= 16384).for_each(|column| column.1 = 16384);
-    if is_any_rows(text) {
+    if is_any_rows(text) || mark == "~" {
         answer.rows.iter_mut().for_each(Vec::clear);
     }
     if is_ordered(text) { answer } else { answer.sorted() }
@@ -318,11 +319,11 @@ fn comparable(text: &str, mut answer: Answer) -> Answer {
 
 fn judge(mark: &str, text: &str, given: Answer, wanted: Option<Answer>) -> Result<char, String> {
     if given.code() == Some("0A000") {
-        let is_clean = given.rows.is_empty() && given.status == 'I' && mark != "=";
+        let is_clean = given.rows.is_empty() && given.status == 'I' && mark == "!";
         return if is_clean { Ok('!') } else { Err(format!("refused: {:?}", given.error)) };
     }
     let Some(wanted) = wanted.filter(|_| mark != "!") else { return Err(format!("not refused: {:?}", given.error)) };
-    let (given, wanted) = (comparable(text, given), comparable(text, wanted));
+    let (given, wanted) = (comparable(mark, text, given), comparable(mark, text, wanted));
     if given == wanted {
         return Ok('=');
     }

@@ -1,0 +1,137 @@
+//! One connection of a statement that PostgreSQL merges: what it still owes, and how it is left clean.
+
+use std::future::poll_fn;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::BytesMut;
+
+use crate::error::Error;
+use crate::exec::fanout::{Failure, Leg};
+use crate::wire::frame::Frame;
+use crate::wire::writer;
+
+/// How long a connection that is to come to rest may be silent before it is cancelled once more.
+const CANCEL_AGAIN: Duration = Duration::from_millis(500);
+
+/// A connection to a shard or to the coordinator.
+#[derive(Debug)]
+pub(super) struct Line<'l, L> {
+    leg: &'l mut L,
+    /// ReadyForQuery that are still to come.
+    owed: u32,
+    /// Whether the last one said idle.
+    is_idle: bool,
+    /// Whether the server waits for COPY data.
+    pub(super) is_copying: bool,
+    is_broken: bool,
+}
+
+impl<'l, L: Leg> Line<'l, L> {
+    pub(super) fn new(leg: &'l mut L) -> Self {
+        Self { leg, owed: 0, is_idle: true, is_copying: false, is_broken: false }
+    }
+
+    /// Where bytes for the server are queued.
+    pub(super) fn out(&mut self) -> &mut BytesMut {
+        self.leg.queue()
+    }
+
+    /// Queues a statement.
+    pub(super) fn query(&mut self, sql: &str) {
+        writer::query(self.leg.queue(), sql.as_bytes());
+        self.owed += 1;
+    }
+
+    /// Queues Sync behind messages of the extended protocol.
+    pub(super) fn sync(&mut self) {
+        writer::sync(self.leg.queue());
+        self.owed += 1;
+    }
+
+    /// Whether everything that was asked has been answered.
+    pub(super) fn is_settled(&self) -> bool {
+        self.owed == 0
+    }
+
+    /// Sends what is queued.
+    pub(super) fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Failure>> {
+        let flushed = self.leg.poll_flush(cx);
+        flushed.map(|result| result.map_err(|error| self.lost(error)))
+    }
+
+    /// The next message; what is queued goes out meanwhile.
+    pub(super) fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Result<Frame, Failure>> {
+        if let Poll::Ready(Err(failure)) = self.poll_flush(cx) {
+            return Poll::Ready(Err(failure));
+        }
+        match self.leg.poll_frame(cx) {
+            Poll::Pending => Poll::Pending,
+            Poll::Ready(Err(error)) => Poll::Ready(Err(self.lost(error))),
+            Poll::Ready(Ok(frame)) => {
+                if frame.tag() == b'Z' {
+                    self.owed = self.owed.saturating_sub(1);
+                    self.is_idle = frame.body() == b"I";
+                }
+                Poll::Ready(Ok(frame))
+            }
+        }
+    }
+
+    /// The next message; an ErrorResponse is a failure.
+    pub(super) async fn frame(&mut self) -> Result<Frame, Failure> {
+        let frame = poll_fn(|cx| self.poll_frame(cx)).await?;
+        if frame.tag() == b'E' { Err(Failure::Server(frame)) } else { Ok(frame) }
+    }
+
+    /// Reads until everything asked is answered, and hands every message on the way to `see`.
+    pub(super) async fn settle(&mut self, mut see: impl FnMut(&Frame)) -> Result<(), Failure> {
+        while self.owed > 0 {
+            let frame = self.frame().await?;
+            see(&frame);
+        }
+        Ok(())
+    }
+
+    fn lost(&mut self, error: Error) -> Failure {
+        self.is_broken = true;
+        Failure::Own(error)
+    }
+
+    /// Whether it is idle and drained.
+    pub(super) fn is_at_rest(&self) -> bool {
+        !self.is_broken && self.owed == 0 && self.is_idle && !self.is_copying
+    }
+
+    /// Ends whatever runs and the transaction, throwing everything away.
+    pub(super) async fn bring_to_rest(&mut self) {
+        if self.owed > 0 && !self.is_broken {
+            self.leg.cancel().await;
+        }
+        if std::mem::take(&mut self.is_copying) {
+            writer::message(self.leg.queue(), b'f', |out| writer::cstr(out, b"given up"));
+        }
+        // The first round trip lets a cancel pass that came too late for its statement.
+        for _ in 0..3 {
+            if self.is_broken || self.is_at_rest() {
+                return;
+            }
+            self.query("ROLLBACK");
+            self.drain().await;
+        }
+    }
+
+    async fn drain(&mut self) {
+        while self.owed > 0 && !self.is_broken {
+            match tokio::time::timeout(CANCEL_AGAIN, poll_fn(|cx| self.poll_frame(cx))).await {
+                // CopyInResponse: what was to be copied is not.
+                Ok(Ok(frame)) if frame.tag() == b'G' => {
+                    writer::message(self.leg.queue(), b'f', |out| writer::cstr(out, b"given up"));
+                }
+                Ok(_) => {}
+                // The first cancel may have come before the statement began: then PostgreSQL ignored it.
+                Err(_) => self.leg.cancel().await,
+            }
+        }
+    }
+}

@@ -1,0 +1,313 @@
+//! Statements that PostgreSQL merges: rows go from the shards into temporary tables of one server, where the client's own
+//! statement then runs. One error at most, every connection left clean, nothing left behind: it all ends in ROLLBACK.
+//!
+//! The first shard parses and describes the statement, so that a mistake in it is told as that shard tells it, and columns are
+//! described as those of a streamed statement are.
+
+mod line;
+mod ship;
+
+use std::future::poll_fn;
+use std::time::Duration;
+
+use bytes::BufMut;
+use futures_util::future::{join_all, try_join_all};
+use tokio_util::sync::CancellationToken;
+
+use self::line::Line;
+pub use self::ship::{Budget, Shipped};
+use self::ship::{ship, without_position};
+use super::fanout::{Failure, Leg, Sink};
+use crate::catalog::model::Oid;
+use crate::error::{Error, ErrorKind};
+use crate::exec::merge::description::{Description, format_of};
+use crate::limits;
+use crate::plan::distribute::Gathered;
+use crate::wire::frame::Frame;
+use crate::wire::sqlstate::SqlState;
+use crate::wire::writer;
+
+/// All statements of one leg see one snapshot.
+const BEGIN: &str = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
+
+/// Texts that mean the same under any settings of the coordinator.
+const EXACT_TEXTS: &str = "SET LOCAL \"DateStyle\" = 'ISO, YMD'; SET LOCAL \"IntervalStyle\" = 'iso_8601'; \
+     SET LOCAL extra_float_digits = 3; SET LOCAL bytea_output = 'hex'";
+
+/// Rows from which on a temporary table is analyzed before it is read.
+const ANALYZED_ROWS: u64 = 2000;
+
+/// One statement to run.
+#[derive(Debug, Clone, Copy)]
+pub struct Run<'a> {
+    /// What is shipped and run.
+    pub plan: &'a Gathered,
+    /// The client's text.
+    pub text: &'a [u8],
+    /// Declared parameter types, as the client's Parse gave them.
+    pub types: &'a [Oid],
+    /// Format codes of the parameters.
+    pub parameter_formats: &'a [i16],
+    /// Parameters; `None` is NULL.
+    pub values: &'a [Option<&'a [u8]>],
+    /// Formats that the client wants its columns in.
+    pub result_formats: &'a [i16],
+    /// Whether the client is sent a RowDescription.
+    pub describe: bool,
+    /// Execute's row limit; 0 is none.
+    pub max_rows: i32,
+    /// What may be shipped.
+    pub budget: Budget,
+    /// How long connections may take to become idle after an error or a cancel.
+    pub drain_timeout: Duration,
+}
+
+/// How it ended.
+#[derive(Debug)]
+pub struct Outcome {
+    /// Whether the portal is suspended, or what went wrong. On success the last message is queued in the sink already.
+    pub result: Result<bool, Failure>,
+    /// Legs that are not idle and drained: their connections must be closed. The coordinator counts as the last.
+    pub broken: Vec<usize>,
+    /// What was shipped.
+    pub shipped: Shipped,
+}
+
+/// Runs the statement: leg `i` is a connection to shard `plan.shards[i]`, the last one to the coordinator; all are idle.
+///
+/// The sink gets RowDescription (if asked for), DataRows and CommandComplete or PortalSuspended; nothing after an error.
+pub async fn run<L: Leg, S: Sink>(run: &Run<'_>, legs: &mut [L], sink: &mut S, cancel: &CancellationToken) -> Outcome {
+    let mut shipped = Shipped::default();
+    let mut lines: Vec<Line<'_, L>> = legs.iter_mut().map(Line::new).collect();
+    let result = match lines.split_last_mut() {
+        Some((coordinator, shards)) if shards.len() == run.plan.shards.len() && !shards.is_empty() => {
+            tokio::select! {
+                biased;
+                () = cancel.cancelled() => Err(Failure::Own(cancelled())),
+                result = answer(run, shards, coordinator, sink, &mut shipped) => result,
+            }
+        }
+        _ => Err(Failure::Own(Error::internal("a gathered statement has a leg for each shard and one more"))),
+    };
+    if result.is_err() {
+        let rest = join_all(lines.iter_mut().map(Line::bring_to_rest));
+        // Who is not idle by then is reported as broken.
+        let _ = tokio::time::timeout(run.drain_timeout, rest).await;
+    }
+    let broken = (0..lines.len()).filter(|&at| !lines[at].is_at_rest()).collect();
+    Outcome { result, broken, shipped }
+}
+
+fn cancelled() -> Error {
+    Error::new(ErrorKind::Cancelled, SqlState::QUERY_CANCELED, "canceling statement due to user request")
+}
+
+async fn answer<L: Leg, S: Sink>(
+    run: &Run<'_>,
+    shards: &mut [Line<'_, L>],
+    coordinator: &mut Line<'_, L>,
+    sink: &mut S,
+    shipped: &mut Shipped,
+) -> Result<bool, Failure> {
+    let description = {
+        let gathering = gather(run, shards, coordinator, shipped);
+        tokio::select! {
+            biased;
+            error = poll_fn(|cx| sink.poll_gone(cx)) => return Err(Failure::Own(error)),
+            description = gathering => description?,
+        }
+    };
+    let suspended = relay(run, &description, coordinator, sink).await?;
+    coordinator.query("ROLLBACK");
+    coordinator.settle(|_| {}).await?;
+    Ok(suspended)
+}
+
+/// Brings all rows to the coordinator; returns how the first shard describes the statement.
+async fn gather<L: Leg>(
+    run: &Run<'_>,
+    shards: &mut [Line<'_, L>],
+    coordinator: &mut Line<'_, L>,
+    shipped: &mut Shipped,
+) -> Result<Description, Failure> {
+    let needs_texts = run.plan.shipments.iter().any(|shipment| !shipment.is_binary);
+    let opening = try_join_all(shards.iter_mut().enumerate().map(|(at, line)| open(run, line, at == 0, needs_texts)));
+    let (mut descriptions, ()) = tokio::try_join!(opening, prepare(run, coordinator))?;
+    let description = descriptions.swap_remove(0);
+    for shipment in &run.plan.shipments {
+        let rows = ship(shipment, shards, coordinator, shipped, run.budget).await?;
+        if let Some(finish) = &shipment.finish {
+            coordinator.query(finish);
+        }
+        if rows >= ANALYZED_ROWS {
+            let name = shipment.load.strip_prefix("COPY ").and_then(|load| load.split_once(" FROM STDIN"));
+            coordinator.query(&format!("ANALYZE {}", name.map_or("", |(name, _)| name)));
+        }
+        coordinator.settle(|_| {}).await.map_err(of_pgherds_own)?;
+    }
+    for line in shards.iter_mut() {
+        line.query("ROLLBACK");
+    }
+    try_join_all(shards.iter_mut().map(|line| line.settle(|_| {}))).await?;
+    description.ok_or_else(|| Failure::Own(Error::internal("a shard did not describe the statement")))
+}
+
+/// Takes a shard's snapshot; the first shard describes the statement in it.
+async fn open<L: Leg>(
+    run: &Run<'_>,
+    line: &mut Line<'_, L>,
+    describes: bool,
+    needs_texts: bool,
+) -> Result<Option<Description>, Failure> {
+    line.query(BEGIN);
+    if describes {
+        writer::parse(line.out(), b"", run.text, run.types);
+        writer::describe(line.out(), b'S', b"");
+        line.sync();
+    }
+    line.query("SELECT 1");
+    let mut description = None;
+    let mut is_own = !describes;
+    while !line.is_settled() {
+        let frame = poll_fn(|cx| line.poll_frame(cx)).await?;
+        match frame.tag() {
+            b'E' if is_own => return Err(Failure::Server(without_position(&frame))),
+            b'E' => return Err(Failure::Server(frame)),
+            b'T' if !is_own => {
+                description = Some(Description::read(frame.body()).map_err(Failure::Own)?);
+                is_own = true;
+            }
+            _ => {}
+        }
+    }
+    if needs_texts {
+        line.query(EXACT_TEXTS);
+        line.settle(|_| {}).await.map_err(of_pgherds_own)?;
+    }
+    Ok(description)
+}
+
+/// Makes the temporary tables.
+async fn prepare<L: Leg>(run: &Run<'_>, coordinator: &mut Line<'_, L>) -> Result<(), Failure> {
+    coordinator.query("BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE");
+    for shipment in &run.plan.shipments {
+        coordinator.query(&shipment.create);
+    }
+    coordinator.query(&run.plan.probe);
+    let mut is_plain = false;
+    coordinator
+        .settle(|frame| {
+            if frame.tag() == b'D' {
+                is_plain = frame.body() == b"\0\x01\0\0\0\x01t";
+            }
+        })
+        .await
+        .map_err(of_pgherds_own)?;
+    if is_plain {
+        return Ok(());
+    }
+    let error = Error::refused("a table's name would mean another table on the coordinator");
+    Err(Failure::Own(error.hint("Leave pg_temp out of search_path, or write the tables' schemas.")))
+}
+
+fn of_pgherds_own(failure: Failure) -> Failure {
+    match failure {
+        Failure::Server(frame) => Failure::Server(without_position(&frame)),
+        own => own,
+    }
+}
+
+/// Runs the statement on the coordinator and passes its rows on; returns whether the portal is suspended.
+async fn relay<L: Leg, S: Sink>(
+    run: &Run<'_>,
+    description: &Description,
+    coordinator: &mut Line<'_, L>,
+    sink: &mut S,
+) -> Result<bool, Failure> {
+    coordinator.query("SET TRANSACTION READ ONLY");
+    coordinator.settle(|_| {}).await.map_err(of_pgherds_own)?;
+    let out = coordinator.out();
+    writer::parse(out, b"", run.plan.sql.as_bytes(), run.types);
+    writer::describe(out, b'S', b"");
+    bind(out, run);
+    writer::execute(out, b"", run.max_rows);
+    coordinator.sync();
+    let mut suspended = false;
+    while !coordinator.is_settled() {
+        let frame = poll_fn(|cx| {
+            if sink.queue().len() >= limits::CLIENT_QUEUE_BYTES {
+                match sink.poll_flush(cx) {
+                    std::task::Poll::Ready(Err(error)) => return std::task::Poll::Ready(Err(Failure::Own(error))),
+                    std::task::Poll::Ready(Ok(())) => {}
+                    std::task::Poll::Pending => return std::task::Poll::Pending,
+                }
+            }
+            if let std::task::Poll::Ready(error) = sink.poll_gone(cx) {
+                return std::task::Poll::Ready(Err(Failure::Own(error)));
+            }
+            let frame = coordinator.poll_frame(cx);
+            if frame.is_pending()
+                && let std::task::Poll::Ready(Err(error)) = sink.poll_flush(cx)
+            {
+                return std::task::Poll::Ready(Err(Failure::Own(error)));
+            }
+            frame
+        })
+        .await?;
+        match frame.tag() {
+            b'T' => {
+                agree(run, description, &frame)?;
+                if run.describe {
+                    description.write(sink.queue(), description.columns.len(), run.result_formats);
+                }
+            }
+            b'D' | b'C' | b'N' => sink.queue().extend_from_slice(&frame.bytes),
+            b's' => {
+                suspended = true;
+                sink.queue().extend_from_slice(&frame.bytes);
+            }
+            b'E' if run.plan.is_verbatim => return Err(Failure::Server(frame)),
+            b'E' => return Err(Failure::Server(without_position(&frame))),
+            _ => {}
+        }
+    }
+    Ok(suspended)
+}
+
+/// The client is told what the shard says of the columns: what the coordinator sends must be just that.
+fn agree(run: &Run<'_>, shard: &Description, frame: &Frame) -> Result<(), Failure> {
+    let own = Description::read(frame.body()).map_err(Failure::Own)?;
+    let is_alike = shard.without_modifiers().is_alike(&own.without_modifiers(), |at| format_of(run.result_formats, at));
+    if is_alike {
+        return Ok(());
+    }
+    let error = Error::new(
+        ErrorKind::Backend,
+        SqlState::FEATURE_NOT_SUPPORTED,
+        "the coordinator describes the result otherwise than the shards",
+    );
+    Err(Failure::Own(error.hint("Bring types and functions of the coordinator in line: run pgherd check.")))
+}
+
+fn bind(out: &mut bytes::BytesMut, run: &Run<'_>) {
+    writer::message(out, b'B', |out| {
+        out.put_slice(b"\0\0");
+        put_formats(out, run.parameter_formats);
+        out.put_u16(u16::try_from(run.values.len()).unwrap_or(u16::MAX));
+        for value in run.values {
+            match value {
+                None => out.put_i32(-1),
+                Some(bytes) => {
+                    out.put_i32(i32::try_from(bytes.len()).unwrap_or(i32::MAX));
+                    out.put_slice(bytes);
+                }
+            }
+        }
+        put_formats(out, run.result_formats);
+    });
+}
+
+fn put_formats(out: &mut bytes::BytesMut, formats: &[i16]) {
+    out.put_u16(u16::try_from(formats.len()).unwrap_or(u16::MAX));
+    formats.iter().for_each(|&format| out.put_i16(format));
+}

@@ -1,0 +1,210 @@
+//! How one table travels: which columns, in which form, into which temporary table.
+
+use std::collections::BTreeSet;
+
+use super::model::Shipment;
+use super::refuse::refuse;
+use crate::catalog::model::{Catalog, Column, Oid, Relation, RelationKind, Type};
+use crate::plan::Refusal;
+
+/// `default`
+const DEFAULT_COLLATION: Oid = 100;
+
+/// Objects with smaller oids are PostgreSQL's own, with the same oids everywhere.
+const FIRST_USER_OID: Oid = 16384;
+
+/// PostgreSQL's own types whose binary form holds nothing that differs from server to server.
+const BINARY: &[&str] = &[
+    "bool",
+    "bytea",
+    "char",
+    "name",
+    "int8",
+    "int2",
+    "int4",
+    "text",
+    "oid",
+    "json",
+    "jsonb",
+    "xml",
+    "point",
+    "lseg",
+    "path",
+    "box",
+    "polygon",
+    "line",
+    "circle",
+    "float4",
+    "float8",
+    "money",
+    "macaddr",
+    "macaddr8",
+    "inet",
+    "cidr",
+    "bpchar",
+    "varchar",
+    "date",
+    "time",
+    "timestamp",
+    "timestamptz",
+    "interval",
+    "timetz",
+    "bit",
+    "varbit",
+    "numeric",
+    "uuid",
+    "tsvector",
+    "tsquery",
+    "int4range",
+    "numrange",
+    "tsrange",
+    "tstzrange",
+    "daterange",
+    "int8range",
+    "int4multirange",
+    "nummultirange",
+    "tsmultirange",
+    "tstzmultirange",
+    "datemultirange",
+    "int8multirange",
+    "pg_lsn",
+];
+
+/// Which columns of a table a statement may mean.
+#[derive(Debug)]
+pub(super) enum Columns {
+    /// Any.
+    All,
+    /// Those that it names.
+    Named(BTreeSet<String>),
+}
+
+/// What shipments are made from.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Shipping<'a> {
+    /// The shards' catalog.
+    pub(super) catalog: &'a Catalog,
+    /// The coordinator's.
+    pub(super) coordinator: &'a Catalog,
+}
+
+impl Shipping<'_> {
+    /// Texts must sort and compare on the coordinator as they do on the shards.
+    pub(super) fn check_default_collation(&self) -> Result<(), Refusal> {
+        if self.catalog.default_collation.is_some()
+            && self.catalog.default_collation == self.coordinator.default_collation
+        {
+            return Ok(());
+        }
+        Err(refuse(
+            "coordinator",
+            "the coordinator's database sorts texts otherwise than the shards'",
+            "create the coordinator's database with the shards' locale; pgherd check tells more",
+        ))
+    }
+
+    /// The shipment of a relation from those of the plan's shards.
+    pub(super) fn shipment(
+        &self,
+        relation: &Relation,
+        columns: &Columns,
+        from: Vec<usize>,
+        has_group_by: bool,
+    ) -> Result<Shipment, Refusal> {
+        let is_table = matches!(relation.kind, RelationKind::Table | RelationKind::PartitionedTable);
+        if !is_table || relation.columns.is_empty() {
+            let message = format!("\"{}\" is not a plain table", relation.name);
+            return Err(refuse("view", message, "name the tables that it is made of"));
+        }
+        let chosen: Vec<&Column> = match columns {
+            Columns::All => relation.columns.iter().collect(),
+            Columns::Named(names) => {
+                let named: Vec<&Column> = relation.columns.iter().filter(|it| names.contains(&*it.name)).collect();
+                // A table without columns has no COPY worth the name.
+                if named.is_empty() { relation.columns.iter().take(1).collect() } else { named }
+            }
+        };
+        let is_binary = chosen.iter().all(|column| self.is_binary(column.type_oid));
+        let name = quoted(&relation.name);
+        let full = format!("{}.{name}", quoted(&relation.schema));
+        let list = chosen.iter().map(|column| quoted(&column.name)).collect::<Vec<_>>().join(", ");
+        let definitions: Result<Vec<String>, Refusal> = chosen.iter().map(|column| self.definition(column)).collect();
+        let key = &relation.primary_key;
+        let has_key =
+            has_group_by && !key.is_empty() && key.iter().all(|part| chosen.iter().any(|column| column.name == *part));
+        let finish = has_key.then(|| {
+            let columns = key.iter().map(|part| quoted(part)).collect::<Vec<_>>().join(", ");
+            format!("ALTER TABLE pg_temp.{name} ADD PRIMARY KEY ({columns})").into()
+        });
+        let format = if is_binary { " (FORMAT binary)" } else { "" };
+        Ok(Shipment {
+            table: format!("{}.{}", relation.schema, relation.name).into(),
+            from,
+            create: format!("CREATE TEMPORARY TABLE {name} ({})", definitions?.join(", ")).into(),
+            unload: format!("COPY (SELECT {list} FROM {full}) TO STDOUT{format}").into(),
+            load: format!("COPY pg_temp.{name} FROM STDIN{format}").into(),
+            finish,
+            is_binary,
+        })
+    }
+
+    fn definition(&self, column: &Column) -> Result<String, Refusal> {
+        let name = &column.name;
+        let missing = |what: &str| {
+            refuse(
+                "coordinator",
+                format!("the coordinator does not have the {what} of column \"{name}\" as the shards have it"),
+                "create it there alike; pgherd check tells more",
+            )
+        };
+        let known = self.catalog.types.get(&column.type_oid).ok_or_else(|| missing("type"))?;
+        if column.type_oid >= FIRST_USER_OID && !self.has_type(known) {
+            return Err(missing("type"));
+        }
+        let mut text = format!("{} {}.{}", quoted(name), quoted(&known.schema), quoted(&known.name));
+        if column.collation != 0 && column.collation != known.collation {
+            text += &format!(" COLLATE {}", self.collation(column.collation).ok_or_else(|| missing("collation"))?);
+        }
+        Ok(text)
+    }
+
+    /// Whether the coordinator has a type of that name and kind.
+    fn has_type(&self, wanted: &Type) -> bool {
+        self.coordinator
+            .types
+            .values()
+            .any(|it| it.name == wanted.name && it.schema == wanted.schema && it.kind == wanted.kind)
+    }
+
+    fn collation(&self, oid: Oid) -> Option<String> {
+        if oid == DEFAULT_COLLATION {
+            return Some("pg_catalog.\"default\"".into());
+        }
+        let wanted = self.catalog.collations.get(&oid)?;
+        let is_own = oid >= FIRST_USER_OID;
+        let is_there = self.coordinator.collations.values().any(|it| it == wanted);
+        (is_there || !is_own).then(|| quoted(&wanted.name))
+    }
+
+    /// Whether values of the type can travel in binary form.
+    fn is_binary(&self, oid: Oid) -> bool {
+        let Some(known) = self.catalog.types.get(&oid) else { return false };
+        let is_own = oid < FIRST_USER_OID && &*known.schema == "pg_catalog";
+        match known.kind {
+            'e' => true,
+            'd' => self.is_binary(known.base),
+            // An array names its element's type by oid.
+            _ if known.element != 0 && is_own => self.is_plain(known.element),
+            _ => is_own && BINARY.contains(&&*known.name),
+        }
+    }
+
+    fn is_plain(&self, oid: Oid) -> bool {
+        self.catalog.types.get(&oid).is_some_and(|known| oid < FIRST_USER_OID && BINARY.contains(&&*known.name))
+    }
+}
+
+/// An identifier as it is written so that PostgreSQL reads exactly this name.
+pub(super) fn quoted(name: &str) -> String {
+    format!("\"{}\"", name.replace('"', "\"\""))
+}

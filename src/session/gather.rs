@@ -1,0 +1,79 @@
+//! A statement that PostgreSQL merges, for this session: legs and coordinator are leased, the answer goes to the client.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use tokio_util::sync::CancellationToken;
+
+use super::Session;
+use super::context::Target;
+use super::fan_out::{DRAIN_TIMEOUT, release};
+use super::planned::Execution;
+use crate::error::Error;
+use crate::exec::coordinator::{self, Budget, Run};
+use crate::exec::fanout::Failure;
+use crate::plan::distribute::Gathered;
+
+impl Session {
+    /// Ships rows to the coordinator, runs the statement there and passes its answer on. An error of a server's comes back as
+    /// the bytes that the client is to get.
+    pub(super) async fn gather(
+        &mut self,
+        execution: &Execution<'_>,
+        described: bool,
+        gathered: &Arc<Gathered>,
+    ) -> Result<Result<(), Bytes>, Error> {
+        let mut legs = Vec::with_capacity(gathered.shards.len() + 1);
+        for &shard in &gathered.shards {
+            legs.push(self.lease_leg(Target::Shard(shard)).await?);
+        }
+        // Always last: who waits for it holds all else, so that two statements cannot wait for each other.
+        legs.push(self.lease_leg(Target::Coordinator).await?);
+        self.db.metrics.fanout_legs.inc_by(legs.len() as u64);
+        let work = CancellationToken::new();
+        self.cancel.slot.aim_at_work(work.clone());
+        let (formats, values, result_formats) = match execution.bind {
+            Some((_, bind)) => (bind.formats.as_slice(), bind.values.as_slice(), bind.result_formats.as_slice()),
+            None => (&[][..], &[][..], &[][..]),
+        };
+        let fanout = &self.db.fanout;
+        let run = Run {
+            plan: gathered,
+            text: execution.text,
+            types: execution.types,
+            parameter_formats: formats,
+            values,
+            result_formats,
+            describe: described,
+            max_rows: execution.max_rows,
+            budget: Budget { rows: fanout.max_shipped_rows, bytes: fanout.max_shipped_bytes },
+            drain_timeout: DRAIN_TIMEOUT,
+        };
+        let mut timed_out = false;
+        let outcome = {
+            let mut running = std::pin::pin!(coordinator::run(&run, &mut legs, &mut self.client, &work));
+            match tokio::time::timeout(fanout.query_timeout, &mut running).await {
+                Ok(outcome) => outcome,
+                Err(_) => {
+                    timed_out = true;
+                    work.cancel();
+                    running.await
+                }
+            }
+        };
+        self.cancel.slot.work_is_over();
+        self.db.metrics.fanout_legs_failed.inc_by(outcome.broken.len() as u64);
+        release(legs, &outcome.broken);
+        match outcome.result {
+            Ok(suspended) => {
+                if let Some((_, bind)) = execution.bind.filter(|_| suspended) {
+                    self.suspended.insert(Bytes::copy_from_slice(bind.portal));
+                }
+                Ok(Ok(()))
+            }
+            Err(Failure::Server(frame)) => Ok(Err(frame.bytes)),
+            Err(Failure::Own(_)) if timed_out => Err(super::failure::too_slow("fanout.query_timeout")),
+            Err(Failure::Own(error) | Failure::Unmergeable(error)) => Err(error),
+        }
+    }
+}
