@@ -34,8 +34,8 @@ const BEGIN: &str = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
 const EXACT_TEXTS: &str = "SET LOCAL \"DateStyle\" = 'ISO, YMD'; SET LOCAL \"IntervalStyle\" = 'iso_8601'; \
      SET LOCAL extra_float_digits = 3; SET LOCAL bytea_output = 'hex'";
 
-/// Rows from which on a temporary table is analyzed before it is read.
-const ANALYZED_ROWS: u64 = 2000;
+/// Rows from which on a temporary table is indexed and analyzed before it is read.
+const TUNED_ROWS: u64 = 1000;
 
 /// One statement to run.
 #[derive(Debug, Clone, Copy)]
@@ -136,13 +136,8 @@ async fn gather<L: Leg>(
     let description = descriptions.swap_remove(0);
     for shipment in &run.plan.shipments {
         let rows = ship(shipment, shards, coordinator, shipped, run.budget).await?;
-        if let Some(finish) = &shipment.finish {
-            coordinator.query(finish);
-        }
-        if rows >= ANALYZED_ROWS {
-            let name = shipment.load.strip_prefix("COPY ").and_then(|load| load.split_once(" FROM STDIN"));
-            coordinator.query(&format!("ANALYZE {}", name.map_or("", |(name, _)| name)));
-        }
+        let tune = shipment.tune.iter().filter(|_| rows >= TUNED_ROWS);
+        shipment.key.iter().chain(tune).for_each(|sql| coordinator.query(sql));
         coordinator.settle(|_| {}).await.map_err(of_pgherds_own)?;
     }
     for line in shards.iter_mut() {

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use sqlparser::ast::{Expr, ObjectName, SelectItem, SetExpr, Statement, TableFactor, Visit, Visitor};
 
 use super::analysis::table;
+use super::correlated;
 use super::functions::Functions;
 use super::model::{Distributed, Gathered, Input};
 use super::refuse::refuse;
@@ -45,6 +46,7 @@ pub(super) fn plan(
     let named = named(tree, input)?;
     let shipping = Shipping { catalog: input.catalog, coordinator };
     shipping.check_default_collation()?;
+    let indexes = correlated::indexes(tree, |name| named.relations.get(name).map(|(relation, _)| relation));
     let all: Vec<usize> = (0..input.database.shards.len()).collect();
     let mut shipments = Vec::new();
     let mut is_sharded = false;
@@ -60,7 +62,8 @@ pub(super) fn plan(
         };
         let columns =
             if named.takes_all || use_.takes_all { Columns::All } else { Columns::Named(source.identifiers()) };
-        shipments.push(shipping.shipment(relation, &columns, from, source.has_group_by())?);
+        let indexes = indexes.get(&relation.name);
+        shipments.push(shipping.shipment(relation, &columns, from, source.has_group_by(), indexes)?);
     }
     let shards = if is_sharded { all } else { vec![0] };
     let (sql, is_verbatim) = retargeted(source, &shipments_by_name(&named))?;

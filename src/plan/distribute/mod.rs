@@ -4,6 +4,7 @@ mod analysis;
 mod block;
 mod check;
 mod constant;
+mod correlated;
 mod functions;
 mod gather;
 mod gather_check;

@@ -151,7 +151,9 @@ pub struct Shipment {
     /// `COPY ... FROM STDIN`, for the coordinator.
     pub load: Box<str>,
     /// Run behind it: a primary key that GROUP BY may rely on.
-    pub finish: Option<Box<str>>,
+    pub key: Option<Box<str>>,
+    /// Run behind it if there are many rows: indexes for sub-queries that look rows up, and ANALYZE.
+    pub tune: Vec<Box<str>>,
     /// Whether rows travel in COPY's binary format; else in its text format, with settings that make texts exact.
     pub is_binary: bool,
 }

@@ -70,6 +70,9 @@ const BINARY: &[&str] = &[
     "pg_lsn",
 ];
 
+/// Indexes of one table at most.
+const MOST_INDEXES: usize = 4;
+
 /// Which columns of a table a statement may mean.
 #[derive(Debug)]
 pub(super) enum Columns {
@@ -110,6 +113,7 @@ impl Shipping<'_> {
         columns: &Columns,
         from: Vec<usize>,
         has_group_by: bool,
+        indexes: Option<&BTreeSet<Vec<Box<str>>>>,
     ) -> Result<Shipment, Refusal> {
         let is_table = matches!(relation.kind, RelationKind::Table | RelationKind::PartitionedTable);
         if !is_table || relation.columns.is_empty() {
@@ -129,13 +133,27 @@ impl Shipping<'_> {
         let full = format!("{}.{name}", quoted(&relation.schema));
         let list = chosen.iter().map(|column| quoted(&column.name)).collect::<Vec<_>>().join(", ");
         let definitions: Result<Vec<String>, Refusal> = chosen.iter().map(|column| self.definition(column)).collect();
-        let key = &relation.primary_key;
-        let has_key =
-            has_group_by && !key.is_empty() && key.iter().all(|part| chosen.iter().any(|column| column.name == *part));
-        let finish = has_key.then(|| {
-            let columns = key.iter().map(|part| quoted(part)).collect::<Vec<_>>().join(", ");
+        let primary = &relation.primary_key;
+        let has_key = has_group_by
+            && !primary.is_empty()
+            && primary.iter().all(|part| chosen.iter().any(|column| column.name == *part));
+        let key = has_key.then(|| {
+            let columns = primary.iter().map(|part| quoted(part)).collect::<Vec<_>>().join(", ");
             format!("ALTER TABLE pg_temp.{name} ADD PRIMARY KEY ({columns})").into()
         });
+        let is_sortable =
+            |name: &str| chosen.iter().any(|column| *column.name == *name && self.is_sortable(column.type_oid));
+        let mut tune: Vec<Box<str>> = Vec::new();
+        for columns in indexes
+            .into_iter()
+            .flatten()
+            .filter(|columns| columns.iter().all(|name| is_sortable(name)))
+            .take(MOST_INDEXES)
+        {
+            let columns = columns.iter().map(|column| quoted(column)).collect::<Vec<_>>().join(", ");
+            tune.push(format!("CREATE INDEX ON pg_temp.{name} ({columns})").into());
+        }
+        tune.push(format!("ANALYZE pg_temp.{name}").into());
         let format = if is_binary { " (FORMAT binary)" } else { "" };
         Ok(Shipment {
             table: format!("{}.{}", relation.schema, relation.name).into(),
@@ -143,7 +161,8 @@ impl Shipping<'_> {
             create: format!("CREATE TEMPORARY TABLE {name} ({})", definitions?.join(", ")).into(),
             unload: format!("COPY (SELECT {list} FROM {full}) TO STDOUT{format}").into(),
             load: format!("COPY pg_temp.{name} FROM STDIN{format}").into(),
-            finish,
+            key,
+            tune,
             is_binary,
         })
     }
@@ -197,6 +216,26 @@ impl Shipping<'_> {
             _ if known.element != 0 && is_own => self.is_plain(known.element),
             _ => is_own && BINARY.contains(&&*known.name),
         }
+    }
+
+    /// Whether it has an order that indexes can be made of.
+    fn is_sortable(&self, oid: Oid) -> bool {
+        const SORTABLE: &[&str] = &[
+            "int2",
+            "int4",
+            "int8",
+            "text",
+            "varchar",
+            "bpchar",
+            "numeric",
+            "date",
+            "timestamp",
+            "timestamptz",
+            "uuid",
+            "float4",
+            "float8",
+        ];
+        self.catalog.types.get(&oid).is_some_and(|known| oid < FIRST_USER_OID && SORTABLE.contains(&&*known.name))
     }
 
     fn is_plain(&self, oid: Oid) -> bool {
