@@ -67,7 +67,7 @@ impl Session {
         match outcome.result {
             Ok(suspended) => {
                 if let Some((_, bind)) = execution.bind.filter(|_| suspended) {
-                    self.suspended.insert(Bytes::copy_from_slice(bind.portal));
+                    self.suspended.get_or_insert_default().0.insert(Bytes::copy_from_slice(bind.portal));
                 }
                 Ok(Ok(()))
             }
