@@ -12,6 +12,7 @@ mod command_line;
 mod connect;
 mod copy;
 mod demo;
+mod differential;
 mod drivers;
 mod dump;
 mod explain;

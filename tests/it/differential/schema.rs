@@ -1,0 +1,265 @@
+//! Random tables, the same rows whole on one PostgreSQL and spread over shards behind pgherd.
+
+use std::fmt::Write as _;
+
+use rand::Rng;
+use rand::rngs::StdRng;
+
+use crate::harness::wire::WireClient;
+use crate::harness::{self, Database, Pgherd};
+
+/// What a column holds. Values of one sort that are equal look alike, unless [`Sort::is_ambiguous`] says otherwise.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Sort {
+    Int,
+    Big,
+    Small,
+    Money,
+    Wide,
+    Float,
+    Text,
+    TextC,
+    Char,
+    Bool,
+    Date,
+    Stamp,
+    Zoned,
+    Span,
+    Uuid,
+    Mood,
+    Json,
+    List,
+    Bytes,
+}
+
+use Sort::{Big, Bool, Bytes, Char, Date, Float, Int, Json, List, Money, Mood, Small, Span, Stamp, Text, TextC};
+use Sort::{Uuid, Wide, Zoned};
+
+/// Every sort that a column may be of.
+const SORTS: [Sort; 19] = [
+    Int, Big, Small, Money, Wide, Float, Text, TextC, Char, Bool, Date, Stamp, Zoned, Span, Uuid, Mood, Json, List,
+    Bytes,
+];
+
+impl Sort {
+    /// Its type, as CREATE TABLE takes it.
+    fn definition(self) -> &'static str {
+        match self {
+            Int => "int4",
+            Big => "int8",
+            Small => "int2",
+            Money => "numeric(12,2)",
+            Wide => "numeric",
+            Float => "float8",
+            Text => "text",
+            TextC => "text collate \"C\"",
+            Char => "char(5)",
+            Bool => "bool",
+            Date => "date",
+            Stamp => "timestamp",
+            Zoned => "timestamptz",
+            Span => "interval",
+            Uuid => "uuid",
+            Mood => "mood",
+            Json => "jsonb",
+            List => "int4[]",
+            Bytes => "bytea",
+        }
+    }
+
+    /// A value made from the integer `g`, of which there are few different ones.
+    fn value(self, many: u32) -> String {
+        let g = format!("(g * 7919 % {many})");
+        match self {
+            Int => format!("{g} - 3"),
+            Big => format!("case when g % 5 = 0 then 9223372036854775807 - {g} else {g} end"),
+            Small => format!("{g} % 100"),
+            Money => format!("{g} * 1.25 - 10"),
+            Wide => format!(
+                "case when g % 23 = 0 then 'NaN'::numeric else {g} * 10000000000000000000000000000.5 + (g % 3)::numeric(6,3) end"
+            ),
+            Float => format!("case {g} % 9 when 0 then 'NaN' when 1 then 'Infinity' else {g} * 0.25 end::float8"),
+            Text => format!("(array['a', 'B', 'b', 'A', 'é', 'E', '', 'Zz'])[1 + {g} % 8]"),
+            TextC => format!("(array['north', 'North', 'Äst', 'äst', 'south', 'x''y'])[1 + {g} % 6]"),
+            Char => format!("(array['a', 'b ', 'C', 'cc'])[1 + {g} % 4]"),
+            Bool => format!("{g} % 2 = 0"),
+            Date => format!("'2024-01-01'::date + {g}::int4"),
+            Stamp => format!("'2024-01-01'::timestamp + {g} * interval '11 hours'"),
+            Zoned => format!(
+                "case when g % 29 = 0 then 'infinity'::timestamptz else '2024-03-30 00:00+00'::timestamptz + {g} * interval '7 hours' end"
+            ),
+            Span => format!("{g} % 5 * interval '1 day' + {g} % 3 * interval '1 hour'"),
+            Uuid => format!("md5({g}::text)::uuid"),
+            Mood => format!("(array['sad', 'ok', 'happy']::mood[])[1 + {g} % 3]"),
+            Json => format!("jsonb_build_object('k', {g} % 4)"),
+            List => format!("array[{g} % 3, {g} % 4]::int4[]"),
+            Bytes => format!("decode(md5(({g} % 6)::text), 'hex')"),
+        }
+    }
+
+    /// Whether equal values may look different, so that which of them a group shows is chance.
+    pub(super) fn is_ambiguous(self) -> bool {
+        matches!(self, Wide | Float | Char | Span)
+    }
+
+    /// Whether it can be added up.
+    pub(super) fn is_number(self) -> bool {
+        matches!(self, Int | Big | Small | Money | Wide)
+    }
+
+    /// Whether `min` and `max` take it.
+    pub(super) fn has_extremes(self) -> bool {
+        !matches!(self, Bool | Json | Uuid | Bytes) && !self.is_ambiguous()
+    }
+
+    /// A constant of it.
+    pub(super) fn constant(self, dice: &mut StdRng) -> String {
+        let n = dice.random_range(0..12);
+        match self {
+            Int | Big | Small => format!("{n}"),
+            Money | Wide => format!("{n}.5"),
+            Float => format!("{}", f64::from(n) * 0.25),
+            Text => ["'a'", "'B'", "'é'", "''"][n as usize % 4].into(),
+            TextC => ["'north'", "'North'", "'äst'", "'x''y'"][n as usize % 4].into(),
+            Char => ["'a'", "'b'", "'C  '"][n as usize % 3].into(),
+            Bool => ["true", "false"][n as usize % 2].into(),
+            Date => format!("'2024-01-{:02}'", n + 1),
+            Stamp => format!("'2024-01-{:02} 11:00'", n + 1),
+            Zoned => format!("'2024-03-{:02} 02:30+01'", n + 18),
+            Span => format!("interval '{} days'", n % 5),
+            Uuid => format!("'{:08x}-0000-0000-0000-000000000000'", n * 0x1000_0000_u32),
+            Mood => ["'sad'", "'ok'", "'happy'"][n as usize % 3].into(),
+            Json => format!("'{{\"k\": {}}}'", n % 4),
+            List => format!("'{{{},{}}}'", n % 3, n % 4),
+            Bytes => "'\\x00'".into(),
+        }
+    }
+}
+
+#[derive(Debug, Clone)]
+pub(super) struct Column {
+    pub(super) name: String,
+    pub(super) sort: Sort,
+}
+
+#[derive(Debug, Clone)]
+pub(super) struct Table {
+    pub(super) name: String,
+    pub(super) columns: Vec<Column>,
+    /// How many rows it has.
+    pub(super) rows: u32,
+    /// The shard key; none for a reference table.
+    key: Option<String>,
+}
+
+/// Random tables: the first two by the same key, one by another, one with no rows at all, one on every shard.
+pub(super) fn tables(dice: &mut StdRng) -> Vec<Table> {
+    let key = [Int, Big, Text][dice.random_range(0..3)];
+    let mut tables = Vec::new();
+    for (name, key, rows) in
+        [("a", Some(key), 120), ("b", Some(key), 60), ("c", Some(Int), 80), ("void", Some(Int), 0), ("r", None, 9)]
+    {
+        let mut columns = vec![Column { name: "id".into(), sort: Int }];
+        if let Some(key) = key {
+            columns.push(Column { name: "k".into(), sort: key });
+        }
+        for at in 0..dice.random_range(5..10) {
+            columns.push(Column { name: format!("c{at}"), sort: SORTS[dice.random_range(0..SORTS.len())] });
+        }
+        tables.push(Table { name: name.into(), columns, rows, key: key.map(|_| "k".into()) });
+    }
+    tables
+}
+
+fn creation(table: &Table, dice: &mut StdRng) -> String {
+    let definitions: Vec<String> =
+        table.columns.iter().map(|column| format!("{} {}", column.name, column.sort.definition())).collect();
+    let values: Vec<String> = table
+        .columns
+        .iter()
+        .map(|column| match column.name.as_str() {
+            "id" => "g".into(),
+            _ => {
+                let value = column.sort.value([5, 17, 60][dice.random_range(0..3)]);
+                let nulls = [4, 9, 1000][dice.random_range(0..3)];
+                format!("case when (g + {}) % {nulls} = 0 then null else {value} end", dice.random_range(0..9))
+            }
+        })
+        .collect();
+    format!(
+        "create table {} ({}); insert into {0} select {} from generate_series(1, {}) g;",
+        table.name,
+        definitions.join(", "),
+        values.join(", "),
+        table.rows
+    )
+}
+
+/// Servers with the tables' rows.
+pub(super) struct World {
+    pub(super) tables: Vec<Table>,
+    whole: Database,
+    pgherd: Pgherd,
+}
+
+impl World {
+    pub(super) async fn new(dice: &mut StdRng, shards: usize) -> Self {
+        let tables = tables(dice);
+        let mut schema = String::from("create type mood as enum ('sad', 'ok', 'happy');");
+        tables.iter().for_each(|table| schema += &creation(table, dice));
+        let (whole, primary) = (harness::fresh_database().await, harness::fresh_database().await);
+        whole.execute(&schema).await;
+        primary.execute("create type mood as enum ('sad', 'ok', 'happy')").await;
+        let mut toml = format!("[[database]]\nname = \"app\"\nprimary = \"{}\"\nshards = [", primary.conninfo());
+        for (at, shard) in harness::fresh_databases(shards).await.iter().enumerate() {
+            let mut own = schema.clone();
+            for table in &tables {
+                let Some(key) = &table.key else { continue };
+                let column = table.columns.iter().find(|column| column.name == *key).expect("the key is a column");
+                let _ = write!(
+                    own,
+                    "create table parts_{0} (k {1}) partition by hash (k);
+                     delete from {0} where not satisfies_hash_partition('parts_{0}'::regclass, {shards}, {at}, {key});
+                     drop table parts_{0};",
+                    table.name,
+                    column.sort.definition()
+                );
+            }
+            shard.execute(&own).await;
+            let _ = write!(toml, "\"{}\", ", shard.conninfo());
+        }
+        toml += "]\n";
+        for table in &tables {
+            let _ = match &table.key {
+                Some(key) => write!(
+                    toml,
+                    "[[database.table]]\nname = \"public.{}\"\nshard_key = \"{key}\"\nmethod = \"hash\"\n",
+                    table.name
+                ),
+                None => write!(toml, "[[database.table]]\nname = \"public.{}\"\nreference = true\n", table.name),
+            };
+        }
+        toml +=
+            "[[user]]\nname = \"postgres\"\nauth = \"trust\"\n[pool]\nmin_connections = 0\n[cache]\nenabled = false\n";
+        Self { tables, whole, pgherd: Pgherd::start(&toml).await }
+    }
+
+    /// Straight to the one PostgreSQL.
+    pub(super) async fn oracle(&self) -> WireClient {
+        WireClient::login(self.whole.port, "postgres", &self.whole.name).await
+    }
+
+    /// Through pgherd.
+    pub(super) async fn client(&self) -> WireClient {
+        self.pgherd.wire("app").await
+    }
+
+    /// How many statements were answered in that way.
+    pub(super) async fn answered(&self, plan: &str) -> f64 {
+        self.pgherd.metric("pgherd_statements_total", &format!("plan=\"{plan}\"")).await
+    }
+
+    pub(super) async fn stop(self) {
+        self.pgherd.stop().await;
+    }
+}
