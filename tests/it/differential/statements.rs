@@ -75,7 +75,7 @@ impl<'d, 't> Writer<'d, 't> {
             return Select { text, is_ordered: false };
         }
         let mut keys: Vec<String> = (1..=items.len())
-            .filter(|&at| !matches!(items[at - 1].sort, None))
+            .filter(|&at| items[at - 1].sort.is_some())
             .map(|at| {
                 let direction = self.one_of(&["", "", " desc", " nulls first", " desc nulls last"]);
                 format!("{at}{direction}")
@@ -344,7 +344,7 @@ impl<'d, 't> Writer<'d, 't> {
             (14, _, Some((column, _)), ..) => {
                 (format!("count(*) filter (where {column} is not null)"), Some(Sort::Big))
             }
-            (15, Some((column, sort)), ..) if sort == Sort::Int => (format!("bit_or({column})"), Some(Sort::Int)),
+            (15, Some((column, Sort::Int)), ..) => (format!("bit_or({column})"), Some(Sort::Int)),
             _ => ("count(*)".into(), Some(Sort::Big)),
         };
         Item { text, sort }
