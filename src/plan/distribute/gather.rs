@@ -44,6 +44,9 @@ pub(super) fn plan(
         return Ok(Distributed::NeedsBind);
     }
     let named = named(tree, input)?;
+    if named.relations.is_empty() {
+        return Err(why);
+    }
     let shipping = Shipping { catalog: input.catalog, coordinator };
     shipping.check_default_collation()?;
     let indexes = correlated::indexes(tree, |name| named.relations.get(name).map(|(relation, _)| relation));

@@ -53,7 +53,7 @@ pub fn plan(input: &Input<'_>) -> Result<Distributed, Refusal> {
     let mut analysis = Analysis::new(constants);
     match planned(input, &tree, &source, &mut analysis) {
         // What the shards' answers cannot be merged from is asked of PostgreSQL, which is given the rows.
-        Err(why) if analysis.touches && matches!(tree, Statement::Query(_)) => gather::plan(input, &tree, &source, why),
+        Err(why) if matches!(tree, Statement::Query(_)) => gather::plan(input, &tree, &source, why),
         planned => planned,
     }
 }

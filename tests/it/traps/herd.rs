@@ -15,6 +15,8 @@ const SHARDED: [(&str, &str); 4] =
 pub(super) struct Herd {
     pub(super) whole: Database,
     pub(super) shards: Vec<Database>,
+    /// Also the coordinator, unless another is named.
+    pub(super) primary: Database,
     pub(super) pgherd: Pgherd,
 }
 
@@ -34,7 +36,18 @@ impl Herd {
         Self::over(databases, "[cache]\nenabled = false\n").await
     }
 
+    /// Two shards, and a coordinator that is not the primary.
+    pub(super) async fn coordinated_by(coordinator: &Database) -> Self {
+        let key = format!("coordinator = \"{}\"\n", coordinator.conninfo());
+        Self::with_keys(harness::fresh_databases(2).await, &key, "[cache]\nenabled = false\n").await
+    }
+
     pub(super) async fn over(shards: Vec<Database>, rest: &str) -> Self {
+        Self::with_keys(shards, "", rest).await
+    }
+
+    /// `keys` belong to the `[[database]]`.
+    async fn with_keys(shards: Vec<Database>, keys: &str, rest: &str) -> Self {
         let (whole, primary) = (harness::fresh_database().await, harness::fresh_database().await);
         whole.execute(&schema(1, 0)).await;
         // The primary is the coordinator too: it has the shards' types.
@@ -42,7 +55,7 @@ impl Herd {
             "create schema pad; create type pad.other as (a int); create type mood as enum ('sad', 'ok', 'happy');
             create table local_notes (id int4); insert into local_notes values (1)";
         primary.execute(types).await;
-        let mut toml = format!("[[database]]\nname = \"app\"\nprimary = \"{}\"\nshards = [", primary.conninfo());
+        let mut toml = format!("[[database]]\nname = \"app\"\nprimary = \"{}\"\n{keys}shards = [", primary.conninfo());
         for (at, shard) in shards.iter().enumerate() {
             shard.execute(&schema(shards.len(), at)).await;
             let _ = write!(toml, "\"{}\", ", shard.conninfo());
@@ -58,7 +71,7 @@ impl Herd {
         toml += "[[user]]\nname = \"postgres\"\nauth = \"trust\"\n";
         toml += "[pool]\nmin_connections = 0\nacquire_timeout = \"5s\"\nconnect_timeout = \"5s\"\n";
         toml += rest;
-        Self { whole, shards, pgherd: Pgherd::start(&toml).await }
+        Self { whole, shards, primary, pgherd: Pgherd::start(&toml).await }
     }
 
     /// Straight to the one PostgreSQL.

@@ -1,6 +1,7 @@
 //! The traps of merging, through the port: every statement is answered as one PostgreSQL answers it, or refused with 0A000.
 
 mod failures;
+mod gathered;
 mod herd;
 mod portals;
 mod rows;

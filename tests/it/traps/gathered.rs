@@ -1,0 +1,250 @@
+//! Statements that PostgreSQL merges on the coordinator: what goes wrong there ends once and everywhere, nothing is left behind,
+//! and the client's settings, names and transactions hold as on one server.
+
+use std::time::Duration;
+
+use pgherd::commands::demo::servers::{PostgresServer, StopMode};
+use pgherd::wire::writer;
+
+use super::herd::Herd;
+use crate::answers::{Answer, MANNERS, Manner, ask};
+use crate::harness::wire::{WireClient, bind};
+use crate::harness::{self, Database};
+
+const DEADLINE: Duration = Duration::from_secs(20);
+
+/// A statement that no stream can answer, over all rows of a table.
+const MEDIAN: &str = "select region, percentile_disc(0.5) within group (order by id), array_agg(sku order by sku, n)
+    from sales s join lines l on l.sale_id = s.id group by region order by region";
+
+/// Hours of work, all of it behind the shipping.
+const ENDLESS: &str = "with s as materialized (select k from slow) select count(*) from s a, s b, s c, s d, s e";
+
+/// Both agree, nothing is held, and the coordinator has no temporary table.
+async fn is_well(herd: &Herd, client: &mut WireClient) {
+    let wanted = ask(&mut herd.oracle().await, Manner::Text, MEDIAN).await;
+    assert!(wanted.rows.len() > 3, "there is something to compare");
+    assert_eq!(ask(client, Manner::Text, MEDIAN).await, wanted);
+    herd.comes_to_rest().await;
+    nothing_is_left(&herd.primary).await;
+}
+
+async fn nothing_is_left(coordinator: &Database) {
+    let observer = coordinator.client().await;
+    let left = "select (select count(*) from pg_class where relpersistence = 't' and relkind = 'r')
+        + (select count(*) from pg_stat_activity where datname = current_database() and xact_start is not null
+           and pid <> pg_backend_pid() and backend_type = 'client backend' and state <> 'active')";
+    harness::eventually(DEADLINE, "the coordinator is empty", async || {
+        observer.query_one(left, &[]).await.expect("left").get::<_, i64>(0) == 0
+    })
+    .await;
+}
+
+async fn works(database: &Database, query: &str) {
+    let observer = database.client().await;
+    let text = format!(
+        "select count(*) from pg_stat_activity where datname = current_database() and state = 'active'
+         and pid <> pg_backend_pid() and query like '%{query}%'"
+    );
+    harness::eventually(DEADLINE, "the server works", async || {
+        observer.query_one(&text, &[]).await.expect("activity").get::<_, i64>(0) > 0
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_cancel_and_a_leave_reach_the_coordinator() {
+    let herd = Herd::start(2, false).await;
+    let mut client = herd.client().await;
+    client.say(|out| writer::query(out, ENDLESS.as_bytes())).await;
+    works(&herd.primary, "materialized").await;
+    client.cancel().await;
+    let answer = Answer::read(&client.until_ready().await);
+    assert_eq!((answer.code(), answer.status), (Some("57014"), 'I'), "{answer:?}");
+    is_well(&herd, &mut client).await;
+    client.say(|out| writer::query(out, ENDLESS.as_bytes())).await;
+    works(&herd.primary, "materialized").await;
+    drop(client);
+    is_well(&herd, &mut herd.client().await).await;
+}
+
+#[tokio::test]
+async fn a_cancel_and_a_leave_and_a_timeout_reach_a_shard_that_ships() {
+    let herd = Herd::start(3, false).await;
+    let mut client = herd.client().await;
+    let mut holder = herd.shards[1].client().await;
+    let held = holder.transaction().await.expect("begin");
+    held.batch_execute("lock table lines in access exclusive mode").await.expect("lock");
+    client.say(|out| writer::query(out, MEDIAN.as_bytes())).await;
+    works(&herd.shards[1], "COPY (SELECT").await;
+    client.cancel().await;
+    let answer = Answer::read(&client.until_ready().await);
+    assert_eq!((answer.code(), answer.status), (Some("57014"), 'I'), "{answer:?}");
+    client.query("set statement_timeout to '300ms'").await;
+    let answer = ask(&mut client, Manner::Text, MEDIAN).await;
+    assert_eq!(answer.error, Some(("57014".into(), "canceling statement due to statement timeout".into())));
+    client.query("reset statement_timeout").await;
+    client.say(|out| writer::query(out, MEDIAN.as_bytes())).await;
+    works(&herd.shards[1], "COPY (SELECT").await;
+    drop(client);
+    held.rollback().await.expect("rollback");
+    is_well(&herd, &mut herd.client().await).await;
+}
+
+#[tokio::test]
+async fn errors_are_postgresqls_and_come_once() {
+    let herd = Herd::start(3, true).await;
+    let mut client = herd.client().await;
+    for text in [
+        "select id, 1 / (id - 200) from (select id from sales offset 1) s order by 1",
+        "select no_such from sales s join lines l on l.sale_id = s.id",
+        "select count(*) from sales s join lines l on l.sale_id = s.tag",
+        "select region, id from sales s join lines l on l.sale_id = s.id group by region",
+        "select array_agg(id) from sales having no_such_function(1) > 0",
+        "select s.id from sales s, lines s where s.id = s.sale_id",
+    ] {
+        for manner in MANNERS {
+            let wanted = ask(&mut herd.oracle().await, manner, text).await;
+            let given = ask(&mut client, manner, text).await;
+            assert!(wanted.error.is_some(), "{text}");
+            assert!(given.code() == Some("0A000") || given.error == wanted.error, "{text} {manner:?}: {given:?}");
+            assert_eq!((given.tag.as_str(), given.status), ("", 'I'), "{text}");
+        }
+    }
+    is_well(&herd, &mut client).await;
+}
+
+#[tokio::test]
+async fn what_is_too_much_to_ship_is_refused_and_nothing_else() {
+    for limit in ["max_shipped_rows = 500", "max_shipped_bytes = \"9KiB\""] {
+        let shards = harness::fresh_databases(2).await;
+        let herd = Herd::over(shards, &format!("[fanout]\n{limit}\n[cache]\nenabled = false\n")).await;
+        let mut client = herd.client().await;
+        for manner in MANNERS {
+            let answer =
+                ask(&mut client, manner, "select percentile_disc(0.5) within group (order by v) from slow").await;
+            assert_eq!((answer.code(), answer.status), (Some("54000"), 'I'), "{answer:?}");
+            let few = ask(
+                &mut client,
+                manner,
+                "select string_agg(title, ',' order by title) from countries c
+                where exists (select from nothing) or code <> ''",
+            )
+            .await;
+            assert_eq!(few.error, None);
+        }
+        herd.comes_to_rest().await;
+        nothing_is_left(&herd.primary).await;
+    }
+}
+
+#[tokio::test]
+async fn a_coordinator_that_is_down_releases_the_shards() {
+    let server = PostgresServer::start(harness::ground(), &harness::options()).expect("server");
+    let coordinator = harness::database_on(&server).await;
+    coordinator.execute("create type mood as enum ('sad', 'ok', 'happy')").await;
+    let herd = Herd::coordinated_by(&coordinator).await;
+    let mut client = herd.client().await;
+    let wanted = ask(&mut herd.oracle().await, Manner::Text, MEDIAN).await;
+    harness::eventually(DEADLINE, "the coordinator's catalog is known", async || {
+        ask(&mut herd.client().await, Manner::Text, MEDIAN).await == wanted
+    })
+    .await;
+    server.stop(StopMode::Immediate).expect("stopped");
+    let answer = ask(&mut client, Manner::Text, MEDIAN).await;
+    let code = answer.code().unwrap_or_default().to_owned();
+    assert!(code.starts_with("08") || code.starts_with("57") || code == "0A000", "{answer:?}");
+    assert_eq!(answer.status, 'I');
+    let others = ask(&mut client, Manner::Text, "select count(*) from sales").await;
+    assert_eq!(others.error, None, "what needs no coordinator goes on");
+    herd.comes_to_rest().await;
+}
+
+#[tokio::test]
+async fn names_settings_and_transactions_hold_on_the_coordinator() {
+    let herd = Herd::start(2, false).await;
+    let (mut oracle, mut client) = (herd.oracle().await, herd.client().await);
+    let text = "select at, made, day, span, price, cash, list, raw from (select * from sales offset 0) s order by id";
+    for setting in [
+        "set datestyle to 'sql, dmy'",
+        "set timezone to 'America/New_York'",
+        "set intervalstyle to 'sql_standard'",
+        "set extra_float_digits to -5",
+        "set bytea_output to escape",
+        "set search_path to public, pg_temp",
+        "set search_path to ''",
+        "set search_path to pg_catalog, public",
+    ] {
+        oracle.query(setting).await;
+        client.query(setting).await;
+        for text in [text, &text.replace("sales", "public.sales")] {
+            for manner in [Manner::Simple, Manner::Binary] {
+                let wanted = ask(&mut oracle, manner, text).await;
+                let given = ask(&mut client, manner, text).await;
+                assert_eq!(given, wanted, "{setting}: {text}");
+            }
+        }
+    }
+    client.query("reset all").await;
+    client.query("begin").await;
+    assert_eq!(ask(&mut client, Manner::Simple, MEDIAN).await.status, 'T');
+    let failed = ask(&mut client, Manner::Simple, "select 1 / count(*) from (select from nothing) n").await;
+    assert_eq!((failed.code(), failed.status), (Some("22012"), 'E'));
+    client.query("rollback").await;
+    is_well(&herd, &mut client).await;
+}
+
+#[tokio::test]
+async fn shadowed_and_qualified_names_mean_what_they_mean_on_one_server() {
+    let herd = Herd::start(2, false).await;
+    let (mut oracle, mut client) = (herd.oracle().await, herd.client().await);
+    for text in [
+        "with sales as (select 1 as id) select id, (select count(*) from public.sales) from sales",
+        "with recursive lines as (select 1 as n union all select n + 1 from lines where n < 5) select sum(n), count(distinct n) from lines, countries",
+        "select public.sales.id, sales.region from public.sales where exists (select from lines where sale_id = public.sales.id) order by 1",
+        "select sales from sales where id in (select sale_id from lines where n = 1) order by sales.id limit 5",
+        "select row_to_json(l) from lines l where l.n > (select avg(n) from lines) order by l.sale_id, l.customer_id",
+        "select l.* from lines l natural join (select customer_id, sale_id from lines) x order by 1, 2",
+        "select a, b from lines as l (a, b) where a in (select k from slow) order by 1, 2",
+        "select count(l), count(s.*) from lines l left join sales s on s.id = l.sale_id",
+        "select \"id\", lines.n from sales join lines using (customer_id) order by 1, 2 limit 9",
+        "select region, id, count(*) over (partition by region) from sales where (region, qty) in (select sku, n from lines union select region, qty from sales) order by id",
+        "values (1, (select count(*) from sales)), (2, (select max(n) from lines))",
+        "select exists (select from sales), (select string_agg(code, ',' order by code) from countries)",
+    ] {
+        for manner in MANNERS {
+            let wanted = ask(&mut oracle, manner, text).await;
+            let given = ask(&mut client, manner, text).await;
+            // A row's type is one of its own in each database.
+            let is_row = text.starts_with("select sales from");
+            let known = |mut answer: Answer| {
+                answer.columns.iter_mut().filter(|column| column.1 >= 16384).for_each(|column| column.1 = 16384);
+                answer
+            };
+            assert_eq!(wanted.error, None, "{text}");
+            let is_refused = is_row && given.code() == Some("0A000");
+            assert!(
+                is_refused || known(given.clone()) == known(wanted.clone()),
+                "{text} {manner:?}:\n{given:?}\n{wanted:?}"
+            );
+        }
+    }
+    is_well(&herd, &mut client).await;
+}
+
+#[tokio::test]
+async fn a_row_limit_suspends_the_portal() {
+    let herd = Herd::start(2, false).await;
+    let mut client = herd.client().await;
+    client
+        .say(|out| {
+            writer::parse(out, b"", b"select id from (select id from sales offset 0) s order by id", &[]);
+            bind(out, "", "", &[], 0);
+            writer::execute(out, b"", 3);
+            writer::sync(out);
+        })
+        .await;
+    let answer = Answer::read(&client.until_ready().await);
+    assert_eq!((answer.tag.as_str(), answer.rows.len(), answer.status), ("suspended", 3, 'I'));
+    is_well(&herd, &mut client).await;
+}
