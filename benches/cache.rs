@@ -61,6 +61,7 @@ fn config(redis: Option<u16>) -> Cache {
         }),
         tables: BTreeMap::new(),
         olap_only: false,
+        wal: None,
     }
 }
 

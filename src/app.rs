@@ -6,6 +6,7 @@ mod databases;
 mod door;
 mod figures;
 mod flags;
+mod follow;
 mod handover;
 mod solo;
 mod upkeep;
@@ -424,6 +425,10 @@ impl House {
             cache.begin_watch();
             let (house, name) = (Arc::downgrade(self), wanted.name.clone());
             self.tasks.spawn(flags::keep_watch(house, name, Arc::clone(&cache), redis.lease));
+        }
+        if let Some(wal) = &config.cache.wal {
+            let (house, name) = (Arc::downgrade(self), wanted.name.clone());
+            self.tasks.spawn(follow::keep_following(house, name, Arc::clone(&cache), wal.clone()));
         }
         Some(cache)
     }

@@ -94,6 +94,9 @@ fn own(config: &Config) -> Vec<(&'static str, String)> {
     ];
     settings.extend(of_pool(&config.pool));
     settings.extend(cache.redis.as_ref().map(of_redis).unwrap_or_default());
+    settings.extend(cache.wal.iter().flat_map(|wal| {
+        [("cache.wal.publication", wal.publication.clone()), ("cache.wal.max_lag", time(wal.max_lag))]
+    }));
     settings
 }
 

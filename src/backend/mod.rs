@@ -20,3 +20,4 @@ pub mod scan;
 pub mod server;
 pub mod settings;
 pub mod statements;
+pub mod wal;

@@ -33,7 +33,11 @@ impl ResultCache {
                 self.stats.add(|stats| &stats.bypass_uncacheable);
                 return Lookup::Bypass(reason);
             }
-            let label = self.label();
+            if self.elsewhere.as_ref().is_some_and(|elsewhere| !elsewhere.is_known()) {
+                self.stats.add(|stats| &stats.bypass_elsewhere);
+                return Lookup::Bypass("writes made elsewhere are not known");
+            }
+            let label = self.label(relations);
             let noted = self.epochs.local.note(relations, catalog_version);
             let catalog = self.epochs.local.current(catalog_version);
             let (noted, catalog) = match (noted, catalog) {
@@ -156,7 +160,7 @@ impl ResultCache {
 
     /// What a hit will promise. To be asked before epochs are noted: what others wrote while this pgherd was not alone left
     /// no trace here, so everything is renewed when it becomes the only one.
-    fn label(&self) -> Freshness {
+    fn label(&self, relations: &[u32]) -> Freshness {
         if self.consistency == Consistency::Bounded {
             return Freshness::Bounded;
         }
@@ -169,6 +173,11 @@ impl ResultCache {
             self.epochs.local.renew_all();
         }
         *was_solo = solo;
-        if solo { Freshness::Strict } else { Freshness::Ttl }
+        let is_told = || self.elsewhere.as_ref().is_some_and(|elsewhere| elsewhere.follows(relations));
+        match solo {
+            true => Freshness::Strict,
+            false if is_told() => Freshness::Bounded,
+            false => Freshness::Ttl,
+        }
     }
 }

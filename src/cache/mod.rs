@@ -2,6 +2,7 @@
 //! from have not been written since. Knows nothing of sessions or plans; `docs/design/cache-epochs.md` has the protocol.
 
 mod doubt;
+mod elsewhere;
 mod entry;
 mod epochs;
 mod faults;
@@ -13,6 +14,7 @@ mod memory;
 mod redis;
 mod stats;
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -31,6 +33,7 @@ pub use self::fill::{FillTicket, Stored};
 pub use self::key::{Key, KeyBuilder, Protocol};
 pub use self::stats::{CacheStats, CacheStatsSnapshot};
 
+use self::elsewhere::Elsewhere;
 use self::epochs::DATABASE;
 use self::faults::Switches;
 use self::flight::Flights;
@@ -110,6 +113,8 @@ pub struct ResultCache {
     ttl: Duration,
     max_entry_bytes: usize,
     fill_wait: Duration,
+    /// Writes made past every pgherd, where they are followed.
+    elsewhere: Option<Elsewhere>,
     /// Whether this pgherd is known to be the only one; `app` sets it.
     solo: Arc<AtomicBool>,
     /// Whether it was so at the last lookup: what was cached before must not pass for strict after.
@@ -153,6 +158,7 @@ impl ResultCache {
             ttl: config.ttl,
             max_entry_bytes: config.max_entry_bytes,
             fill_wait: FILL_WAIT,
+            elsewhere: config.wal.as_ref().map(|wal| Elsewhere::new(wal.max_lag)),
             was_solo: Mutex::new(solo.load(Ordering::Acquire)),
             solo,
             faults,
@@ -183,6 +189,48 @@ impl ResultCache {
     /// This pgherd says so in PostgreSQL since then; `None` is said before it is taken back, or when that may have been lost.
     pub fn says_it_is_cut_off(&self, since: Option<Instant>) {
         self.shared.iter().for_each(|shared| shared.own_flag(since));
+    }
+
+    /// Writes made past every pgherd are told of from now on. What was written before is not known.
+    pub fn follows_anew(&self) {
+        self.purge();
+    }
+
+    /// They are not told of any more: nothing is served or filled.
+    pub fn follows_no_more(&self) {
+        self.knows_until(None);
+    }
+
+    /// Everything committed before that moment has been told of.
+    pub fn knows_writes_until(&self, moment: Instant) {
+        self.knows_until(Some(moment));
+    }
+
+    fn knows_until(&self, moment: Option<Instant>) {
+        self.elsewhere.iter().for_each(|elsewhere| elsewhere.known_until(moment));
+    }
+
+    /// The relations whose changes are told of.
+    pub fn set_followed(&self, relations: HashSet<u32>) {
+        self.elsewhere.iter().for_each(|elsewhere| elsewhere.set_followed(relations.clone()));
+    }
+
+    /// Somebody has written these relations, or anything at all if `database` says so. As computed from that version of the catalog.
+    ///
+    /// # Errors
+    /// The fleet could not be told.
+    pub async fn written_elsewhere(
+        &self,
+        relations: &[u32],
+        database: bool,
+        catalog_version: u64,
+    ) -> Result<(), Error> {
+        let mut doubt = self.epochs.open(BackendId { pid: 0, start_us: 0 });
+        let writes = WriteSetView { database, catalog: false, relations, catalog_version };
+        let raised = doubt.raise(&writes).await;
+        doubt.settle();
+        self.stats.add(|stats| &stats.told_elsewhere);
+        raised
     }
 
     /// Whether the fault of ignoring cascades is on; the planner is not the cache's, so the session asks.
@@ -246,7 +294,9 @@ impl ResultCache {
     pub fn stats(&self) -> CacheStatsSnapshot {
         let (entries, bytes) = self.memory.size();
         let doubts = self.epochs.open.load(Ordering::Relaxed);
-        CacheStatsSnapshot { entries, bytes, doubts, ..self.stats.snapshot() }
+        let lag = self.elsewhere.as_ref().and_then(Elsewhere::lag).unwrap_or_default();
+        let elsewhere_lag_ms = u64::try_from(lag.as_millis()).unwrap_or(u64::MAX);
+        CacheStatsSnapshot { entries, bytes, doubts, elsewhere_lag_ms, ..self.stats.snapshot() }
     }
 
     /// Names the PostgreSQL server that answers come from: its system identifier, timeline and start. Until this is known

@@ -20,6 +20,8 @@ macro_rules! counters {
             pub bytes: u64,
             /// Writes now in doubt in this pgherd.
             pub doubts: u64,
+            /// How long ago all writes made past pgherd were known, in milliseconds; 0 if they are not followed.
+            pub elsewhere_lag_ms: u64,
         }
 
         impl CacheStats {
@@ -57,6 +59,10 @@ counters! {
     bypass_catalog,
     /// Lookups turned away because Redis was late, gone, or not yet trusted.
     bypass_redis,
+    /// Lookups turned away because writes made past pgherd were not known up to the bound.
+    bypass_elsewhere,
+    /// Transactions made past pgherd, or told of once more, that changed something.
+    told_elsewhere,
     /// Lookups turned away after waiting too long for another session's fill.
     bypass_wait,
     /// Lookups turned away because this statement's answer is known not to be cacheable.

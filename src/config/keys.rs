@@ -245,6 +245,7 @@ static CACHE: Section = Section {
         fixed("olap_only", Flag, Some("true")),
         fixed("on_redis_loss", Choice(&["wait", "refuse-write"]), Some("wait")),
         fixed("redis", Table(&REDIS), None),
+        fixed("wal", Table(&WAL), None),
         fixed("tables", DurationByName, None),
     ],
     unsupported: &[],
@@ -259,6 +260,12 @@ static REDIS: Section = Section {
         fixed("prefix", Text, Some("pgherd:")),
         fixed("lease", Duration, Some("10s")),
     ],
+    unsupported: &[],
+};
+
+static WAL: Section = Section {
+    path: "cache.wal",
+    keys: &[fixed("publication", Text, Some("pgherd")), fixed("max_lag", Duration, Some("1s"))],
     unsupported: &[],
 };
 

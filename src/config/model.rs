@@ -359,6 +359,8 @@ pub struct Cache {
     pub consistency: Consistency,
     /// The shared tier.
     pub redis: Option<Redis>,
+    /// Writes made past every pgherd are followed.
+    pub wal: Option<Wal>,
     /// Per-table rules by `schema.table`: a TTL of `None` means never cached.
     pub tables: BTreeMap<String, Option<Duration>>,
     /// Whether only analytical shapes are cached (`true`) or every cacheable read.
@@ -398,6 +400,15 @@ pub struct Redis {
     pub lease: Duration,
     /// What a write does while Redis is gone.
     pub on_loss: OnRedisLoss,
+}
+
+/// `[cache] wal = {...}`
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Wal {
+    /// The publication on the primary that tells of changes.
+    pub publication: String,
+    /// How long after its commit such a write may still be unknown.
+    pub max_lag: Duration,
 }
 
 /// `[fanout]`

@@ -128,6 +128,7 @@ fn connection_limits_differ(before: &Config, after: &Config) -> bool {
 
 fn cache_changes(before: &Cache, after: &Cache) -> Vec<(&'static str, bool)> {
     let (old, new) = (before.redis.as_ref(), after.redis.as_ref());
+    let (wal_before, wal_after) = (before.wal.as_ref(), after.wal.as_ref());
     let on_loss = |redis: Option<&Redis>| redis.map(|redis| redis.on_loss);
     vec![
         ("cache.enabled", before.enabled != after.enabled),
@@ -143,6 +144,8 @@ fn cache_changes(before: &Cache, after: &Cache) -> Vec<(&'static str, bool)> {
         ("cache.redis.timeout", old.map(|redis| redis.timeout) != new.map(|redis| redis.timeout)),
         ("cache.redis.prefix", old.map(|redis| &redis.prefix) != new.map(|redis| &redis.prefix)),
         ("cache.redis.lease", old.map(|redis| redis.lease) != new.map(|redis| redis.lease)),
+        ("cache.wal.publication", wal_before.map(|wal| &wal.publication) != wal_after.map(|wal| &wal.publication)),
+        ("cache.wal.max_lag", wal_before.map(|wal| wal.max_lag) != wal_after.map(|wal| wal.max_lag)),
     ]
 }
 

@@ -39,6 +39,7 @@ impl World {
                 max_entry_bytes: 1 << 20,
                 consistency: config::Consistency::Strict,
                 redis: None,
+                wal: None,
                 tables: [("public.slow".into(), Some(Duration::from_secs(9))), ("public.secret".into(), None)].into(),
                 olap_only: false,
             },

@@ -5,6 +5,7 @@ pub mod backend;
 pub mod frame;
 pub mod frontend;
 pub mod options;
+pub mod pgoutput;
 pub mod sqlstate;
 pub mod startup;
 pub mod writer;

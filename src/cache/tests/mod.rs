@@ -27,6 +27,7 @@ pub(super) fn config() -> Cache {
         max_entry_bytes: 1 << 20,
         consistency: Consistency::Strict,
         redis: None,
+        wal: None,
         tables: BTreeMap::new(),
         olap_only: false,
     }

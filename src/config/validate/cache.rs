@@ -4,12 +4,15 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::redis;
-use crate::config::model::{Cache, Consistency, OnRedisLoss};
+use crate::config::model::{Cache, Consistency, OnRedisLoss, Wal};
 use crate::config::raw::Table;
 use crate::config::{names, units};
 
 /// Bytes of memory below which a cache only costs.
 const LEAST_MEMORY_BYTES: u64 = 1 << 20;
+
+/// The shortest time within which a write made elsewhere can be told of.
+const SHORTEST_LAG: Duration = Duration::from_millis(50);
 
 pub(super) fn read(table: &Table<'_>) -> Cache {
     let consistency = [Consistency::Strict, Consistency::Bounded][table.choice("consistency").unwrap_or(0)];
@@ -25,6 +28,7 @@ pub(super) fn read(table: &Table<'_>) -> Cache {
         max_entry_bytes: usize::try_from(table.size("max_entry")).unwrap_or(usize::MAX),
         consistency,
         redis,
+        wal: wal(&table.table("wal")),
         tables: tables(table),
         olap_only: table.flag("olap_only"),
     };
@@ -40,6 +44,26 @@ pub(super) fn read(table: &Table<'_>) -> Cache {
         table.warn("ttl", "an entry outlives its copy in Redis", "let redis.ttl be at least ttl");
     }
     cache
+}
+
+/// `[cache] wal`.
+fn wal(table: &Table<'_>) -> Option<Wal> {
+    if !table.is_present() {
+        return None;
+    }
+    let publication = table.text_or_default("publication").unwrap_or_default();
+    if publication.is_empty() || !publication.bytes().all(|byte| byte.is_ascii_graphic() && !b"'\"\\".contains(&byte)) {
+        table.fault(
+            "publication",
+            "this is not the name of a publication",
+            "write it in ASCII, without quotes and blanks",
+        );
+    }
+    let max_lag = table.duration("max_lag");
+    if max_lag < SHORTEST_LAG {
+        table.fault("max_lag", "the server cannot be asked that often", "give at least \"50ms\"");
+    }
+    Some(Wal { publication, max_lag })
 }
 
 /// `[cache.tables]`: names become `schema.table` as PostgreSQL stores them.

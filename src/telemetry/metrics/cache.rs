@@ -31,6 +31,12 @@ pub struct CacheSnapshot {
     pub bypass_catalog: u64,
     /// Lookups turned away because Redis was late, gone or not yet trusted.
     pub bypass_redis: u64,
+    /// Lookups turned away because writes made past pgherd were not known up to the bound.
+    pub bypass_elsewhere: u64,
+    /// Transactions that the primary's WAL told of.
+    pub told_elsewhere: u64,
+    /// How long ago all writes made past pgherd were known, in milliseconds.
+    pub elsewhere_lag_ms: u64,
     /// Lookups turned away after waiting too long for another session's fill.
     pub bypass_wait: u64,
     /// Lookups of statements whose answers are known not to be cacheable.
@@ -119,6 +125,7 @@ const BY_REASON: [(&str, &str, &[Reason]); 3] = [
             ("catalog", |s| s.bypass_catalog),
             ("redis", |s| s.bypass_redis),
             ("wait", |s| s.bypass_wait),
+            ("elsewhere", |s| s.bypass_elsewhere),
             ("uncacheable", |s| s.bypass_uncacheable),
         ],
     ),
@@ -134,7 +141,7 @@ const BY_REASON: [(&str, &str, &[Reason]); 3] = [
     ),
 ];
 
-const COUNTERS: [(&str, &str, Field); 8] = [
+const COUNTERS: [(&str, &str, Field); 9] = [
     ("cache_misses", "Lookups that found nothing and led to a fill", |s| s.misses),
     ("cache_waits", "Lookups that waited for another session's fill", |s| s.waits),
     ("cache_outdated", "Lookups that found an entry older than a write", |s| s.outdated),
@@ -142,13 +149,15 @@ const COUNTERS: [(&str, &str, Field); 8] = [
     ("cache_abandoned_fills", "Fills given up by the filler", |s| s.abandoned_fills),
     ("cache_raises", "Times that a write put relations in doubt", |s| s.raises),
     ("cache_invalidations", "Relations and databases given a new epoch", |s| s.invalidations),
+    ("cache_told_elsewhere", "Transactions that the primary's WAL told of", |s| s.told_elsewhere),
     ("cache_refused_writes", "Writes refused because Redis could not be told of them", |s| s.refused_writes),
 ];
 
-const GAUGES: [(&str, &str, Field); 3] = [
+const GAUGES: [(&str, &str, Field); 4] = [
     ("cache_memory_bytes", "Bytes of results held in memory", |s| s.bytes),
     ("cache_entries", "Results held in memory", |s| s.entries),
     ("cache_doubts", "Writes now in doubt", |s| s.doubts),
+    ("cache_elsewhere_lag_milliseconds", "How long ago all writes made past pgherd were known", |s| s.elsewhere_lag_ms),
 ];
 
 impl Collector for Caches {
