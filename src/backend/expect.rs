@@ -14,6 +14,15 @@ const PARSE_COMPLETE: &[u8] = b"1\0\0\0\x04";
 /// Where a statement's parameter types are kept once a server has told them.
 pub type LearnedTypes = Arc<OnceLock<Vec<u32>>>;
 
+/// Which statement a Bind or a Describe speaks of.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct About {
+    /// The Parse that it came from; 0 where the client's name for it means nothing to pgherd.
+    pub serial: u64,
+    /// It is the first message of what `ServerConn::kept` holds.
+    pub kept: bool,
+}
+
 /// One answer that is on its way.
 #[derive(Debug)]
 pub enum Expect {
@@ -36,11 +45,11 @@ pub enum Expect {
         client_name: Option<(Bytes, u64)>,
     },
     /// BindComplete.
-    Bind,
+    Bind(About),
     /// BindComplete that the client has been given already.
     HiddenBind,
     /// ParameterDescription, and RowDescription or NoData. The parameters' types are noted where somebody wants them.
-    Describe(Option<LearnedTypes>),
+    Describe(Option<LearnedTypes>, About),
     /// Rows, and CommandComplete, EmptyQueryResponse or PortalSuspended.
     Execute,
     /// The same of a portal that the client knows nothing of.
@@ -165,9 +174,29 @@ impl Expects {
         matches!(self.queue.front(), Some(Expect::HiddenQuery | Expect::Sync { hidden: true }))
     }
 
+    /// Which statement an error that comes now would speak of.
+    pub fn subject(&self) -> Option<About> {
+        match self.queue.front()? {
+            Expect::Bind(about) | Expect::Describe(_, about) => Some(*about),
+            Expect::Parse { client_name: Some((_, serial)), .. } | Expect::Reparse(_, _, serial) => {
+                Some(About { serial: *serial, kept: false })
+            }
+            _ => None,
+        }
+    }
+
+    /// The Sync that comes next is not the client's any more, whose own comes later. Returns false if none is on its way.
+    pub fn hide_sync(&mut self) -> bool {
+        match self.queue.front_mut() {
+            Some(Expect::Sync { hidden }) => *hidden = true,
+            _ => return false,
+        }
+        true
+    }
+
     /// A ParameterDescription has come: notes the types, if somebody wants them.
     pub fn learn_types(&self, body: &[u8]) {
-        let Some(Expect::Describe(Some(learned))) = self.queue.front() else { return };
+        let Some(Expect::Describe(Some(learned), _)) = self.queue.front() else { return };
         let mut body = Body::new(body);
         let count = body.i16().map_or(0, |count| usize::from(count as u16));
         let types: Option<Vec<u32>> = (0..count).map(|_| body.i32().map(|oid| oid as u32)).collect();
@@ -215,8 +244,8 @@ impl Expects {
             Some(Expect::Query) => matches!(tag, b'T' | b'D' | b'C' | b'I' | b'Z'),
             Some(Expect::Execute) => matches!(tag, b'D' | b'C' | b'I' | b's'),
             Some(Expect::Parse { hidden: false, statement: None, .. }) => tag == b'1',
-            Some(Expect::Bind) => tag == b'2',
-            Some(Expect::Describe(_)) => matches!(tag, b'T' | b'n'),
+            Some(Expect::Bind(_)) => tag == b'2',
+            Some(Expect::Describe(..)) => matches!(tag, b'T' | b'n'),
             Some(Expect::Close { hidden: false }) => tag == b'3',
             Some(Expect::Sync { hidden: false }) => tag == b'Z',
             _ => false,
@@ -268,9 +297,9 @@ impl Expects {
             | (Expect::HiddenBind, b'2') => self.done(Verdict::Swallow),
             (Expect::Parse { .. } | Expect::Reparse(..), b'1')
             | (Expect::Close { .. }, b'3')
-            | (Expect::Bind, b'2') => self.done(Verdict::Forward),
-            (Expect::Describe(_), b't') => Ok(Verdict::Forward),
-            (Expect::Describe(_), b'T' | b'n') | (Expect::Execute, b'C' | b'I' | b's') => self.done(Verdict::Forward),
+            | (Expect::Bind(_), b'2') => self.done(Verdict::Forward),
+            (Expect::Describe(..), b't') => Ok(Verdict::Forward),
+            (Expect::Describe(..), b'T' | b'n') | (Expect::Execute, b'C' | b'I' | b's') => self.done(Verdict::Forward),
             (Expect::Execute, b'D' | b'G' | b'H' | b'W' | b'd' | b'c') => Ok(Verdict::Forward),
             (Expect::HiddenExecute, b'D') => Ok(Verdict::Swallow),
             (Expect::HiddenExecute, b'C') => self.done(Verdict::Swallow),
@@ -352,7 +381,8 @@ mod tests {
     fn an_error_skips_everything_up_to_the_sync() {
         let name = Bytes::from_static(b"s1");
         let parse = Expect::Parse { hidden: false, statement: None, client_name: Some((name.clone(), 1)) };
-        let mut owed = expects([Expect::Bind, parse, Expect::Execute, Expect::Sync { hidden: false }]);
+        let mut owed =
+            expects([Expect::Bind(About::default()), parse, Expect::Execute, Expect::Sync { hidden: false }]);
         let mut consequences = Consequences::default();
         assert_eq!(owed.answer(b'E', &mut consequences), Ok(Verdict::Forward));
         assert_eq!(consequences.lost_names, [(name, 1)]);
@@ -364,7 +394,7 @@ mod tests {
 
     #[test]
     fn an_error_without_a_sync_behind_it_leaves_the_server_skipping() {
-        let mut owed = expects([Expect::Bind, Expect::Execute]);
+        let mut owed = expects([Expect::Bind(About::default()), Expect::Execute]);
         assert_eq!(owed.answer(b'E', &mut Consequences::default()), Ok(Verdict::Forward));
         assert!(owed.is_skipping());
         owed.push(Expect::Sync { hidden: false });
@@ -376,7 +406,7 @@ mod tests {
         let mut owed = expects([
             Expect::HiddenQuery,
             Expect::Parse { hidden: true, statement: None, client_name: None },
-            Expect::Bind,
+            Expect::Bind(About::default()),
         ]);
         let mut consequences = Consequences::default();
         for (tag, verdict) in [(b'C', Verdict::Swallow), (b'Z', Verdict::Swallow), (b'1', Verdict::Swallow)] {
@@ -387,7 +417,7 @@ mod tests {
 
     #[test]
     fn a_message_that_answers_nothing_is_unexpected() {
-        let mut owed = expects([Expect::Bind]);
+        let mut owed = expects([Expect::Bind(About::default())]);
         assert_eq!(owed.answer(b'D', &mut Consequences::default()), Err(Unexpected(b'D')));
         assert_eq!(Expects::default().answer(b'Z', &mut Consequences::default()), Err(Unexpected(b'Z')));
     }
@@ -403,14 +433,14 @@ mod tests {
 
     #[test]
     fn a_query_behind_a_failed_pipeline_is_skipped_too() {
-        let mut owed = expects([Expect::Bind, Expect::Query]);
+        let mut owed = expects([Expect::Bind(About::default()), Expect::Query]);
         assert_eq!(owed.answer(b'E', &mut Consequences::default()), Ok(Verdict::Forward));
         assert!(owed.is_empty() && owed.is_skipping() && owed.is_unsynced());
     }
 
     #[test]
     fn a_query_behind_a_pipeline_ends_its_implicit_transaction() {
-        let mut owed = expects([Expect::Bind, Expect::Query]);
+        let mut owed = expects([Expect::Bind(About::default()), Expect::Query]);
         for tag in [b'2', b'C', b'Z'] {
             assert_eq!(owed.answer(tag, &mut Consequences::default()), Ok(Verdict::Forward));
         }
@@ -444,11 +474,15 @@ mod tests {
     #[test]
     fn a_statement_that_the_server_holds_is_not_prepared_behind_an_error() {
         let name = Bytes::from_static(b"s1");
-        let mut owed = expects([Expect::Bind, Expect::HeldParse(name.clone(), 7), Expect::Sync { hidden: false }]);
+        let mut owed = expects([
+            Expect::Bind(About::default()),
+            Expect::HeldParse(name.clone(), 7),
+            Expect::Sync { hidden: false },
+        ]);
         let mut consequences = Consequences::default();
         assert_eq!(owed.answer(b'E', &mut consequences), Ok(Verdict::Forward));
         assert_eq!(consequences.lost_names, [(name.clone(), 7)]);
-        let mut owed = expects([Expect::Bind, Expect::HeldParse(name, 7)]);
+        let mut owed = expects([Expect::Bind(About::default()), Expect::HeldParse(name, 7)]);
         assert_eq!(owed.answer(b'2', &mut consequences), Ok(Verdict::Forward));
         assert_eq!(owed.take_injection().as_deref(), Some(PARSE_COMPLETE));
     }
@@ -457,7 +491,7 @@ mod tests {
     fn a_statement_that_is_prepared_once_more_is_lost_by_its_own_error_and_by_no_other() {
         let statement = crate::backend::statements::Registry::default().private(Bytes::from_static(b"select 1"), &[]);
         let again = || Expect::Reparse(Arc::clone(&statement), Bytes::from_static(b"s"), 1);
-        for (before, lost) in [(None, 1), (Some(Expect::Bind), 0)] {
+        for (before, lost) in [(None, 1), (Some(Expect::Bind(About::default())), 0)] {
             let mut owed = expects(before.into_iter().chain([again(), Expect::Sync { hidden: false }]));
             let mut consequences = Consequences::default();
             assert_eq!(owed.answer(b'E', &mut consequences), Ok(Verdict::Forward));
@@ -467,7 +501,8 @@ mod tests {
 
     #[test]
     fn a_close_that_was_skipped_is_known_to_be_open() {
-        let mut owed = expects([Expect::Bind, Expect::Close { hidden: true }, Expect::Sync { hidden: false }]);
+        let mut owed =
+            expects([Expect::Bind(About::default()), Expect::Close { hidden: true }, Expect::Sync { hidden: false }]);
         let mut consequences = Consequences::default();
         assert_eq!(owed.answer(b'E', &mut consequences), Ok(Verdict::Forward));
         assert!(consequences.lost_close);

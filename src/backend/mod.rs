@@ -7,6 +7,7 @@ pub mod control;
 pub mod expect;
 pub mod failure;
 pub mod gate;
+pub mod kept;
 pub(crate) mod lease;
 pub mod ledger;
 pub mod listener;

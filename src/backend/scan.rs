@@ -6,6 +6,7 @@ use super::expect::{Consequences, Verdict};
 use super::failure::misbehaved;
 use super::own::is_stale_plan;
 use super::server::{ServerConn, UNKNOWN_STATEMENT};
+use super::statements::NAME_PREFIX;
 use crate::error::Error;
 use crate::limits;
 use crate::net::spare;
@@ -18,6 +19,19 @@ const HELD_UP_TO: usize = 64 * 1024;
 /// The length that a ReadyForQuery claims.
 const READY_LEN: usize = 5;
 
+/// An error that speaks of a statement: by the name that it has on the server, or because its result type changed.
+#[derive(Debug)]
+pub struct StatementError {
+    /// The ErrorResponse's body.
+    pub body: Bytes,
+    /// Which of all Parses the statement came from; 0 where the client's name for it means nothing.
+    pub serial: u64,
+    /// Its result type has changed.
+    pub is_stale: bool,
+    /// Nothing has had an effect, and what was asked can be asked again.
+    pub may_repeat: bool,
+}
+
 /// What scanning a server's bytes showed.
 #[derive(Debug, Default)]
 pub struct Seen {
@@ -27,8 +41,12 @@ pub struct Seen {
     pub ready: Option<TransactionStatus>,
     /// A ReadyForQuery came that only pgherd had asked for.
     pub hidden_ready: bool,
-    /// It asked for COPY data.
-    pub copy_in: bool,
+    /// The session must act before more is read: COPY data was asked for, or an error speaks of a statement.
+    pub calls: bool,
+    /// Set by the session: it tells errors that speak of a statement.
+    pub tells_statements: bool,
+    /// Such an error. Nothing behind it has been scanned.
+    pub statement_error: Option<Box<StatementError>>,
     /// It said why it goes away.
     pub farewell: bool,
     /// Rows passed on.
@@ -37,8 +55,6 @@ pub struct Seen {
     pub errors: u32,
     /// A notice was passed on.
     pub notices: u32,
-    /// The server said that a kept plan's result type changed.
-    pub stale_plan: bool,
     /// SQLSTATE of the last error of a hidden query.
     pub hidden_error: Option<Box<str>>,
     /// Settings it reported as changed.
@@ -132,11 +148,17 @@ impl ServerConn {
                 self.inbuf.reserve(missing);
                 return Ok(());
             }
+            if header.tag == b't' && seen.tells_statements && self.waits_with_types(header) {
+                return Ok(());
+            }
             match self.judge(header, seen)? {
                 Verdict::Forward => self.cleared += header.total,
                 Verdict::Swallow => {
                     self.spill(out);
                     self.inbuf.advance(header.total);
+                    if seen.statement_error.is_some() {
+                        return Ok(());
+                    }
                 }
                 Verdict::Replace(bytes) => {
                     self.spill(out);
@@ -206,14 +228,22 @@ impl ServerConn {
                 seen.farewell = true;
                 return Ok(Verdict::Forward);
             }
-            b'E' => self.judge_error(header, hidden, seen),
+            b'E' => {
+                self.judge_error(header, hidden, seen);
+                if seen.statement_error.is_some() {
+                    self.answer(b'E', seen)?;
+                    self.act_on_losses(seen);
+                    return Ok(Verdict::Swallow);
+                }
+            }
+            b't' if seen.tells_statements && self.is_asked_again(header) => return Ok(Verdict::Swallow),
             b't' => {
                 let body = self.copy_body(header);
                 self.expects.learn_types(&body);
             }
             b'G' | b'W' => {
                 self.copying_in = true;
-                seen.copy_in = true;
+                seen.calls = true;
                 self.expects.copy_in_started();
             }
             b'C' => self.copying_in = false,
@@ -257,8 +287,47 @@ impl ServerConn {
             seen.errors += 1;
             let fields = ErrorFields::parse(&body).ok();
             seen.farewell |= fields.as_ref().is_some_and(ErrorFields::is_fatal);
-            seen.stale_plan |= fields.as_ref().is_some_and(is_stale_plan);
+            if let Some(fields) = fields.filter(|_| seen.tells_statements) {
+                seen.statement_error = self.statement_error(&fields, &body).map(Box::new);
+                seen.calls |= seen.statement_error.is_some();
+            }
         }
+    }
+
+    /// An error that the session tells itself, since it speaks of a statement.
+    fn statement_error(&self, fields: &ErrorFields<'_>, body: &Bytes) -> Option<StatementError> {
+        let about = self.expects.subject()?;
+        let is_stale = is_stale_plan(fields);
+        let is_named = matches!(fields.code(), "08P01" | "26000" | "42P05") && fields.message().contains(NAME_PREFIX);
+        (is_stale || is_named).then(|| StatementError {
+            body: body.clone(),
+            serial: about.serial,
+            is_stale,
+            may_repeat: is_stale && self.may_repeat(about),
+        })
+    }
+
+    /// Whether a statement's parameters are not told yet: of one whose result type changed PostgreSQL tells them and then fails.
+    fn waits_with_types(&self, types: frame::Header) -> bool {
+        let Some(about) = self.expects.subject() else { return false };
+        let behind = self.inbuf.get(self.cleared + types.total..).unwrap_or_default();
+        self.may_repeat(about)
+            && match frame::peek(behind, limits::MESSAGE_BYTES) {
+                Ok(Some(next)) => next.tag == b'E' && next.total <= HELD_UP_TO && behind.len() < next.total,
+                other => other.is_ok(),
+            }
+    }
+
+    /// Whether a Describe is about to fail and to be sent once more.
+    fn is_asked_again(&self, types: frame::Header) -> bool {
+        let Some(about) = self.expects.subject() else { return false };
+        let behind = self.inbuf.get(self.cleared + types.total..).unwrap_or_default();
+        let Ok(Some(next)) = frame::peek(behind, HELD_UP_TO) else { return false };
+        next.tag == b'E'
+            && self.may_repeat(about)
+            && behind
+                .get(HEADER_LEN..next.total)
+                .is_some_and(|body| ErrorFields::parse(body).as_ref().is_ok_and(is_stale_plan))
     }
 
     fn copy_body(&self, header: frame::Header) -> Bytes {

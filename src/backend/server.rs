@@ -13,6 +13,7 @@ use super::cancel::CancelTarget;
 use super::connect::Connected;
 use super::expect::{Expect, Expects};
 use super::failure::{lost, misbehaved};
+use super::kept::Kept;
 use super::pool::ProcessObserver;
 use super::roster::Listing;
 use super::settings::SharedSettings;
@@ -54,8 +55,8 @@ pub struct ServerConn {
     pub settings: SharedSettings,
     /// Named statements that it holds.
     pub held: Held,
-    /// Which generation of statements those are.
-    pub generation: u64,
+    /// What it was sent last, where that may have to be sent once more.
+    pub kept: Kept,
     /// Which Parse its unnamed statement came from.
     pub unnamed: Option<u64>,
     /// The transaction status it reported last.
@@ -112,7 +113,7 @@ impl ServerConn {
             parameters: connected.parameters,
             settings: SharedSettings::default(),
             held: Held::new(statements),
-            generation: 0,
+            kept: Kept::default(),
             unnamed: None,
             status: TransactionStatus::Idle,
             copying_in: false,

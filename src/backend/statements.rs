@@ -4,7 +4,7 @@
 //! never reach a server.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
 use bytes::{Bytes, BytesMut};
@@ -32,9 +32,15 @@ pub struct Identity {
     /// The name it has on servers.
     pub server_name: Box<str>,
     key: Arc<Key>,
-    /// A server has accepted it, and none has refused it since.
-    accepted: AtomicBool,
+    standing: AtomicU8,
 }
+
+/// No server has accepted it, or one has refused it since.
+const UNPROVEN: u8 = 0;
+/// A server has accepted it, and none has refused it since.
+const ACCEPTED: u8 = 1;
+/// Its result type has changed: it is another statement from then on.
+const RETIRED: u8 = 2;
 
 impl Identity {
     /// The statement's text.
@@ -56,12 +62,20 @@ impl Identity {
     /// Whether a server has accepted it, and none has refused it since: a Parse of it needs no server then. What a later
     /// change of the schema makes of it is seen at Bind.
     pub fn is_accepted(&self) -> bool {
-        self.accepted.load(Ordering::Relaxed)
+        self.standing.load(Ordering::Relaxed) == ACCEPTED
+    }
+
+    /// Whether its result type has changed since it was prepared. See [`Registry::renew`].
+    pub fn is_retired(&self) -> bool {
+        self.standing.load(Ordering::Relaxed) == RETIRED
     }
 
     /// Notes what a server made of its Parse.
     pub fn note_parsed(&self, accepted: bool) {
-        self.accepted.store(accepted, Ordering::Relaxed);
+        let standing = if accepted { ACCEPTED } else { UNPROVEN };
+        let _ = self
+            .standing
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |before| (before != RETIRED).then_some(standing));
     }
 
     /// Appends the Parse message that prepares it on a server.
@@ -76,20 +90,9 @@ pub struct Registry {
     known: Mutex<HashMap<Arc<Key>, Weak<Identity>>>,
     next: AtomicU64,
     serials: AtomicU64,
-    generation: AtomicU64,
 }
 
 impl Registry {
-    /// Moves when a server has said that a statement's result type changed: what servers hold from before is prepared again.
-    pub fn generation(&self) -> u64 {
-        self.generation.load(Ordering::Relaxed)
-    }
-
-    /// A statement's result type has changed.
-    pub fn note_stale(&self) {
-        self.generation.fetch_add(1, Ordering::Relaxed);
-    }
-
     /// The identity of that statement, made if nobody holds it yet.
     pub fn intern(&self, text: Bytes, types: &[u32], parsed_under: &SharedSettings) -> Arc<Identity> {
         let key = Key { text, types: types.into(), parsed_under: Some(Arc::clone(parsed_under)) };
@@ -104,6 +107,19 @@ impl Registry {
         let key = Arc::new(Key { text: Bytes::copy_from_slice(&key.text), ..key });
         let identity = self.identity(Arc::clone(&key));
         known.insert(key, Arc::downgrade(&identity));
+        identity
+    }
+
+    /// A server has said that a statement's result type has changed. What servers still hold of it is of no use to anybody: it is
+    /// another statement from now on, which is returned.
+    pub fn renew(&self, old: &Identity) -> Arc<Identity> {
+        let mut known = self.known.lock();
+        old.standing.store(RETIRED, Ordering::Relaxed);
+        if let Some(identity) = known.get(&old.key).and_then(Weak::upgrade).filter(|known| !known.is_retired()) {
+            return identity;
+        }
+        let identity = self.identity(Arc::clone(&old.key));
+        known.insert(Arc::clone(&old.key), Arc::downgrade(&identity));
         identity
     }
 
@@ -130,7 +146,7 @@ impl Registry {
             id,
             server_name: format!("{NAME_PREFIX}{id}").into(),
             key,
-            accepted: AtomicBool::new(false),
+            standing: AtomicU8::new(UNPROVEN),
         })
     }
 }
@@ -219,6 +235,20 @@ mod tests {
         let a = registry.intern(Bytes::from_static(b"select '01/02/2003'::date"), &[], &defaults);
         let b = registry.intern(Bytes::from_static(b"select '01/02/2003'::date"), &[], &Arc::new(dmy));
         assert_ne!(a.id, b.id);
+    }
+
+    #[test]
+    fn a_statement_whose_result_type_changed_is_another_one() {
+        let (registry, defaults) = (Registry::default(), default_parse_settings());
+        let prepare = || registry.intern(Bytes::from_static(b"select * from t"), &[], &defaults);
+        let old = prepare();
+        old.note_parsed(true);
+        let new = registry.renew(&old);
+        assert!(new.id != old.id && new.text() == old.text() && old.is_retired() && !old.is_accepted());
+        assert_eq!(registry.renew(&old).id, new.id, "who hears of it later gets the same");
+        old.note_parsed(true);
+        assert!(old.is_retired(), "a late answer does not bring it back");
+        assert_eq!(prepare().id, new.id);
     }
 
     #[test]

@@ -9,8 +9,9 @@ use crate::backend::server::ServerConn;
 use crate::error::{Error, ErrorKind};
 use crate::exec::relay::ClientSide;
 use crate::limits;
-use crate::wire::backend::ErrorFields;
+use crate::wire::backend::{ErrorFields, with_statement_name};
 use crate::wire::frame::Frame;
+use crate::wire::frontend;
 use crate::wire::sqlstate::SqlState;
 use crate::wire::writer;
 
@@ -137,6 +138,8 @@ fn own_statement_failed(server: &mut ServerConn, body: &[u8]) -> Error {
 /// An answer on its way to the client.
 struct Answer<'a> {
     unanswered: &'a [u8],
+    /// The client's name of the statement, which the server was given none of.
+    statement: &'a [u8],
     /// What has not been passed on yet.
     held: BytesMut,
     captured: Option<BytesMut>,
@@ -154,6 +157,10 @@ impl<'a> Answer<'a> {
             unanswered: match protocol {
                 Protocol::Simple => b"",
                 Protocol::Extended { unanswered, .. } => unanswered,
+            },
+            statement: match protocol {
+                Protocol::Simple => b"",
+                Protocol::Extended { bind, .. } => frontend::bind_names(bind).map_or(b"", |(_, statement)| statement),
             },
             held: BytesMut::new(),
             captured: capture.map(|_| BytesMut::new()),
@@ -186,6 +193,10 @@ impl<'a> Answer<'a> {
                 }
                 self.outcome = Some(Outcome::Failed { parsed: !self.unanswered.starts_with(b"1") });
                 self.captured = None;
+                if !self.statement.is_empty() {
+                    self.held.extend_from_slice(&with_statement_name(frame.body(), self.statement));
+                    return Ok(());
+                }
             }
             b'D' => {
                 self.rows += 1;

@@ -72,8 +72,8 @@ pub fn poll(
         let Some(server) = server.as_deref_mut() else { break };
         match poll_server(cx, client, server, seen) {
             // Only rows so far: write them and read on, nobody has to decide anything.
-            Poll::Ready(Ok(Event::FromServer))
-                if seen.ready.is_none() && !seen.copy_in && !server.expects.is_empty() => {}
+            Poll::Ready(Ok(Event::FromServer)) if seen.ready.is_none() && !seen.calls && !server.expects.is_empty() => {
+            }
             Poll::Ready(event) => return Poll::Ready(event),
             Poll::Pending => break,
         }

@@ -262,7 +262,7 @@ impl Session {
         bind: &Frame,
         described: bool,
     ) -> Result<(), Error> {
-        use crate::backend::expect::Expect;
+        use crate::backend::expect::{About, Expect};
         self.attach(target).await?;
         self.note_execution(execution.facts).await?;
         self.before_commit().await?;
@@ -277,10 +277,11 @@ impl Session {
             out.extend_from_slice(b"\0\0");
             out.extend_from_slice(rest.rest());
         });
-        server.expects.push(if execution.unanswered.is_empty() { Expect::HiddenBind } else { Expect::Bind });
+        let bound = if execution.unanswered.is_empty() { Expect::HiddenBind } else { Expect::Bind(About::default()) };
+        server.expects.push(bound);
         if described {
             writer::describe(&mut server.outbuf, b'P', b"");
-            server.expects.push(Expect::Describe(None));
+            server.expects.push(Expect::Describe(None, About::default()));
         }
         writer::execute(&mut server.outbuf, b"", execution.max_rows);
         server.expects.push(Expect::Execute);

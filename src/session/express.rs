@@ -12,7 +12,7 @@ use tokio::time::Instant;
 
 use super::context::Target;
 use super::{Prepared, Session};
-use crate::backend::expect::Expect;
+use crate::backend::expect::{About, Expect};
 use crate::error::Error;
 use crate::limits;
 use crate::sql::facts::{Class, SharedFacts};
@@ -246,16 +246,18 @@ impl Session {
             server.expects.push(Expect::Parse { hidden: false, statement: None, client_name });
             self.unnamed = Some(Arc::clone(prepared));
         }
+        let mut kept = false;
         match &prepared.identity {
             Some(identity) if bind.start == 0 => {
+                kept = is_described && self.status == TransactionStatus::Idle && server.kept.keep(sent, bind.end);
                 write_renamed_bind(&mut server.outbuf, &sent[..bind.end], identity.server_name.as_bytes());
                 server.outbuf.extend_from_slice(&sent[bind.end..]);
             }
             _ => server.outbuf.extend_from_slice(sent),
         }
-        server.expects.push(Expect::Bind);
+        server.expects.push(Expect::Bind(About { serial: prepared.serial, kept }));
         if is_described {
-            server.expects.push(Expect::Describe(None));
+            server.expects.push(Expect::Describe(None, About::default()));
         }
         server.expects.push(Expect::Execute);
         server.expects.push(Expect::Sync { hidden: false });

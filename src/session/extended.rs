@@ -6,7 +6,7 @@ use bytes::{BufMut, Bytes, BytesMut};
 
 use super::context::Target;
 use super::{Prepared, Session};
-use crate::backend::expect::{Expect, LearnedTypes};
+use crate::backend::expect::{About, Expect, LearnedTypes};
 use crate::backend::reset;
 use crate::backend::server::ServerConn;
 use crate::backend::settings::Settings;
@@ -159,8 +159,17 @@ impl Session {
     }
 
     pub(super) async fn on_bind(&mut self, frame: Frame) -> Result<(), Error> {
+        let is_described = self.describes_next(&frame);
+        self.bind_statement(frame, is_described).await
+    }
+
+    /// Handles a Bind. `is_described`: what its portal gives is asked for behind it.
+    pub(super) async fn bind_statement(&mut self, frame: Frame, is_described: bool) -> Result<(), Error> {
         if let Some((_, statement)) = frontend::bind_names(frame.body()) {
             self.wait_for_doubtful_parse(statement).await?;
+        }
+        if !self.renews_before(&frame, is_described) {
+            return Ok(());
         }
         self.forward_bind(&frame.bytes, 0).await
     }
@@ -191,6 +200,8 @@ impl Session {
         if server.expects.is_skipping() {
             return Ok(());
         }
+        let serial = prepared.as_ref().map_or(0, |prepared| prepared.serial);
+        let about = About { serial, kept: missing == 0 && serial > 0 && server.begin_kept(bytes) };
         let rest = &body[portal.len() + name.len() + 2..];
         let total = portal.len() + server_name.len() + 2 + rest.len() + missing + 4;
         server.outbuf.put_u8(b'B');
@@ -198,7 +209,7 @@ impl Session {
         writer::cstr(&mut server.outbuf, portal);
         writer::cstr(&mut server.outbuf, &server_name);
         server.outbuf.put_slice(rest);
-        server.expects.push(Expect::Bind);
+        server.expects.push(Expect::Bind(about));
         Ok(())
     }
 
@@ -238,11 +249,13 @@ impl Session {
             let server = self.attach(target).await?;
             if !server.expects.is_skipping() {
                 server.outbuf.extend_from_slice(&frame.bytes);
-                server.expects.push(Expect::Describe(None));
+                server.add_kept(&frame.bytes);
+                server.expects.push(Expect::Describe(None, About::default()));
             }
             return Ok(());
         }
         self.wait_for_doubtful_parse(describe.name).await?;
+        self.renew_if_retired(describe.name);
         let prepared = self.statement(describe.name);
         let target =
             prepared.as_ref().map_or(Ok(self.default_target()), |prepared| self.target_for(&prepared.facts))?;
@@ -251,10 +264,13 @@ impl Session {
             Some(prepared) => self.ensure_held(prepared).await?,
             None => self.unknown_name(describe.name),
         };
+        let may_repeat = prepared.as_ref().is_some_and(|prepared| self.is_under_its_own_settings(prepared));
         let server = self.attach(target).await?;
         if !server.expects.is_skipping() {
+            let serial = prepared.as_ref().map_or(0, |prepared| prepared.serial);
+            let about = About { serial, kept: may_repeat && server.begin_kept(&frame.bytes) };
             writer::describe(&mut server.outbuf, b'S', &server_name);
-            server.expects.push(Expect::Describe(prepared.map(|prepared| Arc::clone(&prepared.described))));
+            server.expects.push(Expect::Describe(prepared.map(|prepared| Arc::clone(&prepared.described)), about));
         }
         Ok(())
     }
@@ -281,6 +297,7 @@ impl Session {
         let server = self.attach(target).await?;
         if !server.expects.is_skipping() {
             server.outbuf.extend_from_slice(&frame.bytes);
+            server.add_kept(&frame.bytes);
             server.expects.push(Expect::Execute);
             if let Some(sql) = restored {
                 super::restore::queue(server, &sql);
@@ -302,8 +319,8 @@ impl Session {
                 return Ok(());
             }
         } else if self.statement(close.name).is_some() {
-            if self.held_server().is_some_and(|server| server.expects.is_unsynced() && !server.expects.is_empty()) {
-                // What stands before it in the pipeline may fail, and then it is not heard.
+            if self.held_server().is_some_and(|server| !server.expects.is_empty()) {
+                // What stands before it in the pipeline may fail, and then it is not heard; and an error before it may name it.
                 self.wait_for_answers().await?;
             }
             if self.held_server().is_none_or(|server| !server.expects.is_skipping()) {
@@ -346,6 +363,7 @@ impl Session {
                 return Ok(());
             }
             writer::sync(&mut server.outbuf);
+            server.add_kept_sync(false);
             server.expects.push(Expect::Sync { hidden: false });
             if self.awaits_listening() {
                 self.wait_for_answers().await?;
@@ -500,7 +518,7 @@ impl Session {
         }
         let mut other = BytesMut::from(name);
         if other.starts_with(NAME_PREFIX.as_bytes()) {
-            other.put_slice(b" (unknown)");
+            other.put_slice(super::renewal::UNKNOWN);
         }
         other.freeze()
     }
@@ -519,7 +537,7 @@ fn ends_transaction(facts: &Facts) -> bool {
 }
 
 /// Prepares a statement on a server, making room if need be. `client_name` is set where the client waits for the answer.
-fn send_parse(server: &mut ServerConn, identity: &Arc<Identity>, client_name: Option<(Bytes, u64)>) {
+pub(super) fn send_parse(server: &mut ServerConn, identity: &Arc<Identity>, client_name: Option<(Bytes, u64)>) {
     if let Some(evicted) = server.held.insert(Arc::clone(identity)) {
         writer::close(&mut server.outbuf, b'S', evicted.server_name.as_bytes());
         server.expects.push(Expect::Close { hidden: true });

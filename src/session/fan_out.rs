@@ -19,6 +19,7 @@ use crate::exec::fanout::{self, Failure, Leg, Run, Sink};
 use crate::exec::merge::ResultFormats;
 use crate::exec::relay::ClientSide;
 use crate::plan::distribute::Streamed;
+use crate::wire::backend::with_statement_name;
 use crate::wire::frame::Frame;
 use crate::wire::writer;
 
@@ -85,7 +86,13 @@ impl Session {
     ) -> Result<Ran, Error> {
         let mut legs = Vec::with_capacity(streamed.shards.len());
         for &shard in &streamed.shards {
-            legs.push(self.lease_leg(Target::Shard(shard)).await?);
+            match self.lease_leg(Target::Shard(shard)).await {
+                Ok(leg) => legs.push(leg),
+                Err(error) => {
+                    self.forget_unparsed(execution);
+                    return Err(error);
+                }
+            }
         }
         self.db.metrics.fanout_legs.inc_by(legs.len() as u64);
         let limited = limited(streamed, execution.max_rows);
@@ -102,6 +109,7 @@ impl Session {
             values,
             formats: ResultFormats { codes: result_formats, extra_float_digits: self.extra_float_digits() },
             describe: described,
+            unanswered: execution.unanswered,
             standard_conforming_strings: self.conforming_strings(),
             memory_bytes: self.db.fanout.memory_bytes,
             max_parallel: self.db.fanout.max_parallel,
@@ -122,15 +130,32 @@ impl Session {
         self.cancel.slot.work_is_over();
         self.db.metrics.fanout_legs_failed.inc_by(outcome.broken.len() as u64);
         release(legs, &outcome.broken);
+        let untold = &execution.unanswered[execution.unanswered.len() - outcome.untold..];
+        match &outcome.result {
+            // The coordinator goes on with what the client has been answered so far.
+            Err(Failure::Unmergeable(_)) => self.out().extend_from_slice(untold),
+            Err(_) if untold.starts_with(b"1") => self.forget_unparsed(execution),
+            _ => {}
+        }
         match outcome.result {
             Ok(rows) => {
                 self.suspend_if_limited(execution, rows);
                 Ok(Ran::Answered)
             }
-            Err(Failure::Server(frame)) => Ok(Ran::Failed(frame.bytes)),
+            Err(Failure::Server(frame)) => Ok(Ran::Failed(match execution.bind {
+                Some((_, bind)) => with_statement_name(frame.body(), bind.statement).freeze(),
+                None => frame.bytes,
+            })),
             Err(Failure::Own(_)) if timed_out => Err(super::failure::too_slow("fanout.query_timeout")),
             Err(Failure::Unmergeable(error)) => Ok(Ran::Unmergeable(error)),
             Err(Failure::Own(error)) => Err(error),
+        }
+    }
+
+    /// An error is what the client gets where it waits for ParseComplete: there is no such statement.
+    fn forget_unparsed(&mut self, execution: &Execution<'_>) {
+        if let Some((_, bind)) = execution.bind.filter(|_| execution.unanswered.starts_with(b"1")) {
+            self.forget_statement(bind.statement);
         }
     }
 

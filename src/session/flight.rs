@@ -109,6 +109,7 @@ impl Session {
         }
         if only_statements {
             writer::sync(&mut server.outbuf);
+            server.add_kept_sync(true);
             server.expects.push(Expect::Sync { hidden: true });
             self.hidden_sync = true;
         } else {
@@ -172,13 +173,14 @@ impl Session {
 
     async fn relay_unit(&mut self, unit: &[Frame], target: super::context::Target) -> Result<(), Error> {
         self.flight_target = Some(target);
+        let is_described = unit.iter().any(|frame| frame.tag() == b'D' && frame.body().first() == Some(&b'P'));
         let mut result = Ok(());
         for frame in unit {
             let frame = frame.clone();
             self.only_statements &= !matches!(frame.tag(), b'B' | b'E');
             result = match frame.tag() {
                 b'P' => self.on_parse(frame).await,
-                b'B' => self.on_bind(frame).await,
+                b'B' => self.bind_statement(frame, is_described).await,
                 b'D' => self.on_describe(frame).await,
                 b'E' => self.on_execute(frame).await,
                 _ => self.on_close(frame).await,

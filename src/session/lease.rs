@@ -77,17 +77,12 @@ impl Session {
     /// Whether a server connection is in this session's state as it stands. Equal settings are the same ones, as a rule: see
     /// `Database::share_settings`.
     fn fits(&self, server: &ServerConn) -> bool {
-        server.generation == self.db.statements.generation() && server.settings == self.settings.current
+        server.settings == self.settings.current
     }
 
     /// Brings a server connection into this session's state; false if another must be tried.
     async fn fit(&self, server: &mut ServerConn) -> Result<bool, Error> {
         let was_set = !server.settings.is_empty();
-        let generation = self.db.statements.generation();
-        if server.generation != generation {
-            server.close_statements().await?;
-            server.generation = generation;
-        }
         #[cfg(feature = "faults")]
         if *self.db.leak.lock() == Some(super::context::Leak::Settings) {
             server.settings = Arc::clone(&self.settings.current);
@@ -206,9 +201,7 @@ impl Session {
 
     /// Brings what is believed of a server that stays with its client up to date.
     async fn refresh_own_server(&mut self) -> Result<(), Error> {
-        let generation = self.db.statements.generation();
-        let is_stale = self.held_server().is_some_and(|server| server.generation != generation);
-        if !self.settings.must_read_back() && !self.must_discard && !is_stale && !self.changes_code {
+        if !self.settings.must_read_back() && !self.must_discard && !self.changes_code {
             return Ok(());
         }
         self.untie_cancel().await;
@@ -216,11 +209,10 @@ impl Session {
         self.read_code().await;
         let Some(attached) = &mut self.server else { return Ok(()) };
         let server = attached.lease.server();
-        if std::mem::take(&mut self.must_discard) || is_stale {
-            // Some prepared statement is not what it was: all are prepared again when they are needed.
+        if std::mem::take(&mut self.must_discard) {
+            // What it holds is not known: all statements are prepared again when they are needed.
             server.spill(&mut self.client.outbuf);
             server.close_statements().await?;
-            server.generation = generation;
         }
         self.retie_cancel();
         Ok(())

@@ -21,6 +21,7 @@ pub mod pin;
 mod pinned;
 mod planned;
 mod query;
+mod renewal;
 mod replica;
 pub mod replication;
 mod restore;
@@ -97,6 +98,11 @@ struct Prepared {
 }
 
 impl Prepared {
+    /// The same statement, which is another one on servers now: nothing that they said of the first holds for it.
+    fn renewed(&self, identity: Arc<Identity>) -> Self {
+        Self { identity: Some(identity), ..self.again(self.serial, &self.under) }
+    }
+
     /// The same message once more: its settings may be others, so nothing that a server said of the first holds for it.
     fn again(&self, serial: u64, under: &SharedSettings) -> Self {
         Self {
@@ -228,7 +234,7 @@ impl Session {
         let cancel = db.shared.cancel_keys.register(secret_len(minor));
         let listed = db.shared.clients.enter(&authenticated.user, &db.config, &authenticated.stream);
         let mode = db.pool_mode(&authenticated.user);
-        let seen = Seen { takes_notifications: mode == PoolMode::Session, ..Seen::default() };
+        let seen = Seen { takes_notifications: mode == PoolMode::Session, tells_statements: true, ..Seen::default() };
         Box::new(Self {
             mode,
             primary: db.pool(&authenticated.user, Target::Primary),

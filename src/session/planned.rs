@@ -75,7 +75,7 @@ pub(super) enum Way {
 impl Way {
     /// Whether it is run on a server connection of its own, whose word on Parse and Bind is passed on.
     pub(super) fn is_read_aside(&self) -> bool {
-        matches!(self, Self::ReadOnly(_) | Self::Fill(..))
+        matches!(self, Self::ReadOnly(_) | Self::Fill(..) | Self::FanOut(_))
     }
 
     /// The server of something that is passed on; the primary for all else.

@@ -308,12 +308,10 @@ impl Session {
 
     /// Acts on what the server said.
     async fn absorb(&mut self) -> Result<(), Error> {
-        self.seen.copy_in = false;
+        self.seen.calls = false;
         if self.seen.errors > 0 {
+            self.tell_statement_errors()?;
             self.errors_in_turn += std::mem::take(&mut self.seen.errors);
-            if std::mem::take(&mut self.seen.stale_plan) {
-                self.db.statements.note_stale();
-            }
         }
         for (name, serial) in std::mem::take(&mut self.seen.consequences.lost_names) {
             // The client may have prepared another under that name since.

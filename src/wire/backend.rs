@@ -3,10 +3,13 @@
 use std::borrow::Cow;
 use std::fmt;
 
+use bytes::BytesMut;
+
 use super::frame::Body;
 use super::frontend::Malformed;
+use super::sqlstate::SqlState;
 use super::startup::CANCEL_SECRET_BYTES;
-use super::writer::TransactionStatus;
+use super::writer::{self, TransactionStatus};
 
 /// The fields of an ErrorResponse or a NoticeResponse (PostgreSQL manual, 55.8).
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -80,6 +83,32 @@ impl<'a> ErrorFields<'a> {
             hint: self.hint().map(str::to_owned),
         }
     }
+}
+
+/// An ErrorResponse's body with another name where `from` first stands in its message, as a whole name.
+pub fn renamed(body: &[u8], from: &[u8], to: &[u8]) -> BytesMut {
+    let mut told = BytesMut::with_capacity(body.len() + to.len());
+    for field in body.split_inclusive(|&byte| byte == 0) {
+        // `pgherd_1` is not the beginning of `pgherd_10`.
+        let is_whole = |at: &usize| field.get(at + from.len()).is_none_or(|next| !next.is_ascii_digit());
+        let places = field.windows(from.len().max(1)).enumerate().filter(|(_, part)| *part == from);
+        let at = places.map(|(at, _)| at).find(is_whole).filter(|_| field.first() == Some(&b'M'));
+        match at.and_then(|at| Some((field.get(..at)?, field.get(at + from.len()..)?))) {
+            Some((before, behind)) => [before, to, behind].iter().for_each(|part| told.extend_from_slice(part)),
+            None => told.extend_from_slice(field),
+        }
+    }
+    told
+}
+
+/// An ErrorResponse about a statement that the server was given without a name, with the client's name for it.
+pub fn with_statement_name(body: &[u8], statement: &[u8]) -> BytesMut {
+    let is_about_it = ErrorFields::parse(body).is_ok_and(|fields| fields.code() == SqlState::PROTOCOL_VIOLATION.code());
+    let (from, to) =
+        if is_about_it { (&b"\"\""[..], [b"\"", statement, b"\""].concat()) } else { (&b""[..], Vec::new()) };
+    let mut message = BytesMut::new();
+    writer::message(&mut message, b'E', |out| out.extend_from_slice(&renamed(body, from, &to)));
+    message
 }
 
 /// An error that a server sent, kept as the cause of one of pgherd's own.
@@ -171,6 +200,15 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    #[test]
+    fn a_name_is_another_one_in_the_message_and_nowhere_else() {
+        let body = b"SERROR\0Mstatement \"p_1\" is not \"p_10\"\0Dp_10\0\0";
+        let told = renamed(body, b"p_10", b"mine");
+        assert_eq!(&told[..], b"SERROR\0Mstatement \"p_1\" is not \"mine\"\0Dp_10\0\0");
+        assert_eq!(&renamed(body, b"p_1", b"mine")[..], b"SERROR\0Mstatement \"mine\" is not \"p_10\"\0Dp_10\0\0");
+        assert_eq!(&renamed(body, b"", b"mine")[..], body);
+    }
 
     #[test]
     fn an_error_is_read_by_its_field_codes() {

@@ -82,6 +82,8 @@ pub(super) async fn run(listener: Arc<Listener>, mut commands: mpsc::UnboundedRe
             Served::Closed => return listener.gives_up(&mut commands, &lost()),
             Served::Lost(error) => {
                 listener.note_lost(had_connection, &error);
+                // Who waits has not been refused: the connection that it would have been asked on is gone.
+                let error = if had_connection { lost() } else { error };
                 if !had_connection || listener.on_loss == OnListenerLoss::Close {
                     return listener.gives_up(&mut commands, &error);
                 }

@@ -250,6 +250,16 @@ impl Subscription {
     /// # Errors
     /// The server cannot be reached, or refused.
     pub async fn listen(&self, login: Login, channels: Vec<Channel>) -> Result<(), Error> {
+        match self.ask_once(login.clone(), channels.clone()).await {
+            // A connection that is lost while somebody waits for it has refused nothing, and to listen twice does no harm.
+            Err(error) if error.sqlstate() == SqlState::CONNECTION_FAILURE && !self.mailbox.is_closed() => {
+                self.ask_once(login, channels).await
+            }
+            answer => answer,
+        }
+    }
+
+    async fn ask_once(&self, login: Login, channels: Vec<Channel>) -> Result<(), Error> {
         let answer = self.listener.ask(login, channels, &self.mailbox);
         match tokio::time::timeout(self.listener.patience, answer).await {
             Ok(Ok(answer)) => answer,

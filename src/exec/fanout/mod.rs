@@ -56,6 +56,8 @@ pub struct Run<'a> {
     pub formats: ResultFormats<'a>,
     /// Whether the client is sent a RowDescription.
     pub describe: bool,
+    /// ParseComplete and BindComplete, as far as the client is to be given them when a shard has said so.
+    pub unanswered: &'a [u8],
     /// The session's setting of that name.
     pub standard_conforming_strings: bool,
     /// `fanout.memory`
@@ -84,6 +86,8 @@ pub struct Outcome {
     pub result: Result<u64, Failure>,
     /// Legs that are not idle and drained: their connections must be closed. Ascending.
     pub broken: Vec<usize>,
+    /// How many bytes at the end of [`Run::unanswered`] the client has not been given.
+    pub untold: usize,
 }
 
 /// Runs the statement: leg `i` is a connection to shard `plan.shards[i]`, idle and outside of a transaction.
@@ -101,7 +105,7 @@ pub async fn run<L: Leg, S: Sink>(run: &Run<'_>, legs: &mut [L], sink: &mut S, c
         fanout.give_up(legs).await;
     }
     let broken = (0..legs.len()).filter(|&at| !matches!(fanout.legs[at].stage, Stage::Done | Stage::Waiting)).collect();
-    Outcome { result, broken }
+    Outcome { result, broken, untold: fanout.unanswered.len() }
 }
 
 fn cancelled() -> Error {
@@ -115,6 +119,10 @@ struct Fanout<'a> {
     description: Option<Description>,
     merger: Option<Merger>,
     next: usize,
+    /// What is left of [`Run::unanswered`].
+    unanswered: &'a [u8],
+    /// The RowDescription, which comes behind that.
+    describes: BytesMut,
 }
 
 /// What a leg had to say.
@@ -126,7 +134,9 @@ enum Event {
 
 impl<'a> Fanout<'a> {
     fn new(run: &'a Run<'a>, legs: usize) -> Self {
-        Self { run, legs: (0..legs).map(|_| Progress::NEW).collect(), description: None, merger: None, next: 0 }
+        let legs = (0..legs).map(|_| Progress::NEW).collect();
+        let (unanswered, describes) = (run.unanswered, BytesMut::new());
+        Self { run, legs, description: None, merger: None, next: 0, unanswered, describes }
     }
 
     /// Opens legs and merges their rows to the end.
@@ -236,12 +246,26 @@ impl<'a> Fanout<'a> {
                 self.start(legs);
                 Ok(())
             }
-            // ParseComplete, BindComplete, ParameterDescription; BEGIN's and COMMIT's tags; notices and settings of the server's own.
-            (_, b'1' | b'2' | b't' | b'C' | b'N' | b'S' | b'A') => Ok(()),
+            (_, b'1' | b'2') => {
+                self.tell(frame, sink.queue());
+                Ok(())
+            }
+            // ParameterDescription; BEGIN's and COMMIT's tags; notices and settings of the server's own.
+            (_, b't' | b'C' | b'N' | b'S' | b'A') => Ok(()),
             _ => {
                 self.legs[at].stage = Stage::Broken;
                 Err(unexpected())
             }
+        }
+    }
+
+    /// The first shard that has taken the client's Parse or Bind answers it. What one of them refuses, all refuse.
+    fn tell(&mut self, frame: &Frame, out: &mut BytesMut) {
+        let Some(rest) = self.unanswered.strip_prefix(&frame.bytes[..]) else { return };
+        out.extend_from_slice(&frame.bytes);
+        self.unanswered = rest;
+        if rest.is_empty() {
+            out.extend_from_slice(&self.describes.split());
         }
     }
 
@@ -269,7 +293,8 @@ impl<'a> Fanout<'a> {
                 self.merger = Some(merger);
                 if self.run.describe {
                     let visible = description.columns.len() - plan.hidden;
-                    description.write(sink.queue(), visible, formats.codes);
+                    let out = if self.unanswered.is_empty() { sink.queue() } else { &mut self.describes };
+                    description.write(out, visible, formats.codes);
                 }
                 self.description = Some(description.clone());
             }

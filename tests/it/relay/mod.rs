@@ -4,6 +4,7 @@ mod copies;
 mod guards;
 mod pipelines;
 pub(super) mod proxy;
+mod renewal;
 mod servers;
 mod settings;
 mod soak;

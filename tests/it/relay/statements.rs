@@ -113,6 +113,47 @@ async fn more_statements_than_a_server_keeps_are_prepared_again() {
     proxy.examine().await;
 }
 
+/// A portal keeps its plan: what it was bound from may have made room for others before it is executed.
+#[tokio::test]
+async fn a_statement_that_makes_room_in_mid_flight_is_executed_all_the_same() {
+    let proxy = Proxy::start("max_connections = 1, prepared_statements = 2").await;
+    let mut client = proxy.wire().await;
+    for n in 0..6 {
+        parse(&mut client, &format!("s{n}"), &format!("select {n} from generate_series(1, 2)")).await;
+    }
+    for transaction in [false, true] {
+        if transaction {
+            client.query("begin").await;
+        }
+        client
+            .say(|out| {
+                for n in 0..6 {
+                    bind(out, &format!("p{n}"), &format!("s{n}"), &[], 0);
+                }
+                for n in 0..6 {
+                    writer::execute(out, format!("p{n}").as_bytes(), 1);
+                }
+                // Suspended ones go on, and a statement that is gone by now is there again.
+                for n in 0..6 {
+                    writer::execute(out, format!("p{n}").as_bytes(), 0);
+                    bind(out, "", &format!("s{n}"), &[], 0);
+                    writer::describe(out, b'S', format!("s{}", (n + 3) % 6).as_bytes());
+                    writer::execute(out, b"", 0);
+                }
+                writer::sync(out);
+            })
+            .await;
+        let answers = client.until_ready().await;
+        let told = format!("222222{}{}Z", "Ds".repeat(6), "DC2tTDDC".repeat(6));
+        assert_eq!(tags(&answers), told, "{answers:?}");
+        let values: Vec<String> = rows(&answers).into_iter().filter_map(|row| row[0].clone()).collect();
+        let again = (0..6).flat_map(|n| [n; 3]);
+        assert_eq!(values, (0..6).chain(again).map(|n| n.to_string()).collect::<Vec<_>>());
+        client.query("commit").await;
+        proxy.examine().await;
+    }
+}
+
 /// Making room means a Close; if an error skips it the server still holds what it was to forget.
 #[tokio::test]
 async fn a_close_that_was_skipped_does_not_confuse_the_next_parse() {
