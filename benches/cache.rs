@@ -60,8 +60,13 @@ fn config(redis: Option<u16>) -> Cache {
             on_loss: OnRedisLoss::Wait,
         }),
         tables: BTreeMap::new(),
+        statements: BTreeMap::new(),
         olap_only: false,
         wal: None,
+        min_cost: Duration::ZERO,
+        in_transactions: true,
+        audit_one_in: 0,
+        stale_on_error: false,
     }
 }
 
@@ -91,7 +96,7 @@ async fn ready(cache: &Arc<ResultCache>, key: &Key, bytes: usize) {
                 let answer = Bytes::from(vec![b'x'; bytes]);
                 ticket.store(Entry::new(answer, 0, 1, Duration::ZERO, Duration::from_secs(300))).await;
             }
-            Lookup::Bypass(_) => tokio::time::sleep(Duration::from_millis(5)).await,
+            Lookup::Bypass(_) | Lookup::Failed(_) => tokio::time::sleep(Duration::from_millis(5)).await,
         }
     }
 }

@@ -201,7 +201,7 @@ fn listeners(world: &dyn World) -> Vec<Row> {
 
 type CacheFigure = (&'static str, fn(&CacheStatsSnapshot) -> u64);
 
-const CACHE_FIGURES: [CacheFigure; 19] = [
+const CACHE_FIGURES: [CacheFigure; 27] = [
     ("entries", |stats| stats.entries),
     ("bytes", |stats| stats.bytes),
     ("hits_memory", |stats| stats.memory_hits),
@@ -221,6 +221,14 @@ const CACHE_FIGURES: [CacheFigure; 19] = [
     ("doubts", |stats| stats.doubts),
     ("invalidations", |stats| stats.invalidations),
     ("redis_errors", |stats| stats.redis_errors + stats.redis_timeouts),
+    ("saved_us", |stats| stats.saved_us),
+    ("rejected_cheap", |stats| stats.rejected_cheap),
+    ("refreshes", |stats| stats.refreshes),
+    ("failed_fills", |stats| stats.failed_fills),
+    ("shared_failures", |stats| stats.shared_failures),
+    ("stale_on_error", |stats| stats.stale_on_error),
+    ("audits_equal", |stats| stats.audits_equal),
+    ("audits_different", |stats| stats.audits_different),
 ];
 
 fn cache_columns() -> Vec<Column> {

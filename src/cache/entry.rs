@@ -36,6 +36,12 @@ impl Entry {
         }
     }
 
+    /// The same answer in memory that is no larger than it.
+    #[must_use]
+    pub(crate) fn fitted(self) -> Self {
+        Self { bytes: Bytes::copy_from_slice(&self.bytes), ..self }
+    }
+
     /// The same answer, given at `created`, to be served for `remaining` only.
     #[must_use]
     pub(crate) fn aged(mut self, created: SystemTime, remaining: Duration) -> Self {

@@ -28,6 +28,11 @@ pub struct CatalogEpoch(pub(crate) u64);
 pub(crate) struct Noted(Box<[(u32, u64)]>);
 
 impl Noted {
+    /// The relations, without the one that stands for the whole database.
+    pub(crate) fn relations(&self) -> impl Iterator<Item = u32> + use<'_> {
+        self.0.iter().map(|(oid, _)| *oid).filter(|oid| *oid != DATABASE)
+    }
+
     pub(crate) fn bytes(&self) -> usize {
         std::mem::size_of_val::<[(u32, u64)]>(&self.0)
     }

@@ -7,11 +7,14 @@ use bytes::Bytes;
 use super::ResultCache;
 use super::entry::Entry;
 use super::epochs::{CatalogEpoch, Noted};
-use super::flight::Turn;
+use super::flight::{Failure, Turn};
 use super::key::Key;
 use super::memory::Held;
 use super::redis::{Found, Shared};
 use crate::config::model::Consistency;
+
+/// Why an answer is not kept that costs PostgreSQL less than `cache.min_cost`.
+pub(crate) const CHEAP: &str = "cheaper than an entry is worth";
 
 /// What became of a fill.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,6 +35,9 @@ pub struct FillTicket {
     epochs: Bytes,
     relations: Box<[u32]>,
     catalog: CatalogEpoch,
+    is_pinned: bool,
+    /// What was there, older than a write.
+    stale: Option<Arc<Entry>>,
 }
 
 impl FillTicket {
@@ -43,7 +49,34 @@ impl FillTicket {
         relations: Box<[u32]>,
         catalog: CatalogEpoch,
     ) -> Self {
-        Self { cache, turn: Some(turn), noted, epochs, relations, catalog }
+        Self { cache, turn: Some(turn), noted, epochs, relations, catalog, is_pinned: false, stale: None }
+    }
+
+    pub(crate) fn with_stale(mut self, stale: Option<Arc<Entry>>) -> Self {
+        self.stale = stale;
+        self
+    }
+
+    /// What may be served if PostgreSQL cannot be reached; `None` where the configuration does not ask for it.
+    pub fn stale(&self) -> Option<Arc<Entry>> {
+        let stale = self.stale.clone()?;
+        self.cache.stats.add(|stats| &stats.stale_on_error);
+        Some(stale)
+    }
+
+    /// The answer is to stay in memory whatever else there is no room for.
+    #[must_use]
+    pub fn pinned(mut self, is_pinned: bool) -> Self {
+        self.is_pinned = is_pinned;
+        self
+    }
+
+    /// The statement failed: all who wait get its error, and who asks next runs it again.
+    pub fn fail(mut self, failure: Failure) {
+        if let Some(turn) = self.turn.take() {
+            self.cache.stats.add(|stats| &stats.failed_fills);
+            turn.fail(failure);
+        }
     }
 
     /// Stores the answer, if nothing that it depends on has been written since the lookup, or may be being written now. Those
@@ -57,6 +90,11 @@ impl FillTicket {
             cache.uncacheable.insert(key.hash(), "larger than an entry may be");
             return Stored::No("larger than an entry may be");
         }
+        if entry.cost < cache.min_cost && !self.is_pinned {
+            cache.stats.add(|stats| &stats.rejected_cheap);
+            cache.uncacheable.insert(key.hash(), CHEAP);
+            return Stored::No(CHEAP);
+        }
         if cache.faults.store_without_comparing() {
             self.restamp(&key).await;
         }
@@ -64,9 +102,8 @@ impl FillTicket {
             cache.stats.add(|stats| &stats.rejected_stale);
             return Stored::No("written to meanwhile");
         }
-        let held = Held { entry: Arc::new(entry), noted: self.noted.clone(), shared: self.epochs.clone() };
-        let held = Arc::new(held);
-        cache.memory.insert(key.clone(), held.clone());
+        let held = Arc::new(Held::new(entry.fitted(), self.noted.clone(), self.epochs.clone()));
+        cache.memory.insert(key.clone(), held.clone(), self.is_pinned);
         drop(turn);
         let stored = match &cache.shared {
             Some(shared) if !self.epochs.is_empty() => self.share(shared, &key, &held.entry).await,

@@ -1,18 +1,30 @@
-//! One fill for all who wait: who asks for a key that is being filled waits for that fill, in this process.
+//! One fill for all who wait: who asks for a key that is being filled waits for that fill, in this process, and shares its failure.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry as Slot;
 use std::sync::Arc;
 
+use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use super::key::Key;
 
+/// How a fill failed, for all who waited for it.
+#[derive(Debug, Clone)]
+pub struct Failure {
+    /// The ErrorResponse, whole.
+    pub message: Bytes,
+    /// Whether the statement had been parsed before.
+    pub parsed: bool,
+    /// Whether it had been bound.
+    pub bound: bool,
+}
+
 /// The fills under way.
 #[derive(Debug, Default)]
 pub(crate) struct Flights {
-    under_way: Mutex<HashMap<Key, watch::Receiver<()>>>,
+    under_way: Mutex<HashMap<Key, watch::Receiver<Option<Failure>>>>,
 }
 
 /// Whoever holds it fills; dropping it lets the waiters go on.
@@ -20,7 +32,7 @@ pub(crate) struct Flights {
 pub(crate) struct Turn {
     flights: Arc<Flights>,
     key: Key,
-    _done: watch::Sender<()>,
+    done: watch::Sender<Option<Failure>>,
 }
 
 /// What `Flights::join` gives.
@@ -29,7 +41,7 @@ pub(crate) enum Joined {
     /// Nobody was filling: it is the caller's turn.
     Mine(Turn),
     /// Somebody is: wait until this closes, then look again.
-    Theirs(watch::Receiver<()>),
+    Theirs(watch::Receiver<Option<Failure>>),
 }
 
 impl Flights {
@@ -38,22 +50,28 @@ impl Flights {
         match under_way.entry(key.clone()) {
             Slot::Occupied(slot) => Joined::Theirs(slot.get().clone()),
             Slot::Vacant(slot) => {
-                let (done, waiting) = watch::channel(());
+                let (done, waiting) = watch::channel(None);
                 slot.insert(waiting);
-                Joined::Mine(Turn { flights: self.clone(), key: key.clone(), _done: done })
+                Joined::Mine(Turn { flights: self.clone(), key: key.clone(), done })
             }
         }
     }
 }
 
-/// Returns when the fill that `waiting` belongs to has ended, however it ended.
-pub(crate) async fn ended(mut waiting: watch::Receiver<()>) {
+/// Returns when the fill that `waiting` belongs to has ended, however it ended, and how it failed if it did.
+pub(crate) async fn ended(mut waiting: watch::Receiver<Option<Failure>>) -> Option<Failure> {
     while waiting.changed().await.is_ok() {}
+    waiting.borrow().clone()
 }
 
 impl Turn {
     pub(crate) fn key(&self) -> &Key {
         &self.key
+    }
+
+    /// All who wait get this error.
+    pub(crate) fn fail(self, failure: Failure) {
+        self.done.send_replace(Some(failure));
     }
 }
 

@@ -25,23 +25,29 @@ pub struct Key(Arc<Inner>);
 
 struct Inner {
     hash: u128,
+    fingerprint: u128,
     bytes: Box<[u8]>,
 }
 
 impl Key {
-    fn new(bytes: Vec<u8>) -> Self {
-        Self(Arc::new(Inner { hash: xxh3_128(&bytes), bytes: bytes.into_boxed_slice() }))
+    fn new(bytes: Vec<u8>, fingerprint: u128) -> Self {
+        Self(Arc::new(Inner { hash: xxh3_128(&bytes), fingerprint, bytes: bytes.into_boxed_slice() }))
     }
 
     /// A key with a hash of the caller's choosing, to show that collisions are compared in full.
     #[cfg(test)]
     pub(crate) fn with_hash(&self, hash: u128) -> Self {
-        Self(Arc::new(Inner { hash, bytes: self.0.bytes.clone() }))
+        Self(Arc::new(Inner { hash, fingerprint: self.0.fingerprint, bytes: self.0.bytes.clone() }))
     }
 
     /// The 128-bit hash (XXH3), which names the entry in Redis.
     pub fn hash(&self) -> u128 {
         self.0.hash
+    }
+
+    /// The fingerprint of the statement: what purges and rules call it by. No part of the key itself, which holds the text.
+    pub fn fingerprint(&self) -> u128 {
+        self.0.fingerprint
     }
 
     /// Everything the key was built from, each part with its length before it.
@@ -75,6 +81,7 @@ impl fmt::Debug for Key {
 #[derive(Debug)]
 pub struct KeyBuilder {
     bytes: Vec<u8>,
+    fingerprint: u128,
     faults: Switches,
 }
 
@@ -90,7 +97,7 @@ impl KeyBuilder {
             Protocol::Extended => b'e',
             Protocol::ExtendedDescribed => b'd',
         });
-        Self { bytes, faults }
+        Self { bytes, fingerprint: 0, faults }
     }
 
     /// Who asks, and where: the database, the role that the statement runs as, and the session's authorization.
@@ -108,6 +115,13 @@ impl KeyBuilder {
     #[must_use]
     pub fn statement(mut self, text: &[u8]) -> Self {
         self.part(text);
+        self
+    }
+
+    /// The statement's fingerprint, which may be left out.
+    #[must_use]
+    pub fn fingerprint(mut self, fingerprint: u128) -> Self {
+        self.fingerprint = fingerprint;
         self
     }
 
@@ -160,7 +174,7 @@ impl KeyBuilder {
 
     /// The key.
     pub fn build(self) -> Key {
-        Key::new(self.bytes)
+        Key::new(self.bytes, self.fingerprint)
     }
 
     fn formats(&mut self, formats: &[i16]) {

@@ -14,6 +14,15 @@ use super::redis::{Found, Shared};
 use super::{Freshness, Lookup, ResultCache, Tier};
 use crate::config::model::Consistency;
 
+/// Hits that make an entry one that is asked for all the time.
+const HOT: u64 = 8;
+
+/// Whether an entry that is asked for all the time is so near its end that one who asks for it had better fill it again, while
+/// all others are served.
+fn is_due(held: &Held) -> bool {
+    held.hits.load(Ordering::Relaxed) >= HOT && held.entry.remaining() < held.entry.ttl / 10
+}
+
 /// One lookup's circumstances.
 #[derive(Clone, Copy)]
 struct Asked<'a> {
@@ -27,11 +36,11 @@ impl ResultCache {
     /// The answer, or the turn to fill it in. `relations` is everything that the answer depends on, sorted, as computed from
     /// `catalog_version`. Waits while another session of this process fills the same key.
     pub async fn lookup(self: &Arc<Self>, key: &Key, relations: &[u32], catalog_version: u64) -> Lookup {
-        let deadline = Instant::now() + self.fill_wait;
+        let mut deadline = None;
         loop {
-            if let Some(reason) = self.uncacheable.get(&key.hash()) {
-                self.stats.add(|stats| &stats.bypass_uncacheable);
-                return Lookup::Bypass(reason);
+            if self.is_quarantined(key) {
+                self.stats.add(|stats| &stats.bypass_quarantine);
+                return Lookup::Bypass("a check found another answer");
             }
             if self.elsewhere.as_ref().is_some_and(|elsewhere| !elsewhere.is_known()) {
                 self.stats.add(|stats| &stats.bypass_elsewhere);
@@ -47,18 +56,38 @@ impl ResultCache {
             };
             let asked = Asked { key, relations, catalog, label };
             if let Some(held) = self.recall(key, &noted)
-                && let Some(answer) = self.confirm(asked, held, &noted).await
+                && let Some(answer) = self.confirm(asked, held.clone(), &noted).await
             {
+                if is_due(&held)
+                    && matches!(answer, Lookup::Hit { .. })
+                    && let Joined::Mine(turn) = self.flights.join(key)
+                {
+                    self.stats.add(|stats| &stats.refreshes);
+                    return self.fill(asked, turn, noted, held.shared.clone());
+                }
                 return answer;
+            }
+            // Asked after memory: a hit need not.
+            if let Some(reason) = self.uncacheable.get(&key.hash()) {
+                self.stats.add(|stats| &stats.bypass_uncacheable);
+                return Lookup::Bypass(reason);
             }
             let waiting = match self.flights.join(key) {
                 Joined::Mine(turn) => return self.take_turn(asked, turn, noted).await,
                 Joined::Theirs(waiting) => waiting,
             };
             self.stats.add(|stats| &stats.waits);
-            if tokio::time::timeout_at(deadline, flight::ended(waiting)).await.is_err() {
-                self.stats.add(|stats| &stats.bypass_wait);
-                return Lookup::Bypass("another fill is slow");
+            let until = *deadline.get_or_insert_with(|| Instant::now() + self.fill_wait);
+            match tokio::time::timeout_at(until, flight::ended(waiting)).await {
+                Ok(None) => {}
+                Ok(Some(failure)) => {
+                    self.stats.add(|stats| &stats.shared_failures);
+                    return Lookup::Failed(failure);
+                }
+                Err(_) => {
+                    self.stats.add(|stats| &stats.bypass_wait);
+                    return Lookup::Bypass("another fill is slow");
+                }
             }
         }
     }
@@ -110,9 +139,8 @@ impl ResultCache {
     fn unless_nothing(&self, asked: Asked<'_>, found: Found, noted: &Noted) -> Option<Lookup> {
         Some(match found {
             Found::Entry(entry, epochs) => {
-                let held = Held { entry: Arc::new(*entry), noted: noted.clone(), shared: epochs };
-                let held = Arc::new(held);
-                self.memory.insert(asked.key.clone(), held.clone());
+                let held = Arc::new(Held::new(entry.fitted(), noted.clone(), epochs));
+                self.memory.insert(asked.key.clone(), held.clone(), false);
                 self.hit(&held, Tier::Redis, asked.label)
             }
             Found::Doubt => self.in_doubt(),
@@ -136,16 +164,23 @@ impl ResultCache {
     }
 
     fn hit(&self, held: &Held, tier: Tier, label: Freshness) -> Lookup {
-        self.stats.add(|stats| match tier {
-            Tier::Memory => &stats.memory_hits,
-            Tier::Redis => &stats.redis_hits,
-        });
-        Lookup::Hit { entry: held.entry.clone(), tier, label }
+        let count = match tier {
+            Tier::Memory => &self.stats.memory_hits,
+            Tier::Redis => &self.stats.redis_hits,
+        };
+        let number = count.fetch_add(1, Ordering::Relaxed) + 1;
+        held.hits.fetch_add(1, Ordering::Relaxed);
+        let saved_us = u64::try_from(held.entry.cost.as_micros()).unwrap_or(u64::MAX);
+        self.stats.saved_us.fetch_add(saved_us, Ordering::Relaxed);
+        let is_sampled = self.audit_one_in > 0 && number.is_multiple_of(self.audit_one_in);
+        Lookup::Hit { entry: held.entry.clone(), tier, label, is_sampled }
     }
 
     fn fill(self: &Arc<Self>, asked: Asked<'_>, turn: Turn, noted: Noted, epochs: bytes::Bytes) -> Lookup {
         self.stats.add(|stats| &stats.misses);
-        Lookup::Fill(FillTicket::new(self.clone(), turn, noted, epochs, asked.relations.into(), asked.catalog))
+        let stale = if self.stale_on_error { self.memory.get(asked.key).map(|held| held.entry.clone()) } else { None };
+        let ticket = FillTicket::new(self.clone(), turn, noted, epochs, asked.relations.into(), asked.catalog);
+        Lookup::Fill(ticket.with_stale(stale))
     }
 
     fn in_doubt(&self) -> Lookup {

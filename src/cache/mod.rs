@@ -13,6 +13,7 @@ mod lookup;
 mod memory;
 mod redis;
 mod stats;
+mod steer;
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -30,8 +31,10 @@ pub use self::epochs::CatalogEpoch;
 #[cfg(any(test, feature = "faults"))]
 pub use self::faults::Faults;
 pub use self::fill::{FillTicket, Stored};
+pub use self::flight::Failure;
 pub use self::key::{Key, KeyBuilder, Protocol};
 pub use self::stats::{CacheStats, CacheStatsSnapshot};
+pub use self::steer::{Audit, Listed, Verdict};
 
 use self::elsewhere::Elsewhere;
 use self::epochs::DATABASE;
@@ -43,11 +46,13 @@ use crate::config::model::{Cache, Consistency};
 use crate::error::Error;
 
 /// How long a lookup waits for another session's fill of the same key before it runs the statement itself.
-const FILL_WAIT: Duration = Duration::from_secs(10);
+const FILL_WAIT: Duration = Duration::from_secs(60);
 /// How long a key stays known as one whose answer cannot be cached.
 const UNCACHEABLE_FOR: Duration = Duration::from_secs(10);
 /// How many such keys are remembered.
 const UNCACHEABLE_KEYS: u64 = 10_000;
+/// How often memory lets go of what is too old.
+const SWEEP: Duration = Duration::from_secs(30);
 /// How often PostgreSQL is asked about the server processes of writes whose outcome is not known.
 const UNKNOWN_CHECK: Duration = Duration::from_millis(250);
 
@@ -93,11 +98,15 @@ pub enum Lookup {
         tier: Tier,
         /// What it promises.
         label: Freshness,
+        /// Whether it is one of those that are to be checked.
+        is_sampled: bool,
     },
     /// Not there: run the statement on the primary, READ ONLY, in a transaction that begins after this moment, and store it.
     Fill(FillTicket),
     /// Run the statement without the cache, for this reason.
     Bypass(&'static str),
+    /// The fill that this lookup waited for failed: this is its error, and as good as one's own.
+    Failed(Failure),
 }
 
 /// The result cache of one database.
@@ -112,6 +121,11 @@ pub struct ResultCache {
     consistency: Consistency,
     ttl: Duration,
     max_entry_bytes: usize,
+    min_cost: Duration,
+    audit_one_in: u64,
+    is_auditing: AtomicBool,
+    stale_on_error: bool,
+    quarantine: steer::Quarantine,
     fill_wait: Duration,
     /// Writes made past every pgherd, where they are followed.
     elsewhere: Option<Elsewhere>,
@@ -157,6 +171,11 @@ impl ResultCache {
             consistency: config.consistency,
             ttl: config.ttl,
             max_entry_bytes: config.max_entry_bytes,
+            min_cost: config.min_cost,
+            audit_one_in: config.audit_one_in,
+            is_auditing: AtomicBool::new(false),
+            stale_on_error: config.stale_on_error,
+            quarantine: steer::Quarantine::default(),
             fill_wait: FILL_WAIT,
             elsewhere: config.wal.as_ref().map(|wal| Elsewhere::new(wal.max_lag)),
             was_solo: Mutex::new(solo.load(Ordering::Acquire)),
@@ -193,7 +212,7 @@ impl ResultCache {
 
     /// Writes made past every pgherd are told of from now on. What was written before is not known.
     pub fn follows_anew(&self) {
-        self.purge();
+        self.forget_everywhere();
     }
 
     /// They are not told of any more: nothing is served or filled.
@@ -269,22 +288,6 @@ impl ResultCache {
         }
     }
 
-    /// Forgets everything, in the whole fleet.
-    pub fn purge(&self) {
-        self.forget();
-        if let Some(shared) = &self.shared {
-            shared.announce(&[DATABASE], None);
-        }
-    }
-
-    /// Forgets every answer that was read from that relation, in the whole fleet.
-    pub fn purge_relation(&self, oid: u32) {
-        self.epochs.local.renew(oid);
-        if let Some(shared) = &self.shared {
-            shared.announce(&[oid], None);
-        }
-    }
-
     fn forget(&self) {
         self.epochs.local.renew_all();
         self.memory.clear();
@@ -312,14 +315,24 @@ impl ResultCache {
     /// registered there. `app` spawns it, and ends it after the last session.
     pub async fn run(self: Arc<Self>, checker: Arc<dyn BackendChecker>, shutdown: CancellationToken) {
         let Some(shared) = &self.shared else {
-            shutdown.run_until_cancelled(self.settle_unknown(checker.as_ref())).await;
+            let both = async { tokio::join!(self.settle_unknown(checker.as_ref()), self.keep_sweeping()) };
+            shutdown.run_until_cancelled(both).await;
             return;
         };
-        let both = async {
-            tokio::join!(self.settle_unknown(checker.as_ref()), shared.keep(&self.epochs.local, checker.as_ref()));
+        let all = async {
+            let keeping = shared.keep(&self.epochs.local, checker.as_ref());
+            tokio::join!(self.settle_unknown(checker.as_ref()), keeping, self.keep_sweeping());
         };
-        shutdown.run_until_cancelled(Box::pin(both)).await;
+        shutdown.run_until_cancelled(Box::pin(all)).await;
         shared.leave().await;
+    }
+
+    /// Lets go of what is too old, which nobody may ask for again.
+    async fn keep_sweeping(&self) {
+        loop {
+            tokio::time::sleep(SWEEP).await;
+            self.memory.sweep(|_, held| held.entry.remaining().is_zero());
+        }
     }
 
     async fn settle_unknown(&self, checker: &dyn BackendChecker) {

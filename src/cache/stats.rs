@@ -49,6 +49,26 @@ counters! {
     rejected_large,
     /// Fills that were stored in memory but not in Redis, which was late or gone.
     rejected_redis,
+    /// Fills not stored because they cost PostgreSQL too little.
+    rejected_cheap,
+    /// Fills not stored because everything else in memory is pinned.
+    rejected_full,
+    /// Fills whose statement failed.
+    failed_fills,
+    /// Lookups that were given the error of a fill that they waited for.
+    shared_failures,
+    /// Answers older than a write or than their time that were served because PostgreSQL could not be reached.
+    stale_on_error,
+    /// Entries that were filled again before their time was up.
+    refreshes,
+    /// Microseconds that PostgreSQL would have taken for what was served.
+    saved_us,
+    /// Hits that were run again and found to be right.
+    audits_equal,
+    /// Hits that were run again and found to be wrong.
+    audits_different,
+    /// Hits that were run again while something was written, so that nothing can be said.
+    audits_inconclusive,
     /// Fills given up by the filler.
     abandoned_fills,
     /// Lookups that found an entry older than a write.
@@ -67,6 +87,8 @@ counters! {
     bypass_wait,
     /// Lookups turned away because this statement's answer is known not to be cacheable.
     bypass_uncacheable,
+    /// Lookups turned away because a check of the statement's answers found another one.
+    bypass_quarantine,
     /// Lookups that waited for another session's fill.
     waits,
     /// Times that a write put relations in doubt.

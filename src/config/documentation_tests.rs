@@ -25,7 +25,7 @@ fn type_of(kind: Kind) -> String {
         Kind::Secrets => "array of strings, secret".into(),
         Kind::Values => "array of strings and integers".into(),
         Kind::Value => "string or integer".into(),
-        Kind::DurationByName => "table of durations or `off`".into(),
+        Kind::DurationByName => "table of durations, `off` or `pin`".into(),
         Kind::Table(_) | Kind::Tables(_) => String::new(),
     }
 }

@@ -34,7 +34,7 @@ pub enum Kind {
     Table(&'static Section),
     /// An array of tables.
     Tables(&'static Section),
-    /// A table whose keys the user chooses; values are durations or `"off"`.
+    /// A table whose keys the user chooses; values are durations, `"off"` or `"pin"`.
     DurationByName,
 }
 
@@ -243,10 +243,15 @@ static CACHE: Section = Section {
         fixed("max_entry", Size, Some("4MiB")),
         fixed("consistency", Choice(&["strict", "bounded"]), Some("strict")),
         fixed("olap_only", Flag, Some("true")),
+        fixed("min_cost", DurationOrOff, Some("off")),
+        fixed("in_transactions", Choice(&["until-write", "never"]), Some("until-write")),
+        fixed("audit_one_in", Count, Some("0")),
+        fixed("stale_on_error", Flag, Some("false")),
         fixed("on_redis_loss", Choice(&["wait", "refuse-write"]), Some("wait")),
         fixed("redis", Table(&REDIS), None),
         fixed("wal", Table(&WAL), None),
         fixed("tables", DurationByName, None),
+        fixed("statements", DurationByName, None),
     ],
     unsupported: &[],
 };

@@ -361,10 +361,31 @@ pub struct Cache {
     pub redis: Option<Redis>,
     /// Writes made past every pgherd are followed.
     pub wal: Option<Wal>,
-    /// Per-table rules by `schema.table`: a TTL of `None` means never cached.
-    pub tables: BTreeMap<String, Option<Duration>>,
+    /// Rules by `schema.table`.
+    pub tables: BTreeMap<String, CacheRule>,
+    /// Rules by fingerprint.
+    pub statements: BTreeMap<u128, CacheRule>,
     /// Whether only analytical shapes are cached (`true`) or every cacheable read.
     pub olap_only: bool,
+    /// What an answer must have cost PostgreSQL to be kept.
+    pub min_cost: Duration,
+    /// Whether a transaction is served before its first write.
+    pub in_transactions: bool,
+    /// One of so many hits is run again and compared; 0 is none.
+    pub audit_one_in: u64,
+    /// Whether an answer that is too old is served while PostgreSQL cannot be reached.
+    pub stale_on_error: bool,
+}
+
+/// How answers are kept that read a table, or that a statement gives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CacheRule {
+    /// Not at all.
+    Never,
+    /// For that long at most.
+    Ttl(Duration),
+    /// Whatever else there is no room for, and however little they cost.
+    Pin,
 }
 
 /// What a cached answer promises.

@@ -4,6 +4,7 @@
 //! as long as nothing of the answer has been passed on, the statement can be run again as the write that it is.
 
 use bytes::{Bytes, BytesMut};
+use tokio::io::AsyncWriteExt;
 
 use crate::backend::server::ServerConn;
 use crate::error::{Error, ErrorKind};
@@ -50,12 +51,16 @@ pub enum Protocol<'a> {
 /// How a read ended.
 #[derive(Debug)]
 pub enum Outcome {
-    /// The answer was passed on, CommandComplete included.
+    /// It was answered, CommandComplete included: here, or where there is nothing it was passed on.
     Done(Option<Captured>),
     /// The server's error was passed on.
     Failed {
         /// Whether it came behind the ParseComplete that the client waits for.
         parsed: bool,
+        /// The ErrorResponse.
+        message: Bytes,
+        /// How far the server had come: ParseComplete, BindComplete.
+        came_to: (bool, bool),
     },
     /// The statement writes after all. Nothing was passed on.
     Writes,
@@ -72,7 +77,8 @@ pub struct Captured {
     pub rows: u64,
 }
 
-/// Runs a read and passes its answer on as it comes, keeping up to `capture` bytes of it.
+/// Runs a read and passes its answer on as it comes. With `capture` an answer of up to so many bytes is held back until it is
+/// whole, so that no client that reads slowly keeps others waiting who want the same answer.
 ///
 /// # Errors
 /// The server failed or broke the protocol (it is broken then), or the client is gone.
@@ -101,6 +107,44 @@ pub async fn run(
     }
     server.hand_back();
     answer.finish(client)
+}
+
+/// Runs a read for nobody but pgherd: its whole answer, if it has one of up to `limit` bytes.
+///
+/// # Errors
+/// The server failed or broke the protocol (it is broken then).
+pub async fn again(server: &mut ServerConn, read: Read<'_>, limit: usize) -> Result<Option<Bytes>, Error> {
+    server.take_over();
+    queue(server, read);
+    server.flush().await?;
+    let (mut ready, mut answer) = (0, Some(BytesMut::new()));
+    while ready < 3 {
+        let frame = server.read_frame().await?;
+        server.note(&frame);
+        match frame.tag() {
+            b'Z' => ready += 1,
+            b'E' if ready != 1 => return Err(own_statement_failed(server, frame.body())),
+            b'T' | b'n' | b'D' | b'C' | b'I' if ready == 1 => {
+                answer = answer.filter(|answer| answer.len() + frame.bytes.len() <= limit);
+                answer.iter_mut().for_each(|answer| answer.extend_from_slice(&frame.bytes));
+            }
+            b'E' | b'N' => answer = None,
+            _ => {}
+        }
+    }
+    server.hand_back();
+    Ok(answer.map(BytesMut::freeze))
+}
+
+/// Writes an answer from where it lies, behind what is queued for the client, and at its pace.
+///
+/// # Errors
+/// The client is gone.
+pub async fn send(client: &mut ClientSide, answer: &[u8]) -> Result<(), Error> {
+    client.flush().await?;
+    let gone = |error| Error::new(ErrorKind::Io, SqlState::CONNECTION_FAILURE, "client is gone").cause(error).fatal();
+    client.stream.write_all(answer).await.map_err(gone)?;
+    client.stream.flush().await.map_err(gone)
 }
 
 fn queue(server: &mut ServerConn, read: Read<'_>) {
@@ -142,9 +186,11 @@ struct Answer<'a> {
     statement: &'a [u8],
     /// What has not been passed on yet.
     held: BytesMut,
+    /// The whole answer so far, where it may be kept; nothing of it has been passed on then.
     captured: Option<BytesMut>,
     limit: usize,
     described: bool,
+    came_to: (bool, bool),
     row_description_len: usize,
     rows: u64,
     passed_on: bool,
@@ -165,6 +211,7 @@ impl<'a> Answer<'a> {
             held: BytesMut::new(),
             captured: capture.map(|_| BytesMut::new()),
             limit: capture.unwrap_or(0),
+            came_to: (false, false),
             described: !matches!(protocol, Protocol::Extended { described: false, .. }),
             row_description_len: 0,
             rows: 0,
@@ -175,15 +222,16 @@ impl<'a> Answer<'a> {
 
     async fn take(&mut self, frame: &Frame, client: &mut ClientSide) -> Result<(), Error> {
         match frame.tag() {
-            b'1' | b'2' => {
-                if self.unanswered.first() == Some(&frame.tag()) {
+            tag @ (b'1' | b'2') => {
+                self.came_to = (true, tag == b'2');
+                if self.unanswered.first() == Some(&tag) {
                     let (told, rest) = self.unanswered.split_at(frame.bytes.len().min(self.unanswered.len()));
                     self.held.extend_from_slice(told);
                     self.unanswered = rest;
                 }
                 return Ok(());
             }
-            b'N' => self.captured = None,
+            b'N' => self.give_up_capture(),
             b'E' => {
                 let writes = ErrorFields::parse(frame.body())
                     .is_ok_and(|fields| fields.code() == SqlState::READ_ONLY_SQL_TRANSACTION.code());
@@ -191,26 +239,26 @@ impl<'a> Answer<'a> {
                     self.outcome = Some(Outcome::Writes);
                     return Ok(());
                 }
-                self.outcome = Some(Outcome::Failed { parsed: !self.unanswered.starts_with(b"1") });
-                self.captured = None;
+                self.give_up_capture();
+                let parsed = !self.unanswered.starts_with(b"1");
+                let message = Bytes::copy_from_slice(&frame.bytes);
+                self.outcome = Some(Outcome::Failed { parsed, message, came_to: self.came_to });
                 if !self.statement.is_empty() {
                     self.held.extend_from_slice(&with_statement_name(frame.body(), self.statement));
                     return Ok(());
                 }
             }
-            b'D' => {
-                self.rows += 1;
-                self.capture(frame);
-            }
-            b'T' | b'n' => {
-                self.capture(frame);
-                self.row_description_len = frame.bytes.len();
-            }
-            b'C' | b'I' => {
-                self.capture(frame);
-                self.outcome = Some(Outcome::Done(None));
-            }
+            b'D' => self.rows += 1,
+            b'T' | b'n' => self.row_description_len = frame.bytes.len(),
+            b'C' | b'I' => self.outcome = Some(Outcome::Done(None)),
             tag => return Err(unexpected(tag)),
+        }
+        if self.captured.as_ref().is_some_and(|captured| captured.len() + frame.bytes.len() > self.limit) {
+            self.give_up_capture();
+        }
+        if let Some(captured) = &mut self.captured {
+            captured.extend_from_slice(&frame.bytes);
+            return Ok(());
         }
         if self.described || !matches!(frame.tag(), b'T' | b'n') {
             self.held.extend_from_slice(&frame.bytes);
@@ -224,14 +272,16 @@ impl<'a> Answer<'a> {
         Ok(())
     }
 
-    fn capture(&mut self, frame: &Frame) {
-        if let Some(captured) = &mut self.captured {
-            if captured.len() + frame.bytes.len() > self.limit {
-                self.captured = None;
-            } else {
-                captured.extend_from_slice(&frame.bytes);
-            }
+    /// The answer will not be kept: what was held back is passed on with the rest.
+    fn give_up_capture(&mut self) {
+        if let Some(captured) = self.captured.take() {
+            self.held.extend_from_slice(&captured[self.unwanted_description().min(captured.len())..]);
         }
+    }
+
+    /// Bytes at the front of what was captured that the client has not asked for.
+    fn unwanted_description(&self) -> usize {
+        if self.described { 0 } else { self.row_description_len }
     }
 
     fn pass_on(&mut self, client: &mut ClientSide) {

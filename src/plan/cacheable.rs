@@ -7,6 +7,7 @@ use super::functions::{self, Called, Conduct};
 use super::rules::{Input, Transaction};
 use super::{CachedRead, Reason, moment, names};
 use crate::catalog::model::{Catalog, Oid, Persistence, Relation, RelationKind};
+use crate::config::model::CacheRule;
 use crate::sql::facts::Statement;
 
 /// Decides whether the answer of `statement`, a single read, may be served from the cache and kept there.
@@ -27,7 +28,7 @@ pub fn cacheable(input: &Input<'_>, statement: &Statement) -> Result<CachedRead,
     }
     operators_and_casts(statement, catalog)?;
     moment::check(input, statement, catalog, &read.all)?;
-    let ttl = ttl(input, &read.all)?;
+    let (ttl, is_pinned) = keeping(input, &read.all)?;
     let mut oids: Vec<Oid> = read.all.iter().map(|relation| relation.oid).collect();
     oids.sort_unstable();
     let reason = if input.facts.hint.cache == Some(true) {
@@ -35,7 +36,7 @@ pub fn cacheable(input: &Input<'_>, statement: &Statement) -> Result<CachedRead,
     } else {
         Reason { code: "cacheable", text: "every input of the answer is in the key or has an epoch".into() }
     };
-    Ok(CachedRead { relations: oids, catalog_version: catalog.version, ttl, reason })
+    Ok(CachedRead { relations: oids, catalog_version: catalog.version, ttl, is_pinned, reason })
 }
 
 pub(super) fn no(code: &'static str, text: impl Into<Cow<'static, str>>) -> Reason {
@@ -50,6 +51,9 @@ fn session(input: &Input<'_>, statement: &Statement) -> Result<(), Reason> {
         return Err(no("hint", "the text asks for an answer that is not from the cache"));
     }
     match input.session.in_transaction {
+        Transaction::VirginReadCommitted if !input.cache.in_transactions => {
+            return Err(no("in-transaction", "the configuration serves no transactions from the cache"));
+        }
         Transaction::Outside | Transaction::VirginReadCommitted => {}
         Transaction::Written => return Err(no("after-write", "the transaction has written: its own rows must show")),
         Transaction::Isolated => return Err(no("isolation", "the transaction's snapshot is older than any epoch")),
@@ -213,18 +217,29 @@ fn operators_and_casts(statement: &Statement, catalog: &Catalog) -> Result<(), R
     Ok(())
 }
 
-fn ttl(input: &Input<'_>, relations: &[&Relation]) -> Result<Duration, Reason> {
-    let mut ttl = input.cache.ttl;
-    for relation in relations {
-        let name = format!("{}.{}", relation.schema, relation.name);
-        match input.cache.tables.get(&name) {
-            None => {}
-            Some(None) => return Err(no("table-rule", format!("the configuration keeps {name} out of the cache"))),
-            Some(Some(rule)) => ttl = ttl.min(*rule),
+/// For how long, and whether it is pinned: the statement's own rule, else the tables' together.
+fn keeping(input: &Input<'_>, relations: &[&Relation]) -> Result<(Duration, bool), Reason> {
+    let (mut ttl, mut is_pinned) = (input.cache.ttl, false);
+    match input.cache.statements.get(&input.facts.fingerprint.0) {
+        Some(CacheRule::Never) => {
+            return Err(no("statement-rule", "the configuration keeps the statement out of the cache"));
+        }
+        Some(CacheRule::Ttl(rule)) => ttl = *rule,
+        Some(CacheRule::Pin) => is_pinned = true,
+        None => {
+            for relation in relations.iter().filter(|_| !input.cache.tables.is_empty()) {
+                let name = format!("{}.{}", relation.schema, relation.name);
+                match input.cache.tables.get(&name) {
+                    None => {}
+                    Some(CacheRule::Never) => {
+                        return Err(no("table-rule", format!("the configuration keeps {name} out of the cache")));
+                    }
+                    Some(CacheRule::Ttl(rule)) => ttl = ttl.min(*rule),
+                    Some(CacheRule::Pin) => is_pinned = true,
+                }
+            }
         }
     }
-    Ok(match input.facts.hint.ttl_seconds {
-        Some(seconds) => Duration::from_secs(seconds.into()),
-        None => ttl,
-    })
+    let ttl = input.facts.hint.ttl_seconds.map_or(ttl, |seconds| Duration::from_secs(seconds.into()));
+    Ok((ttl, is_pinned))
 }

@@ -95,6 +95,8 @@ pub struct CachedRead {
     pub catalog_version: u64,
     /// How long the answer may be kept.
     pub ttl: Duration,
+    /// Whether it stays in memory whatever else there is no room for.
+    pub is_pinned: bool,
     /// Why it is cached.
     pub reason: Reason,
 }

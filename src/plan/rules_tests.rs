@@ -115,6 +115,34 @@ fn the_session_decides_with() {
 }
 
 #[test]
+fn rules_by_table_and_by_fingerprint() {
+    use crate::config::model::CacheRule;
+    let mut world = World::new();
+    let kept = |world: &World, text: &str| match world.plan(text) {
+        crate::plan::Plan::Cached(read) => Ok((read.ttl.as_secs(), read.is_pinned)),
+        other => Err(other.code()),
+    };
+    assert_eq!(kept(&world, "select a from t"), Ok((300, false)));
+    assert_eq!(kept(&world, "select a from slow"), Ok((9, false)));
+    assert_eq!(kept(&world, "select t.a from t, u, slow"), Ok((9, true)));
+    assert_eq!(kept(&world, "select a from secret"), Err("table-rule"));
+    let of = |text: &str| crate::sql::fingerprint::fingerprint(text.as_bytes(), true).0;
+    world.cache.statements = [
+        (of("select a from secret"), CacheRule::Ttl(std::time::Duration::from_secs(2))),
+        (of("select a from t where id = 1"), CacheRule::Never),
+        (of("select id from t"), CacheRule::Pin),
+    ]
+    .into();
+    assert_eq!(kept(&world, "select a from secret"), Ok((2, false)));
+    assert_eq!(kept(&world, "SELECT a FROM t WHERE id = 77"), Err("statement-rule"));
+    assert_eq!(kept(&world, "select id from t"), Ok((300, true)));
+    world.in_transaction = Transaction::VirginReadCommitted;
+    assert_eq!(kept(&world, "select id from t"), Ok((300, true)));
+    world.cache.in_transactions = false;
+    assert_eq!(kept(&world, "select id from t"), Err("in-transaction"));
+}
+
+#[test]
 fn olap_only_caches_analytical_shapes_and_what_is_asked_for() {
     let mut world = World::new();
     world.cache.olap_only = true;

@@ -40,8 +40,18 @@ impl World {
                 consistency: config::Consistency::Strict,
                 redis: None,
                 wal: None,
-                tables: [("public.slow".into(), Some(Duration::from_secs(9))), ("public.secret".into(), None)].into(),
+                tables: [
+                    ("public.slow".into(), config::CacheRule::Ttl(Duration::from_secs(9))),
+                    ("public.secret".into(), config::CacheRule::Never),
+                    ("public.u".into(), config::CacheRule::Pin),
+                ]
+                .into(),
+                statements: Default::default(),
                 olap_only: false,
+                min_cost: Duration::ZERO,
+                in_transactions: true,
+                audit_one_in: 0,
+                stale_on_error: false,
             },
             fanout: config::Fanout {
                 max_parallel: 4,

@@ -1,7 +1,7 @@
 //! Carrying out what pgherd answers itself: transactions without a server, hits, fills, replica reads, fan-out, EXPLAIN (ROUTE).
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
@@ -10,9 +10,9 @@ use super::fan_out::Ran;
 use super::planned::{Execution, Way};
 use super::{Attached, Session};
 use crate::backend::server::UNKNOWN_STATEMENT;
-use crate::cache::{Entry, FillTicket};
+use crate::cache::{Failure, FillTicket};
 use crate::error::Error;
-use crate::exec::readonly::{self, Captured, Outcome, Protocol, Read};
+use crate::exec::readonly::{self, Outcome, Protocol, Read};
 use crate::plan::CachedRead;
 use crate::sql::facts::{Class, TransactionControl};
 use crate::telemetry::metrics::PlanClass;
@@ -76,14 +76,20 @@ impl Session {
 
     async fn carry_out(&mut self, execution: &Execution<'_>, described: bool, way: Way) -> Result<Carried, Error> {
         self.has_read_aside |= self.status == TransactionStatus::InTransaction
-            && matches!(way, Way::ReadOnly(_) | Way::Fill(..) | Way::Hit(_) | Way::FanOut(_) | Way::Gather(_));
+            && matches!(way, Way::ReadOnly(_) | Way::Fill(..) | Way::Hit(..) | Way::FanOut(_) | Way::Gather(_));
         match way {
             Way::Relay(_) => return Err(Error::internal("a relayed statement is not pgherd's to answer")),
             Way::ReadOnly(target) => return self.read_only(execution, described, target, None).await,
             Way::Fill(ticket, read) => {
                 return self.read_only(execution, described, Target::Primary, Some((ticket, read))).await;
             }
-            Way::Hit(entry) => self.serve_entry(&entry, described),
+            Way::Hit(entry, audit) => {
+                self.serve_entry(&entry, described).await?;
+                if let Some(audit) = audit {
+                    Box::pin(self.check_hit(execution, audit)).await?;
+                }
+            }
+            Way::Failed(failure) => self.share_failure(execution, &failure),
             Way::FanOut(streamed) => {
                 let message = match Box::pin(self.fan_out(execution, described, &streamed)).await? {
                     Ran::Answered => return Ok(Carried::Answered),
@@ -126,11 +132,6 @@ impl Session {
             Way::End(commit) => self.end(execution, described, commit),
         }
         Ok(Carried::Answered)
-    }
-
-    fn serve_entry(&mut self, entry: &Entry, described: bool) {
-        let bytes = if described { entry.bytes.clone() } else { entry.rows_and_tag() };
-        self.out().extend_from_slice(&bytes);
     }
 
     /// Notes a transaction that no server knows of yet.
@@ -190,7 +191,40 @@ impl Session {
         };
         let undo = self.db.catalog.current().version > 0 && self.trusts_user_code(execution.facts);
         let read = Read { text: execution.text, protocol, undo };
-        let capture = fill.is_some().then_some(self.db.cache_config.max_entry_bytes);
+        let Some((ticket, kept)) = fill else {
+            let outcome = self.run_aside(target, read, None).await?.0;
+            return self.end_of_read(execution, target, outcome);
+        };
+        let cancels = self.cancel.slot.fired();
+        let (outcome, cost) = match self.run_aside(target, read, Some(self.db.cache_config.max_entry_bytes)).await {
+            Ok(done) => done,
+            Err(error) => return self.give_up_fill(execution, described, ticket, error).await,
+        };
+        match outcome {
+            Outcome::Done(Some(captured)) => self.keep(ticket, &kept, captured, cost, described).await?,
+            Outcome::Done(None) => ticket.uncacheable("too large, or with notices"),
+            outcome => {
+                match &outcome {
+                    Outcome::Writes => ticket.uncacheable("it writes"),
+                    // Whoever has it cancelled does so for itself alone.
+                    Outcome::Failed { message, came_to, .. } if self.cancel.slot.fired() == cancels => {
+                        ticket.fail(Failure { message: message.clone(), parsed: came_to.0, bound: came_to.1 });
+                    }
+                    _ => drop(ticket),
+                }
+                return self.end_of_read(execution, target, outcome);
+            }
+        }
+        Ok(Carried::Answered)
+    }
+
+    /// Runs a read on a borrowed server connection; how it ended, and how long that took.
+    async fn run_aside(
+        &mut self,
+        target: Target,
+        read: Read<'_>,
+        capture: Option<usize>,
+    ) -> Result<(Outcome, Duration), Error> {
         let mut borrowed = self.borrow_server(target).await?;
         let started = Instant::now();
         let running = readonly::run(borrowed.lease.server(), read, &mut self.client, capture);
@@ -206,11 +240,12 @@ impl Session {
             borrowed.lease.server().mark_broken();
         }
         self.give_back(borrowed).await;
-        match outcome? {
+        Ok((outcome?, cost))
+    }
+
+    fn end_of_read(&mut self, execution: &Execution<'_>, target: Target, outcome: Outcome) -> Result<Carried, Error> {
+        match outcome {
             Outcome::Writes => {
-                if let Some((ticket, _)) = fill {
-                    ticket.uncacheable("it writes");
-                }
                 self.db.note_unseen_write(execution.facts.fingerprint);
                 return Ok(Carried::Writes(if matches!(target, Target::Replica(_)) {
                     Target::Primary
@@ -218,19 +253,19 @@ impl Session {
                     target
                 }));
             }
-            Outcome::Failed { parsed } => {
+            Outcome::Failed { parsed, .. } => {
                 if !parsed && let Some((_, bind)) = execution.bind {
                     self.forget_statement(bind.statement);
                 }
                 self.failed_read(execution);
             }
-            Outcome::Done(captured) => keep(fill, captured, cost).await,
+            Outcome::Done(_) => {}
         }
         Ok(Carried::Answered)
     }
 
     /// A read that failed outside the client's transaction fails that transaction, as it would have on one server.
-    fn failed_read(&mut self, execution: &Execution<'_>) {
+    pub(super) fn failed_read(&mut self, execution: &Execution<'_>) {
         if self.status == TransactionStatus::InTransaction {
             self.status = TransactionStatus::Failed;
         }
@@ -309,22 +344,11 @@ impl Session {
 }
 
 /// Whether a statement has been answered.
-enum Carried {
+pub(super) enum Carried {
     /// It has.
     Answered,
     /// It failed, and the client knows.
     Failed,
     /// It writes, and nothing of it has been run.
     Writes(Target),
-}
-
-/// Stores a captured answer, if it is one that can be.
-async fn keep(fill: Option<(FillTicket, Arc<CachedRead>)>, captured: Option<Captured>, cost: std::time::Duration) {
-    let Some((ticket, read)) = fill else { return };
-    match captured {
-        None => ticket.uncacheable("too large, or with notices"),
-        Some(Captured { bytes, row_description_len, rows }) => {
-            ticket.store(Entry::new(bytes, row_description_len, rows, cost, read.ttl)).await;
-        }
-    }
 }

@@ -40,6 +40,7 @@ struct State {
     server: Option<Arc<CancelTarget>>,
     work: Option<CancellationToken>,
     in_flight: u32,
+    fired: u64,
 }
 
 impl Slot {
@@ -71,6 +72,11 @@ impl Slot {
         state.in_flight > 0
     }
 
+    /// How many cancels there have been.
+    pub fn fired(&self) -> u64 {
+        self.state.lock().fired
+    }
+
     /// Waits until no cancel is on its way.
     pub async fn delivered(&self) {
         loop {
@@ -86,6 +92,7 @@ impl Slot {
     pub async fn fire(&self) {
         let server = {
             let mut state = self.state.lock();
+            state.fired += 1;
             if let Some(work) = &state.work {
                 work.cancel();
             }

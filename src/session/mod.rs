@@ -1,6 +1,7 @@
 //! One client's session: from its handshake to its last byte, one turn a message.
 
 mod answer;
+mod cached;
 mod call;
 pub mod cancel;
 pub mod clients;

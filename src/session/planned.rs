@@ -7,8 +7,7 @@ use bytes::Bytes;
 use super::Session;
 use super::context::Target;
 use super::memo::World;
-use crate::backend::settings::Settings;
-use crate::cache::{FillTicket, Key, Lookup, Protocol};
+use crate::cache::{Audit, Entry, Failure, FillTicket};
 use crate::catalog::model::Catalog;
 use crate::error::{Error, ErrorKind};
 use crate::plan::distribute::{Gathered, Streamed};
@@ -50,8 +49,10 @@ pub(super) enum Way {
     Relay(Target),
     /// Runs it on a server connection of its own, in a READ ONLY transaction.
     ReadOnly(Target),
-    /// Answers it from the cache.
-    Hit(Arc<crate::cache::Entry>),
+    /// Answers it from the cache; sometimes the answer is checked then.
+    Hit(Arc<Entry>, Option<Audit>),
+    /// Answers it with the error of another session's fill.
+    Failed(Failure),
     /// Runs it on the primary, in a READ ONLY transaction, and keeps the answer.
     Fill(FillTicket, Arc<CachedRead>),
     /// Runs it on several shards.
@@ -75,7 +76,7 @@ pub(super) enum Way {
 impl Way {
     /// Whether it is run on a server connection of its own, whose word on Parse and Bind is passed on.
     pub(super) fn is_read_aside(&self) -> bool {
-        matches!(self, Self::ReadOnly(_) | Self::Fill(..) | Self::FanOut(_))
+        matches!(self, Self::ReadOnly(_) | Self::Fill(..) | Self::FanOut(_) | Self::Failed(_))
     }
 
     /// The server of something that is passed on; the primary for all else.
@@ -104,7 +105,7 @@ impl Way {
             Self::ReadOnly(Target::Shard(_)) => PlanClass::Shard,
             Self::ReadOnly(Target::Primary) => PlanClass::Primary,
             Self::ReadOnly(_) => PlanClass::Replica,
-            Self::Hit(_) | Self::Fill(..) => PlanClass::Cached,
+            Self::Hit(..) | Self::Fill(..) | Self::Failed(_) => PlanClass::Cached,
             Self::FanOut(_) => PlanClass::FanOut,
             Self::Gather(_) => PlanClass::Gather,
             Self::Explain(_) | Self::Empty | Self::Begin | Self::Savepoint | Self::RollbackTo(_) | Self::End(_) => {
@@ -142,6 +143,7 @@ impl Session {
             return Ok(Way::Relay(self.target_of_primary(execution.facts)));
         }
         let plan = self.plan(execution).await?;
+        self.count_cache_refusal(&plan);
         let is_read = execution.facts.single().is_some_and(|statement| statement.class == Class::Read);
         if !is_read || !self.trusts_user_code(execution.facts) {
             self.memo.note_plan(execution.facts.fingerprint, &plan);
@@ -404,7 +406,7 @@ impl Session {
 
     /// A read on the primary that calls code of a user's runs READ ONLY: nothing else would show that it writes. Within a
     /// transaction it is put down as a write instead.
-    fn way_of_primary(&mut self, execution: &Execution<'_>) -> Way {
+    pub(super) fn way_of_primary(&mut self, execution: &Execution<'_>) -> Way {
         let unbound = execution.bind.is_none() && self.in_extended;
         let alone = self.server.is_none() && self.status == TransactionStatus::Idle && execution.max_rows == 0;
         let is_read = execution.facts.single().is_some_and(|statement| {
@@ -421,52 +423,6 @@ impl Session {
     /// Whether a statement calls code of a user's that says it does not write.
     pub(super) fn trusts_user_code(&mut self, facts: &SharedFacts) -> bool {
         self.written_by(facts).trusts_code
-    }
-
-    /// Looks an answer up. Where it is not there it is filled, unless the session holds a server or asks for part of it.
-    async fn way_of_cached(&mut self, execution: &Execution<'_>, read: Arc<CachedRead>) -> Result<Way, Error> {
-        let Some(cache) = self.db.cache.clone() else { return Ok(self.way_of_primary(execution)) };
-        // Before Bind there is nothing to look up.
-        let unbound = execution.bind.is_none() && self.in_extended;
-        if unbound || execution.max_rows > 0 || self.is_mid_flight() {
-            return Ok(self.way_of_primary(execution));
-        }
-        let Some(key) = self.cache_key(execution) else { return Ok(self.way_of_primary(execution)) };
-        match cache.lookup(&key, &read.relations, read.catalog_version).await {
-            Lookup::Hit { entry, .. } => Ok(Way::Hit(entry)),
-            Lookup::Fill(ticket) if self.server.is_none() => Ok(Way::Fill(ticket, read)),
-            Lookup::Fill(_) | Lookup::Bypass(_) => Ok(self.way_of_primary(execution)),
-        }
-    }
-
-    /// Everything that can change the answer.
-    fn cache_key(&self, execution: &Execution<'_>) -> Option<Key> {
-        let cache = self.db.cache.as_ref()?;
-        let baseline = self.primary.baseline()?;
-        let current: &Settings = &self.settings.current;
-        let login = self.db.login_role(&self.user);
-        let authorization = current.get("session_authorization").unwrap_or(login);
-        let at_login = baseline.settings.iter().map(|(name, value)| {
-            let value = current.get(name).unwrap_or(value);
-            (name.as_str(), value)
-        });
-        let set_besides =
-            current.iter().filter(|(name, _)| baseline.setting(name).is_none() && *name != "application_name");
-        let protocol = if execution.bind.is_some() { Protocol::ExtendedDescribed } else { Protocol::Simple };
-        let key = cache
-            .key(protocol)
-            .identity(&self.db.config.name, &self.effective_role(), authorization)
-            .statement(execution.text)
-            // What ALTER ROLE gives to the login role's sessions stays theirs under another authorization.
-            .settings(at_login.chain(set_besides).chain((authorization != login).then_some(("", login))));
-        Some(match execution.bind {
-            None => key.build(),
-            Some((_, bind)) => key
-                .parameter_types(execution.types, &bind.formats)
-                .parameters(bind.values.iter().copied())
-                .result_formats(&bind.result_formats)
-                .build(),
-        })
     }
 
     fn way_of_fan_out(&self, way: Way) -> Result<Way, Error> {

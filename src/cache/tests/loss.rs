@@ -278,7 +278,7 @@ async fn read_counters(cache: Arc<ResultCache>, counters: Arc<Counters>) -> u64 
                 tokio::task::yield_now().await;
                 ticket.store(answer(&value.to_string())).await;
             }
-            Lookup::Bypass(_) => tokio::time::sleep(Duration::from_millis(1)).await,
+            Lookup::Bypass(_) | Lookup::Failed(_) => tokio::time::sleep(Duration::from_millis(1)).await,
         }
     }
     hits

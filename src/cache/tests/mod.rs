@@ -29,7 +29,12 @@ pub(super) fn config() -> Cache {
         redis: None,
         wal: None,
         tables: BTreeMap::new(),
+        statements: BTreeMap::new(),
         olap_only: false,
+        min_cost: Duration::ZERO,
+        in_transactions: true,
+        audit_one_in: 0,
+        stale_on_error: false,
     }
 }
 
@@ -76,7 +81,7 @@ pub(super) async fn must_fill(cache: &Arc<ResultCache>, key: &Key, relations: &[
 /// The text, the tier and the label of a lookup that must be a hit.
 pub(super) async fn must_hit(cache: &Arc<ResultCache>, key: &Key, relations: &[u32]) -> (String, Tier, Freshness) {
     match cache.lookup(key, relations, CATALOG).await {
-        Lookup::Hit { entry, tier, label } => (String::from_utf8_lossy(&entry.bytes).into_owned(), tier, label),
+        Lookup::Hit { entry, tier, label, .. } => (String::from_utf8_lossy(&entry.bytes).into_owned(), tier, label),
         other => panic!("expected a hit, got {other:?}"),
     }
 }

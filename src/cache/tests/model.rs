@@ -121,7 +121,7 @@ impl World {
                         Reader::Idle
                     }
                     Some(Lookup::Fill(ticket)) => Reader::Missed { ticket, set },
-                    Some(Lookup::Bypass(_)) | None => {
+                    Some(Lookup::Bypass(_) | Lookup::Failed(_)) | None => {
                         self.see(set, self.database.committed);
                         Reader::Idle
                     }
@@ -254,7 +254,7 @@ fn no_thread_sees_a_stale_answer() {
                         let values = [0, 1, 2, 3].map(|oid: usize| committed[oid].load(Ordering::SeqCst));
                         ticket.store(answer(&text_of(&values, set))).now_or_never().expect("no wait");
                     }
-                    Some(Lookup::Bypass(_)) | None => std::thread::yield_now(),
+                    Some(Lookup::Bypass(_) | Lookup::Failed(_)) | None => std::thread::yield_now(),
                 }
             }
             hits

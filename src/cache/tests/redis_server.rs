@@ -189,7 +189,7 @@ impl Member {
                     }
                 }
                 Lookup::Hit { entry, .. } => panic!("served {:?} instead of a miss", entry.bytes),
-                Lookup::Bypass(_) => {}
+                Lookup::Bypass(_) | Lookup::Failed(_) => {}
             }
             assert!(Instant::now() < deadline, "can never be filled: {:?}", self.cache.stats());
             tokio::time::sleep(Duration::from_millis(2)).await;

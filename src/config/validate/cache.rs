@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::redis;
-use crate::config::model::{Cache, Consistency, OnRedisLoss, Wal};
+use crate::config::model::{Cache, CacheRule, Consistency, OnRedisLoss, Wal};
 use crate::config::raw::Table;
 use crate::config::{names, units};
 
@@ -30,7 +30,12 @@ pub(super) fn read(table: &Table<'_>) -> Cache {
         redis,
         wal: wal(&table.table("wal")),
         tables: tables(table),
+        statements: statements(table),
         olap_only: table.flag("olap_only"),
+        min_cost: table.duration_or_off("min_cost").unwrap_or_default(),
+        in_transactions: table.choice("in_transactions") != Some(1),
+        audit_one_in: table.count("audit_one_in", 0..u64::MAX).unwrap_or(0),
+        stale_on_error: table.flag("stale_on_error"),
     };
     if cache.memory_bytes < LEAST_MEMORY_BYTES {
         table.fault("memory", "this is too little to hold results in", "give at least \"1MiB\"");
@@ -67,31 +72,54 @@ fn wal(table: &Table<'_>) -> Option<Wal> {
 }
 
 /// `[cache.tables]`: names become `schema.table` as PostgreSQL stores them.
-fn tables(table: &Table<'_>) -> BTreeMap<String, Option<Duration>> {
+fn tables(table: &Table<'_>) -> BTreeMap<String, CacheRule> {
+    let name = |typed: &str| match names::qualified(typed) {
+        Ok((schema, name)) => Ok(format!("{}.{name}", schema.as_deref().unwrap_or("public"))),
+        Err(problem) => Err(problem),
+    };
+    rules(table, "tables", name, "write schema.table in quotes, as \"public.orders\" = \"30s\"")
+}
+
+/// `[cache.statements]`: names are fingerprints, as EXPLAIN (ROUTE) shows them.
+fn statements(table: &Table<'_>) -> BTreeMap<u128, CacheRule> {
+    let fingerprint = |typed: &str| match (typed.len(), u128::from_str_radix(typed, 16)) {
+        (32, Ok(fingerprint)) if typed.bytes().all(|byte| byte.is_ascii_hexdigit()) => Ok(fingerprint),
+        _ => Err("this is not a fingerprint".into()),
+    };
+    rules(table, "statements", fingerprint, "write the 32 digits that EXPLAIN (ROUTE) shows")
+}
+
+fn rules<N: Ord>(
+    table: &Table<'_>,
+    key: &str,
+    read: impl Fn(&str) -> Result<N, String>,
+    help: &str,
+) -> BTreeMap<N, CacheRule> {
     let mut out = BTreeMap::new();
-    for (typed, value) in table.by_name("tables") {
-        let name = match names::qualified(&typed) {
-            Ok((schema, name)) => format!("{}.{name}", schema.as_deref().unwrap_or("public")),
+    for (typed, value) in table.by_name(key) {
+        let fault =
+            |problem: String, help: &str| table.fault(key, format!("\"{}\": {problem}", typed.escape_debug()), help);
+        let name = match read(&typed) {
+            Ok(name) => name,
             Err(problem) => {
-                let help = "write schema.table in quotes, as \"public.orders\" = \"30s\"";
-                table.fault("tables", format!("\"{}\": {problem}", typed.escape_debug()), help);
+                fault(problem, help);
                 continue;
             }
         };
-        let ttl = match value.as_str() {
-            "off" => None,
+        let rule = match value.as_str() {
+            "off" => CacheRule::Never,
+            "pin" => CacheRule::Pin,
             text => match units::duration(text) {
-                Ok(ttl) if !ttl.is_zero() => Some(ttl),
-                Ok(_) => None,
+                Ok(ttl) if !ttl.is_zero() => CacheRule::Ttl(ttl),
+                Ok(_) => CacheRule::Never,
                 Err(problem) => {
-                    let help = "write a duration, as \"30s\", or \"off\"";
-                    table.fault("tables", format!("\"{}\": {problem}", typed.escape_debug()), help);
+                    fault(problem.to_string(), "write a duration, as \"30s\", or \"off\", or \"pin\"");
                     continue;
                 }
             },
         };
-        if out.insert(name, ttl).is_some() {
-            table.fault("tables", format!("\"{}\" stands here twice", typed.escape_debug()), "keep one of the two");
+        if out.insert(name, rule).is_some() {
+            fault("stands here twice".into(), "keep one of the two");
         }
     }
     out

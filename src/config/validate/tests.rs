@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 
+use crate::config::model::CacheRule;
 use crate::config::model::{AuthMethod, Consistency, Distribution, ListenTlsMode, OnRedisLoss, PoolMode, Reads};
 use crate::config::{self, Fault, Loaded, keys};
 
@@ -158,9 +159,9 @@ slow_statement = "250ms"
     assert_eq!((user.max_connections, user.pool_mode), (Some(5), Some(PoolMode::Session)));
     let redis = config.cache.redis.as_ref().expect("redis");
     assert_eq!((redis.timeout, redis.on_loss), (Duration::from_millis(7), OnRedisLoss::RefuseWrite));
-    assert_eq!(config.cache.tables["public.orders"], Some(Duration::from_secs(30)));
-    assert_eq!(config.cache.tables["public.events"], None);
-    assert_eq!(config.cache.tables["public.audit"], None);
+    assert_eq!(config.cache.tables["public.orders"], CacheRule::Ttl(Duration::from_secs(30)));
+    assert_eq!(config.cache.tables["public.events"], CacheRule::Never);
+    assert_eq!(config.cache.tables["public.audit"], CacheRule::Never);
     assert_eq!(config.telemetry.slow_statement, Some(Duration::from_millis(250)));
 }
 
@@ -291,6 +292,8 @@ fn one_thing_wrong_is_one_fault_at_its_key() {
             "as long as the lease",
         ),
         (with("[cache.tables]\n\"a.b.c\" = \"1s\""), "cache.tables", "more than two parts"),
+        (with("[cache.statements]\n\"abc\" = \"1s\""), "cache.statements", "not a fingerprint"),
+        (with("[cache.tables]\nt = \"often\""), "cache.tables", "must begin with"),
         (with("[fanout]\npure_functions = [\"slug\"]"), "fanout.pure_functions", "argument types"),
         (with("[telemetry]\nlog = \"in=fo=x\""), "telemetry.log", "filter"),
         (with("[[pool]]\nmode = \"session\""), "pool", "type array"),

@@ -68,6 +68,7 @@ pub struct Metrics {
     pools: pool::Pools,
     listeners: listener::Listeners,
     refusals: Family<CodeLabels, Counter>,
+    cache_refusals: Family<ReasonLabels, Counter>,
     pins: Family<ReasonLabels, Counter>,
     errors: Family<KindLabels, Counter>,
     reloads: Family<ResultLabels, Counter>,
@@ -107,6 +108,7 @@ impl Metrics {
             pools: pool::Pools::default(),
             listeners: listener::Listeners::default(),
             refusals: Family::default(),
+            cache_refusals: Family::default(),
             pins: Family::default(),
             errors: Family::default(),
             reloads: Family::default(),
@@ -138,6 +140,8 @@ impl Metrics {
         self.pools.register(registry);
         self.listeners.register(registry);
         registry.register("refusals", "Statements refused with 0A000, by code", self.refusals.clone());
+        let help = "Reads that were planned and cannot be cached, by the code that EXPLAIN (ROUTE) shows";
+        registry.register("cache_refusals", help, self.cache_refusals.clone());
         registry.register("pins", "Server connections pinned to a client, by reason", self.pins.clone());
         registry.register("errors", "Errors of pgherd's own sent to clients, by kind", self.errors.clone());
         registry.register("config_reloads", "Reloads of the configuration, by result", self.reloads.clone());
@@ -198,6 +202,11 @@ impl Metrics {
     /// Counts a refusal (`0A000`) by its stable code.
     pub fn refusal(&self, code: &'static str) {
         self.refusals.get_or_create(&CodeLabels { code }).inc();
+    }
+
+    /// Counts a read that was planned and cannot be cached, by its stable code.
+    pub fn cache_refusal(&self, reason: &'static str) {
+        self.cache_refusals.get_or_create(&ReasonLabels { reason }).inc();
     }
 
     /// Counts a pin of a server connection to a client.

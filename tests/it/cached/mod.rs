@@ -3,6 +3,7 @@
 mod chains;
 mod checker;
 mod conduct;
+mod economy;
 mod elsewhere;
 #[cfg(feature = "faults")]
 mod faults;

@@ -1,0 +1,230 @@
+//! A session and the result cache: what its questions are known by, serving what is there, keeping what is not, checking some of it.
+
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use tokio_util::sync::CancellationToken;
+
+use super::Session;
+use super::answer::Carried;
+use super::context::Target;
+use super::planned::{Execution, Way};
+use crate::backend::settings::Settings;
+use crate::cache::{Audit, Entry, Failure, FillTicket, Key, Lookup, Protocol};
+use crate::error::{Error, ErrorKind};
+use crate::exec::readonly::{self, Captured, Read};
+use crate::limits;
+use crate::plan::{CachedRead, Plan};
+use crate::wire::sqlstate::SqlState;
+use crate::wire::writer;
+
+/// How long a check of a hit waits for a server connection.
+const CHECK_PATIENCE: Duration = Duration::from_millis(50);
+
+impl Session {
+    /// Looks an answer up. Where it is not there it is filled, unless the session holds a server or asks for part of it.
+    pub(super) async fn way_of_cached(
+        &mut self,
+        execution: &Execution<'_>,
+        read: Arc<CachedRead>,
+    ) -> Result<Way, Error> {
+        let Some(cache) = self.db.cache.clone() else { return Ok(self.way_of_primary(execution)) };
+        // Before Bind there is nothing to look up.
+        let unbound = execution.bind.is_none() && self.in_extended;
+        if unbound || execution.max_rows > 0 || self.is_mid_flight() {
+            return Ok(self.way_of_primary(execution));
+        }
+        let Some(key) = self.cache_key(execution) else { return Ok(self.way_of_primary(execution)) };
+        let found = self.cancellable(cache.lookup(&key, &read.relations, read.catalog_version)).await?;
+        match found {
+            Lookup::Hit { entry, is_sampled, .. } => {
+                let audit =
+                    if is_sampled { cache.audit(&key, &entry, &read.relations, read.catalog_version) } else { None };
+                Ok(Way::Hit(entry, audit))
+            }
+            Lookup::Fill(ticket) if self.server.is_none() => Ok(Way::Fill(ticket.pinned(read.is_pinned), read)),
+            Lookup::Failed(failure) => Ok(Way::Failed(failure)),
+            Lookup::Fill(_) | Lookup::Bypass(_) => Ok(self.way_of_primary(execution)),
+        }
+    }
+
+    /// Whoever waits for another session's fill may be cancelled. What is there at once costs nothing more.
+    async fn cancellable(&self, lookup: impl Future<Output = Lookup>) -> Result<Lookup, Error> {
+        let mut lookup = std::pin::pin!(lookup);
+        let at_once = std::future::poll_fn(|cx| {
+            Poll::Ready(match lookup.as_mut().poll(cx) {
+                Poll::Ready(found) => Some(found),
+                Poll::Pending => None,
+            })
+        });
+        if let Some(found) = at_once.await {
+            return Ok(found);
+        }
+        let work = CancellationToken::new();
+        self.cancel.slot.aim_at_work(work.clone());
+        let found = work.run_until_cancelled(lookup).await;
+        self.cancel.slot.work_is_over();
+        found.ok_or_else(|| {
+            let message = "canceling statement due to user request";
+            Error::new(ErrorKind::Cancelled, SqlState::QUERY_CANCELED, message)
+        })
+    }
+
+    /// Everything that can change the answer.
+    fn cache_key(&self, execution: &Execution<'_>) -> Option<Key> {
+        let cache = self.db.cache.as_ref()?;
+        let baseline = self.primary.baseline()?;
+        let current: &Settings = &self.settings.current;
+        let login = self.db.login_role(&self.user);
+        let authorization = current.get("session_authorization").unwrap_or(login);
+        let at_login = baseline.settings.iter().map(|(name, value)| {
+            let value = current.get(name).unwrap_or(value);
+            (name.as_str(), value)
+        });
+        let set_besides =
+            current.iter().filter(|(name, _)| baseline.setting(name).is_none() && *name != "application_name");
+        let protocol = if execution.bind.is_some() { Protocol::ExtendedDescribed } else { Protocol::Simple };
+        let key = cache
+            .key(protocol)
+            .identity(&self.db.config.name, &self.effective_role(), authorization)
+            .statement(execution.text)
+            .fingerprint(execution.facts.fingerprint.0)
+            // What ALTER ROLE gives to the login role's sessions stays theirs under another authorization.
+            .settings(at_login.chain(set_besides).chain((authorization != login).then_some(("", login))));
+        Some(match execution.bind {
+            None => key.build(),
+            Some((_, bind)) => key
+                .parameter_types(execution.types, &bind.formats)
+                .parameters(bind.values.iter().copied())
+                .result_formats(&bind.result_formats)
+                .build(),
+        })
+    }
+
+    /// Counts a read that is not cached where there is a cache.
+    pub(super) fn count_cache_refusal(&self, plan: &Plan) {
+        if self.db.cache.is_none() {
+            return;
+        }
+        if let Plan::Primary(reason) | Plan::Replica(reason) = plan {
+            self.db.shared.metrics.cache_refusal(reason.code);
+            tracing::debug!(database = self.db.config.name, reason = reason.code, why = %reason.text, "not cached");
+        }
+    }
+
+    /// Gives the client an answer from the cache.
+    pub(super) async fn serve_entry(&mut self, entry: &Entry, described: bool) -> Result<(), Error> {
+        let bytes = if described { entry.bytes.clone() } else { entry.rows_and_tag() };
+        self.serve_bytes(&bytes).await
+    }
+
+    /// A small answer joins what is queued for the client. A large one is written from where it lies, as fast as the client takes it.
+    async fn serve_bytes(&mut self, bytes: &Bytes) -> Result<(), Error> {
+        let out = self.out();
+        if bytes.len() <= limits::READ_CHUNK_BYTES {
+            out.extend_from_slice(bytes);
+            return Ok(());
+        }
+        readonly::send(&mut self.client, bytes).await
+    }
+
+    /// Stores a captured answer, if it is one that can be, then gives it to the client: nobody who waits for it waits for the
+    /// client too.
+    pub(super) async fn keep(
+        &mut self,
+        ticket: FillTicket,
+        read: &CachedRead,
+        captured: Captured,
+        cost: Duration,
+        described: bool,
+    ) -> Result<(), Error> {
+        let Captured { bytes, row_description_len, rows } = captured;
+        ticket.store(Entry::new(bytes.clone(), row_description_len, rows, cost, read.ttl)).await;
+        let unasked = if described { 0 } else { row_description_len };
+        self.serve_bytes(&bytes.slice(unasked..)).await
+    }
+
+    /// The server that was to fill could not be used. All who wait are told, unless it was this client that went; an answer that is
+    /// old is given where the configuration asks for it.
+    pub(super) async fn give_up_fill(
+        &mut self,
+        execution: &Execution<'_>,
+        described: bool,
+        ticket: FillTicket,
+        error: Error,
+    ) -> Result<Carried, Error> {
+        if matches!(error.kind(), ErrorKind::Backend | ErrorKind::Pool)
+            && let Some(old) = ticket.stale()
+        {
+            drop(ticket);
+            self.out().extend_from_slice(execution.unanswered);
+            self.serve_entry(&old, described).await?;
+            return Ok(Carried::Answered);
+        }
+        if error.kind() != ErrorKind::Io && !error.is_fatal() {
+            let mut message = BytesMut::new();
+            writer::error_response(&mut message, &error);
+            ticket.fail(Failure { message: message.freeze(), parsed: false, bound: false });
+        }
+        Err(error)
+    }
+
+    /// Gives the client the error of the fill that it waited for, as if it had been its own.
+    pub(super) fn share_failure(&mut self, execution: &Execution<'_>, failure: &Failure) {
+        let mut unanswered = execution.unanswered;
+        for came_to in [failure.parsed.then_some(b'1'), failure.bound.then_some(b'2')].into_iter().flatten() {
+            if unanswered.first() == Some(&came_to)
+                && let Some((told, rest)) = unanswered.split_at_checked(5)
+            {
+                self.out().extend_from_slice(told);
+                unanswered = rest;
+            }
+        }
+        self.out().extend_from_slice(&failure.message);
+        if unanswered.starts_with(b"1")
+            && let Some((_, bind)) = execution.bind
+        {
+            self.forget_statement(bind.statement);
+        }
+        self.failed_read(execution);
+    }
+
+    /// Runs what was just answered from the cache once more, in the background, and has the answers compared.
+    pub(super) async fn check_hit(&mut self, execution: &Execution<'_>, audit: Audit) -> Result<(), Error> {
+        self.client.flush().await?;
+        let leased = tokio::time::timeout(CHECK_PATIENCE, self.lease_with_settings(Target::Primary)).await;
+        let undo = self.trusts_user_code(execution.facts);
+        self.note_whereabouts();
+        // Where there is no connection to spare, this hit goes unchecked.
+        let Ok(Ok(mut lease)) = leased else { return Ok(()) };
+        let text = Bytes::copy_from_slice(execution.text);
+        let types = execution.types.to_vec();
+        let bind = execution.bind.map(|(bind, _)| bind.clone());
+        let (limit, patience) = (self.db.cache_config.max_entry_bytes, self.db.config.olap_timeout);
+        self.db.shared.tasks.spawn(async move {
+            let protocol = match &bind {
+                None => readonly::Protocol::Simple,
+                Some(bind) => {
+                    readonly::Protocol::Extended { types: &types, bind: bind.body(), described: true, unanswered: b"" }
+                }
+            };
+            let read = Read { text: &text, protocol, undo };
+            let answer = tokio::time::timeout(patience, readonly::again(lease.server(), read, limit)).await;
+            match answer {
+                Ok(Ok(answer)) => {
+                    lease.release();
+                    if let Some(answer) = answer {
+                        audit.judge(&answer).await;
+                    }
+                }
+                _ => {
+                    lease.server().mark_broken();
+                    lease.release();
+                }
+            }
+        });
+        Ok(())
+    }
+}
