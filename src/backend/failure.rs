@@ -4,12 +4,15 @@ use crate::error::{Error, ErrorKind};
 use crate::wire::backend::ErrorFields;
 use crate::wire::sqlstate::SqlState;
 
-/// The error of pgherd's that stands for an ErrorResponse of a server: its SQLSTATE is not ours to name, so it is detail.
+/// The error of pgherd's that stands for an ErrorResponse of a server: its SQLSTATE is not ours to name, so it is detail; but that the
+/// server process was ended is the same to the client, whoever was spoken to.
 pub fn server_error(body: &[u8]) -> Error {
     match ErrorFields::parse(body) {
         Ok(fields) => {
             let error = fields.to_server_error();
-            Error::new(ErrorKind::Backend, SqlState::INTERNAL_ERROR, error.message.clone())
+            let was_ended = error.severity == "FATAL" && error.code.starts_with("57P");
+            let state = if was_ended { SqlState::ADMIN_SHUTDOWN } else { SqlState::INTERNAL_ERROR };
+            Error::new(ErrorKind::Backend, state, error.message.clone())
                 .detail(format!("The server said {}: {}", error.code, error.message))
                 .cause(error)
         }

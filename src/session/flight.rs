@@ -267,9 +267,16 @@ impl Session {
         Ok(None)
     }
 
-    /// The statement of that name: prepared within the unit, or before.
+    /// The statement of that name: prepared within the unit, or before; none if the unit closes it.
     fn asked(&self, unit: &[Frame], name: &[u8]) -> Result<Option<Asked>, Error> {
-        for frame in unit.iter().rev().filter(|frame| frame.tag() == b'P') {
+        for frame in unit.iter().rev().filter(|frame| matches!(frame.tag(), b'P' | b'C')) {
+            if frame.tag() == b'C' {
+                let closed = frontend::target(frame.body()).map_err(|error| malformed("Close", error))?;
+                if !closed.is_portal && closed.name == name {
+                    return Ok(None);
+                }
+                continue;
+            }
             let parse = frontend::parse(frame.body()).map_err(|error| malformed("Parse", error))?;
             if parse.name == name {
                 let text = frame.bytes.slice_ref(parse.text);

@@ -111,7 +111,12 @@ impl Proxy {
         let pool = self.pool();
         let mut leases = Vec::new();
         for _ in 0..pool.state().max {
-            leases.push(pool.acquire().await.expect("a server connection"));
+            let mut lease = pool.acquire().await.expect("a server connection");
+            // One that was killed a moment ago may not have heard of it yet.
+            while lease.server().run("").await.is_err() {
+                lease = pool.acquire().await.expect("a server connection");
+            }
+            leases.push(lease);
         }
         for lease in &mut leases {
             examine(lease.server()).await;
