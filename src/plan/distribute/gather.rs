@@ -10,13 +10,13 @@ use std::sync::Arc;
 use sqlparser::ast::{Expr, ObjectName, SelectItem, SetExpr, Statement, TableFactor, Visit, Visitor};
 
 use super::analysis::table;
-use super::correlated;
 use super::functions::Functions;
 use super::model::{Distributed, Gathered, Input};
 use super::refuse::refuse;
 use super::scope::parts;
 use super::ship::{Columns, Shipping, quoted};
 use super::source::Source;
+use super::{correlated, filters};
 use crate::catalog::model::Relation;
 use crate::config::model::Distribution;
 use crate::plan::{Reason, Refusal};
@@ -50,6 +50,19 @@ pub(super) fn plan(
     let shipping = Shipping { catalog: input.catalog, coordinator };
     shipping.check_default_collation()?;
     let indexes = correlated::indexes(tree, |name| named.relations.get(name).map(|(relation, _)| relation));
+    let filters = filters::filters(
+        tree,
+        filters::Reader {
+            source,
+            functions,
+            standard_conforming_strings: input.session.standard_conforming_strings,
+            // What a CTE shadows is not looked into.
+            relation: |name: &str| {
+                let known = named.relations.get(name).filter(|_| !named.ctes.contains(name));
+                known.map(|(relation, _)| relation)
+            },
+        },
+    );
     let all: Vec<usize> = (0..input.database.shards.len()).collect();
     let mut shipments = Vec::new();
     let mut is_sharded = false;
@@ -65,8 +78,8 @@ pub(super) fn plan(
         };
         let columns =
             if named.takes_all || use_.takes_all { Columns::All } else { Columns::Named(source.identifiers()) };
-        let indexes = indexes.get(&relation.name);
-        shipments.push(shipping.shipment(relation, &columns, from, source.has_group_by(), indexes)?);
+        let (indexes, filter) = (indexes.get(&relation.name), filters.get(&relation.name));
+        shipments.push(shipping.shipment(relation, &columns, from, source.has_group_by(), indexes, filter)?);
     }
     let shards = if is_sharded { all } else { vec![0] };
     let (sql, is_verbatim) = retargeted(source, &shipments_by_name(&named))?;
@@ -94,6 +107,8 @@ struct Named {
     relations: BTreeMap<Box<str>, (Arc<Relation>, Use)>,
     /// Whether `*` or NATURAL may mean any column.
     takes_all: bool,
+    /// Names of CTEs.
+    ctes: BTreeSet<Box<str>>,
 }
 
 fn named(tree: &Statement, input: &Input<'_>) -> Result<Named, Refusal> {
@@ -107,7 +122,8 @@ fn named(tree: &Statement, input: &Input<'_>) -> Result<Named, Refusal> {
     if let Some(name) = reader.unknown {
         return Err(unknown(&name));
     }
-    let Reader { mut named, aliases, .. } = reader;
+    let Reader { mut named, aliases, ctes, .. } = reader;
+    named.ctes = ctes;
     let mut rows = WholeRows { aliases: &aliases, found: BTreeSet::new() };
     let _ = tree.visit(&mut rows);
     for name in rows.found {

@@ -5,6 +5,7 @@ mod block;
 mod check;
 mod constant;
 mod correlated;
+mod filters;
 mod functions;
 mod gather;
 mod gather_check;

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use super::filters::Filter;
 use super::model::Shipment;
 use super::refuse::refuse;
 use crate::catalog::model::{Catalog, Column, Oid, Relation, RelationKind, Type};
@@ -114,6 +115,7 @@ impl Shipping<'_> {
         from: Vec<usize>,
         has_group_by: bool,
         indexes: Option<&BTreeSet<Vec<Box<str>>>>,
+        filter: Option<&Filter>,
     ) -> Result<Shipment, Refusal> {
         let is_table = matches!(relation.kind, RelationKind::Table | RelationKind::PartitionedTable);
         if !is_table || relation.columns.is_empty() {
@@ -154,12 +156,17 @@ impl Shipping<'_> {
             tune.push(format!("CREATE INDEX ON pg_temp.{name} ({columns})").into());
         }
         tune.push(format!("ANALYZE pg_temp.{name}").into());
+        // Conditions are judged under the client's own settings, which rows in text form do not travel under.
+        let rows = filter.filter(|_| is_binary).map_or_else(String::new, |filter| {
+            let alias = filter.alias.as_ref().map_or_else(String::new, |alias| format!(" AS {}", quoted(alias)));
+            format!("{alias} WHERE {}", filter.sql)
+        });
         let format = if is_binary { " (FORMAT binary)" } else { "" };
         Ok(Shipment {
             table: format!("{}.{}", relation.schema, relation.name).into(),
             from,
             create: format!("CREATE TEMPORARY TABLE {name} ({})", definitions?.join(", ")).into(),
-            unload: format!("COPY (SELECT {list} FROM {full}) TO STDOUT{format}").into(),
+            unload: format!("COPY (SELECT {list} FROM {full}{rows}) TO STDOUT{format}").into(),
             load: format!("COPY pg_temp.{name} FROM STDIN{format}").into(),
             key,
             tune,

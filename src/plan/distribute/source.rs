@@ -261,6 +261,76 @@ impl<'a> Source<'a> {
         self.name_at(dot.checked_sub(1)?)
     }
 
+    /// The token that begins there.
+    pub(super) fn place_of(&self, start: usize) -> Option<usize> {
+        self.tokens.iter().position(|token| token.start == start)
+    }
+
+    /// The text around a token between the ANDs, clauses and parentheses that are nearest on both sides; and, if parentheses
+    /// enclose it, the place of the opening one. A guess: whoever asks reads the text again.
+    pub(super) fn condition_around(&self, place: usize) -> Option<(&'a str, Option<usize>)> {
+        const BEFORE: [&str; 5] = ["where", "on", "and", "having", "when"];
+        const BEHIND: [&str; 21] = [
+            "group",
+            "having",
+            "window",
+            "order",
+            "limit",
+            "offset",
+            "fetch",
+            "union",
+            "intersect",
+            "except",
+            "join",
+            "left",
+            "right",
+            "full",
+            "inner",
+            "cross",
+            "natural",
+            "for",
+            "where",
+            "returning",
+            "then",
+        ];
+        let closes = |at: usize| self.is_punctuation(at, b')') || self.is_punctuation(at, b']');
+        let opens = |at: usize| self.is_punctuation(at, b'(') || self.is_punctuation(at, b'[');
+        let (mut first, mut depth) = (place, 0_i32);
+        while let Some(before) = first.checked_sub(1) {
+            depth += i32::from(closes(before)) - i32::from(opens(before));
+            if depth < 0 || (depth == 0 && BEFORE.iter().any(|word| self.is(before, word))) {
+                break;
+            }
+            first = before;
+        }
+        let (mut end, mut depth, mut betweens, mut cases) = (first, 0_i32, 0_u32, 0_u32);
+        while end < self.len() {
+            depth += i32::from(opens(end)) - i32::from(closes(end));
+            if depth < 0 {
+                break;
+            }
+            if depth == 0 {
+                betweens += u32::from(self.is(end, "between"));
+                cases += u32::from(self.is(end, "case"));
+                let is_end = BEHIND.iter().any(|word| self.is(end, word)) && !self.is_call(end);
+                if self.is_punctuation(end, b',') || (is_end && cases == 0) {
+                    break;
+                }
+                if self.is(end, "and") && cases == 0 {
+                    if betweens == 0 {
+                        break;
+                    }
+                    betweens -= 1;
+                }
+                cases = cases.saturating_sub(u32::from(self.is(end, "end")));
+            }
+            end += 1;
+        }
+        let (from, last) = (self.tokens.get(first)?, self.tokens.get(end.checked_sub(1)?)?);
+        let enclosing = first.checked_sub(1).filter(|&before| self.is_punctuation(before, b'('));
+        Some((self.text.get(from.start..last.end)?, enclosing))
+    }
+
     /// Whether it has a GROUP BY anywhere.
     pub(super) fn has_group_by(&self) -> bool {
         (0..self.len()).any(|at| self.is(at, "group") && self.is(at + 1, "by"))
