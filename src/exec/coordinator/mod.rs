@@ -77,14 +77,46 @@ pub struct Outcome {
 ///
 /// The sink gets RowDescription (if asked for), DataRows and CommandComplete or PortalSuspended; nothing after an error.
 pub async fn run<L: Leg, S: Sink>(run: &Run<'_>, legs: &mut [L], sink: &mut S, cancel: &CancellationToken) -> Outcome {
-    let mut shipped = Shipped::default();
     let mut lines: Vec<Line<'_, L>> = legs.iter_mut().map(Line::new).collect();
+    let mut work = Work { shipped: Shipped::default(), with_conditions: true, is_gathered: false };
+    let mut result = attempt(run, &mut lines, sink, cancel, &mut work).await;
+    if let Err(Failure::Server(frame)) = &result
+        && !work.is_gathered
+        && run.plan.shipments.iter().any(|shipment| shipment.unload_all.is_some())
+        && may_be_a_conditions(frame)
+        && lines.iter().all(Line::is_at_rest)
+    {
+        // The statement may never have come to judge the row that a condition failed on: PostgreSQL is to say.
+        work = Work { shipped: Shipped::default(), with_conditions: false, is_gathered: false };
+        result = attempt(run, &mut lines, sink, cancel, &mut work).await;
+    }
+    let broken = (0..lines.len()).filter(|&at| !lines[at].is_at_rest()).collect();
+    Outcome { result, broken, shipped: work.shipped }
+}
+
+/// How far a statement has come.
+struct Work {
+    shipped: Shipped,
+    /// Whether the shards apply the statement's conditions to what they ship.
+    with_conditions: bool,
+    /// Whether all rows are on the coordinator.
+    is_gathered: bool,
+}
+
+/// Runs the statement once; after an error everything has been brought to rest, as far as it could be.
+async fn attempt<L: Leg, S: Sink>(
+    run: &Run<'_>,
+    lines: &mut [Line<'_, L>],
+    sink: &mut S,
+    cancel: &CancellationToken,
+    work: &mut Work,
+) -> Result<bool, Failure> {
     let result = match lines.split_last_mut() {
         Some((coordinator, shards)) if shards.len() == run.plan.shards.len() && !shards.is_empty() => {
             tokio::select! {
                 biased;
                 () = cancel.cancelled() => Err(Failure::Own(cancelled())),
-                result = answer(run, shards, coordinator, sink, &mut shipped) => result,
+                result = answer(run, shards, coordinator, sink, work) => result,
             }
         }
         _ => Err(Failure::Own(Error::internal("a gathered statement has a leg for each shard and one more"))),
@@ -94,8 +126,20 @@ pub async fn run<L: Leg, S: Sink>(run: &Run<'_>, legs: &mut [L], sink: &mut S, c
         // Who is not idle by then is reported as broken.
         let _ = tokio::time::timeout(run.drain_timeout, rest).await;
     }
-    let broken = (0..lines.len()).filter(|&at| !lines[at].is_at_rest()).collect();
-    Outcome { result, broken, shipped }
+    result
+}
+
+/// Whether an error may come from judging a row: data, cardinality, constraints of domains, a function's own.
+fn may_be_a_conditions(frame: &Frame) -> bool {
+    const CLASSES: [&[u8]; 5] = [b"21", b"22", b"23", b"38", b"P0"];
+    let mut body = crate::wire::frame::Body::new(frame.body());
+    while let Some(code) = body.u8().filter(|&code| code != 0) {
+        let Some(text) = body.cstr() else { return false };
+        if code == b'C' {
+            return CLASSES.iter().any(|class| text.starts_with(class));
+        }
+    }
+    false
 }
 
 fn cancelled() -> Error {
@@ -107,16 +151,17 @@ async fn answer<L: Leg, S: Sink>(
     shards: &mut [Line<'_, L>],
     coordinator: &mut Line<'_, L>,
     sink: &mut S,
-    shipped: &mut Shipped,
+    work: &mut Work,
 ) -> Result<bool, Failure> {
     let description = {
-        let gathering = gather(run, shards, coordinator, shipped);
+        let gathering = gather(run, shards, coordinator, work);
         tokio::select! {
             biased;
             error = poll_fn(|cx| sink.poll_gone(cx)) => return Err(Failure::Own(error)),
             description = gathering => description?,
         }
     };
+    work.is_gathered = true;
     let suspended = relay(run, &description, coordinator, sink).await?;
     coordinator.query("ROLLBACK");
     coordinator.settle(|_| {}).await?;
@@ -128,14 +173,14 @@ async fn gather<L: Leg>(
     run: &Run<'_>,
     shards: &mut [Line<'_, L>],
     coordinator: &mut Line<'_, L>,
-    shipped: &mut Shipped,
+    work: &mut Work,
 ) -> Result<Description, Failure> {
     let needs_texts = run.plan.shipments.iter().any(|shipment| !shipment.is_binary);
     let opening = try_join_all(shards.iter_mut().enumerate().map(|(at, line)| open(run, line, at == 0, needs_texts)));
     let (mut descriptions, ()) = tokio::try_join!(opening, prepare(run, coordinator))?;
     let description = descriptions.swap_remove(0);
     for shipment in &run.plan.shipments {
-        let rows = ship(shipment, shards, coordinator, shipped, run.budget).await?;
+        let rows = ship(shipment, shards, coordinator, &mut work.shipped, run.budget, work.with_conditions).await?;
         let tune = shipment.tune.iter().filter(|_| rows >= TUNED_ROWS);
         shipment.key.iter().chain(tune).for_each(|sql| coordinator.query(sql));
         coordinator.settle(|_| {}).await.map_err(of_pgherds_own)?;

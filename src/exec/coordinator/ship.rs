@@ -57,12 +57,14 @@ pub(super) async fn ship<L: Leg>(
     coordinator: &mut Line<'_, L>,
     shipped: &mut Shipped,
     budget: Budget,
+    with_conditions: bool,
 ) -> Result<u64, Failure> {
     coordinator.query(&shipment.load);
+    let unload = shipment.unload_all.as_ref().filter(|_| !with_conditions).unwrap_or(&shipment.unload);
     let mut origins: Vec<Origin> =
         shipment.from.iter().map(|&line| Origin { line, has_begun: false, is_over: false }).collect();
     for origin in &origins {
-        lines[origin.line].query(&shipment.unload);
+        lines[origin.line].query(unload);
     }
     while coordinator.frame().await?.tag() != b'G' {}
     coordinator.is_copying = true;

@@ -148,6 +148,9 @@ pub struct Shipment {
     pub create: Box<str>,
     /// `COPY (SELECT ...) TO STDOUT`, for each shard.
     pub unload: Box<str>,
+    /// The same without the statement's own conditions on the table, where there are such: one of them may fail on a row that the
+    /// statement would never have judged.
+    pub unload_all: Option<Box<str>>,
     /// `COPY ... FROM STDIN`, for the coordinator.
     pub load: Box<str>,
     /// Run behind it: a primary key that GROUP BY may rely on.

@@ -162,11 +162,13 @@ impl Shipping<'_> {
             format!("{alias} WHERE {}", filter.sql)
         });
         let format = if is_binary { " (FORMAT binary)" } else { "" };
+        let unload = |rows: &str| format!("COPY (SELECT {list} FROM {full}{rows}) TO STDOUT{format}").into();
         Ok(Shipment {
             table: format!("{}.{}", relation.schema, relation.name).into(),
             from,
             create: format!("CREATE TEMPORARY TABLE {name} ({})", definitions?.join(", ")).into(),
-            unload: format!("COPY (SELECT {list} FROM {full}{rows}) TO STDOUT{format}").into(),
+            unload: unload(&rows),
+            unload_all: (!rows.is_empty()).then(|| unload("")),
             load: format!("COPY pg_temp.{name} FROM STDIN{format}").into(),
             key,
             tune,

@@ -115,6 +115,24 @@ async fn errors_are_postgresqls_and_come_once() {
 }
 
 #[tokio::test]
+async fn a_condition_fails_only_where_postgresql_would_have_judged_it() {
+    let herd = Herd::start(2, false).await;
+    let mut client = herd.client().await;
+    for text in [
+        "select (select count(*) from lines l where 1 / (l.n - l.n) > 0) from countries c where c.code = 'no such'",
+        "select case when count(*) < 0 then (select max(id) from sales s where 1 / (s.id - s.id) = 1) end from countries",
+        "select (select count(*) from lines l where 1 / (l.n - l.n) > 0) from countries c",
+        "select count(*) from sales s where 1 / (s.id - s.id) > 0 having max(s.region) is not null",
+    ] {
+        for manner in MANNERS {
+            let wanted = ask(&mut herd.oracle().await, manner, text).await;
+            assert_eq!(ask(&mut client, manner, text).await, wanted, "{text} {manner:?}");
+        }
+    }
+    is_well(&herd, &mut client).await;
+}
+
+#[tokio::test]
 async fn what_is_too_much_to_ship_is_refused_and_nothing_else() {
     for limit in ["max_shipped_rows = 500", "max_shipped_bytes = \"9KiB\""] {
         let shards = harness::fresh_databases(2).await;
