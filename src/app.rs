@@ -9,6 +9,7 @@ mod flags;
 mod follow;
 mod handover;
 mod solo;
+mod transactions;
 mod upkeep;
 mod workers;
 
@@ -366,6 +367,10 @@ impl House {
         if database.is_planned() {
             let (house, kept) = (Arc::clone(self), Arc::clone(&database));
             self.tasks.spawn(upkeep::keep_catalog(house, kept, upkeep::Kept::Primary));
+        }
+        if let Some(two_phase) = &database.two_phase {
+            let (house, recovered) = (Arc::clone(self), Arc::clone(&database));
+            self.tasks.spawn(transactions::recover(house, recovered, Arc::clone(two_phase)));
         }
         if database.shard_catalog.is_some() {
             let (house, kept) = (Arc::clone(self), Arc::clone(&database));

@@ -183,6 +183,21 @@ static DATABASE: Section = Section {
         key("cache", Flag, Some("true")),
         key("replication", Flag, Some("false")),
         key("olap_timeout", Duration, Some("30s")),
+        key("two_phase", Table(&TWO_PHASE), None),
+    ],
+    unsupported: &[],
+};
+
+/// Words of `database.two_phase.latch`.
+pub const LATCHES: &[&str] = &["fleet", "local", "off"];
+
+static TWO_PHASE: Section = Section {
+    path: "database.two_phase",
+    keys: &[
+        key("user", Text, None),
+        key("password", Secret, None),
+        key("latch", Choice(LATCHES), Some("fleet")),
+        key("lock_timeout", Duration, Some("10s")),
     ],
     unsupported: &[],
 };

@@ -184,6 +184,32 @@ pub struct Database {
     pub replication: bool,
     /// Plan and time out a statement of this database as OLAP after this long.
     pub olap_timeout: Duration,
+    /// How transactions over several shards are committed; `None` refuses them.
+    pub two_phase: Option<TwoPhase>,
+}
+
+/// `[database.two_phase]`
+#[derive(Debug, Clone, PartialEq)]
+pub struct TwoPhase {
+    /// The role that writes decisions and finishes what a crash left behind; no client may use it.
+    pub user: String,
+    /// Its password, where the servers ask for one.
+    pub password: Option<Secret>,
+    /// What keeps a read over several shards from falling into a commit over several shards.
+    pub latch: LatchScope,
+    /// How long a statement of a transaction over several shards waits for a lock.
+    pub lock_timeout: Duration,
+}
+
+/// How far the latch between reads and commits over several shards reaches.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LatchScope {
+    /// All pgherds, by an advisory lock on the primary.
+    Fleet,
+    /// This pgherd alone.
+    Local,
+    /// There is none: a read may see a part of a commit.
+    Off,
 }
 
 /// A server, from a libpq connection string or URI (PostgreSQL manual, 34.1.1).

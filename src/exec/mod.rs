@@ -5,3 +5,4 @@ pub mod fanout;
 pub mod merge;
 pub mod readonly;
 pub mod relay;
+pub mod two_phase;

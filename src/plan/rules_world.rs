@@ -295,6 +295,7 @@ fn database() -> config::Database {
         cache: true,
         replication: false,
         olap_timeout: Duration::from_secs(30),
+        two_phase: None,
     }
 }
 

@@ -130,6 +130,24 @@ impl Session {
                 self.answer_tag(execution, described, "ROLLBACK");
             }
             Way::End(commit) => self.end(execution, described, commit),
+            Way::Everywhere => {
+                if let Err(message) = Box::pin(self.control_everywhere(execution)).await? {
+                    self.fail_with(message);
+                    return Ok(Carried::Failed);
+                }
+                self.answer_tag(execution, described, tag_of(execution));
+            }
+            Way::Fail(message) => {
+                self.fail_with(message);
+                return Ok(Carried::Failed);
+            }
+            Way::EndEverywhere(commit) => match Box::pin(self.end_everywhere(commit)).await? {
+                Ok(committed) => self.answer_tag(execution, described, if committed { "COMMIT" } else { "ROLLBACK" }),
+                Err(message) => {
+                    self.fail_with(message);
+                    return Ok(Carried::Failed);
+                }
+            },
         }
         Ok(Carried::Answered)
     }
@@ -340,6 +358,15 @@ impl Session {
     /// Counts a statement that has ended.
     pub(super) fn count_statement(&mut self, class: PlanClass) {
         self.note_statement(class);
+    }
+}
+
+/// The command tag of a statement about a savepoint.
+fn tag_of(execution: &Execution<'_>) -> &'static str {
+    match execution.facts.single().map(|statement| statement.class) {
+        Some(Class::Transaction(TransactionControl::Release)) => "RELEASE",
+        Some(Class::Transaction(TransactionControl::RollbackTo)) => "ROLLBACK",
+        _ => "SAVEPOINT",
     }
 }
 

@@ -24,6 +24,7 @@ use crate::config::model::{
     Cache as CacheConfig, Config, Database as DatabaseConfig, Fanout as FanoutConfig, PoolMode, ServerAddress, User,
 };
 use crate::error::{Error, ErrorKind};
+use crate::exec::two_phase::TwoPhase;
 use crate::net::tls::ClientTls;
 use crate::plan::unseen::Unseen;
 use crate::session::cancel::CancelKeys;
@@ -106,6 +107,8 @@ pub struct Database {
     pub slow_statement: Option<Duration>,
     /// The result cache, where it is on.
     pub cache: Option<Arc<ResultCache>>,
+    /// How transactions over several servers end, where that is configured.
+    pub two_phase: Option<Arc<TwoPhase>>,
     /// Whether this pgherd is known to be the only one that writes to this database.
     pub solo: Arc<AtomicBool>,
     /// Which server the cache believes it answers for.
@@ -183,6 +186,7 @@ impl Database {
             fanout: whole.fanout.clone(),
             slow_statement: whole.telemetry.slow_statement,
             cache,
+            two_phase: has_shards.then(|| two_phase(&config, &shared)).flatten(),
             solo,
             scope: Mutex::default(),
             catalog_changed: Notify::new(),
@@ -421,4 +425,23 @@ impl Database {
         }
         accepted.insert((name.into(), value.into()), reported.into());
     }
+}
+
+/// Connects to nothing yet.
+fn two_phase(config: &DatabaseConfig, shared: &Shared) -> Option<Arc<TwoPhase>> {
+    let wanted = config.two_phase.as_ref()?;
+    let server = |address: &ServerAddress| {
+        let login = Login {
+            user: wanted.user.clone(),
+            password: wanted.password.clone(),
+            scram_keys: None,
+            startup: Vec::new(),
+            database: address.dbname.clone().unwrap_or_else(|| config.name.clone()),
+            connect_timeout: address.connect_timeout.unwrap_or(config.pool.connect_timeout),
+            tls: shared.tls.clone(),
+        };
+        (address.clone(), login)
+    };
+    let servers = std::iter::once(&config.primary).chain(&config.shards).map(server).collect();
+    Some(TwoPhase::new(servers, wanted.latch, wanted.lock_timeout))
 }

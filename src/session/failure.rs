@@ -42,7 +42,7 @@ impl Session {
     /// Gives the client an ErrorResponse as the answer to its statement, and fails its transaction.
     pub(super) fn fail_with(&mut self, message: Bytes) {
         let simple = !self.in_extended;
-        if !simple && self.held_server().is_some_and(|server| server.expects.is_skipping()) {
+        if !simple && (self.skipping || self.held_server().is_some_and(|server| server.expects.is_skipping())) {
             // An error before it has been told: PostgreSQL would not have looked at this message at all.
             self.skipping = true;
             return;
@@ -141,6 +141,11 @@ pub(super) fn server_does_not_cancel() -> Error {
 pub(super) fn shutting_down() -> Error {
     let message = "terminating connection due to administrator command";
     Error::new(ErrorKind::Shutdown, SqlState::ADMIN_SHUTDOWN, message).fatal()
+}
+
+/// The client has cancelled its statement.
+pub(super) fn cancelled() -> Error {
+    Error::new(ErrorKind::Cancelled, SqlState::QUERY_CANCELED, "canceling statement due to user request")
 }
 
 /// A statement ran for longer than that setting allows.

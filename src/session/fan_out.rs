@@ -98,6 +98,14 @@ impl Session {
         let limited = limited(streamed, execution.max_rows);
         let work = CancellationToken::new();
         self.cancel.slot.aim_at_work(work.clone());
+        let latch = match self.latch_snapshots(streamed.shards.len(), &work).await {
+            Ok(latch) => latch,
+            Err(error) => {
+                self.cancel.slot.work_is_over();
+                release(legs, &[]);
+                return Err(error);
+            }
+        };
         let (formats, values, result_formats) = match execution.bind {
             Some((_, bind)) => (bind.formats.as_slice(), bind.values.as_slice(), bind.result_formats.as_slice()),
             None => (&[][..], &[][..], &[][..]),
@@ -117,7 +125,7 @@ impl Session {
         };
         let mut timed_out = false;
         let outcome = {
-            let mut running = std::pin::pin!(fanout::run(&run, &mut legs, &mut self.client, &work));
+            let mut running = std::pin::pin!(fanout::run_under(&run, &mut legs, &mut self.client, &work, latch));
             match tokio::time::timeout(self.db.fanout.query_timeout, &mut running).await {
                 Ok(outcome) => outcome,
                 Err(_) => {

@@ -49,9 +49,11 @@ impl Session {
             budget: Budget { rows: fanout.max_shipped_rows, bytes: fanout.max_shipped_bytes },
             drain_timeout: DRAIN_TIMEOUT,
         };
+        let two_phase = self.db.two_phase.clone();
         let mut timed_out = false;
         let outcome = {
-            let mut running = std::pin::pin!(coordinator::run(&run, &mut legs, &mut self.client, &work));
+            let mut running =
+                std::pin::pin!(coordinator::run(&run, &mut legs, &mut self.client, &work, two_phase.as_deref()));
             match tokio::time::timeout(fanout.query_timeout, &mut running).await {
                 Ok(outcome) => outcome,
                 Err(_) => {

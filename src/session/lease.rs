@@ -31,8 +31,12 @@ impl Session {
             // A pipeline: the transaction there may be over as soon as it has answered.
             Box::pin(self.wait_for_answers()).await?;
         }
+        if holds_another && self.span.is_some() {
+            Box::pin(self.switch_to(target)).await?;
+        }
         if self.server.is_none() && !self.attach_at_once(target) {
             let mut attached = Box::pin(self.borrow_server(target)).await?;
+            self.begin_span();
             for statement in self.lazy_begin.drain(..) {
                 attached.lease.server().queue_hidden_query(&statement);
             }

@@ -14,6 +14,7 @@ mod flight;
 mod gather;
 mod greet;
 pub mod handshake;
+mod late_begin;
 mod lease;
 mod listen;
 mod memo;
@@ -26,6 +27,7 @@ mod renewal;
 mod replica;
 pub mod replication;
 mod restore;
+mod span;
 mod state;
 mod turn;
 mod unseen;
@@ -59,6 +61,7 @@ use crate::session::listen::Listening;
 use crate::session::memo::PlanMemo;
 use crate::session::pin::Pins;
 use crate::session::pinned::Pinned;
+use crate::session::span::Span;
 use crate::session::state::SessionSettings;
 use crate::session::writes::Writes;
 use crate::shutdown::Drain;
@@ -195,6 +198,8 @@ pub struct Session {
     hidden_sync: bool,
     /// A BEGIN that no server knows of yet, and the savepoints behind it; empty where there is none.
     lazy_begin: Vec<Bytes>,
+    /// The transaction's other servers, and what one that joins is told, in a database with shards.
+    span: Option<Box<Span>>,
     /// The transaction is REPEATABLE READ or SERIALIZABLE.
     isolated: bool,
     /// The transaction is READ ONLY.
@@ -271,6 +276,7 @@ impl Session {
             only_statements: true,
             hidden_sync: false,
             lazy_begin: Vec::new(),
+            span: None,
             isolated: false,
             read_only: false,
             has_read_aside: false,
@@ -345,6 +351,7 @@ impl Session {
         if self.listed.is_killed() {
             self.cut_server_off().await;
         }
+        self.give_up_others().await;
         self.give_up_server().await;
         let rest = self.listed.rest(self.client.stream.traffic());
         self.db.metrics.bytes_in.inc_by(rest.read);
@@ -387,6 +394,7 @@ impl Session {
     /// What was known of the transaction is over with it.
     fn transaction_is_over(&mut self) {
         self.lazy_begin.clear();
+        self.span = None;
         if self.written {
             self.last_write = Some(None);
         }

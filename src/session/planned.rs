@@ -6,6 +6,7 @@ use bytes::Bytes;
 
 use super::Session;
 use super::context::Target;
+use super::late_begin::{is_plain_savepoint, savepoint_named_in};
 use super::memo::World;
 use crate::cache::{Audit, Entry, Failure, FillTicket};
 use crate::catalog::model::Catalog;
@@ -71,6 +72,12 @@ pub(super) enum Way {
     RollbackTo(usize),
     /// Ends one that no server knows of; true is COMMIT.
     End(bool),
+    /// Runs SAVEPOINT, RELEASE or ROLLBACK TO on every server of the transaction.
+    Everywhere,
+    /// Ends a transaction over several servers; true is COMMIT.
+    EndEverywhere(bool),
+    /// Fails it with the ErrorResponse of a server of the transaction.
+    Fail(Bytes),
 }
 
 impl Way {
@@ -108,9 +115,15 @@ impl Way {
             Self::Hit(..) | Self::Fill(..) | Self::Failed(_) => PlanClass::Cached,
             Self::FanOut(_) => PlanClass::FanOut,
             Self::Gather(_) => PlanClass::Gather,
-            Self::Explain(_) | Self::Empty | Self::Begin | Self::Savepoint | Self::RollbackTo(_) | Self::End(_) => {
-                PlanClass::Local
-            }
+            Self::Explain(_)
+            | Self::Empty
+            | Self::Begin
+            | Self::Savepoint
+            | Self::RollbackTo(_)
+            | Self::End(_)
+            | Self::Everywhere
+            | Self::EndEverywhere(_)
+            | Self::Fail(_) => PlanClass::Local,
         }
     }
 }
@@ -131,6 +144,10 @@ impl Session {
             self.wait_for_answers().await?;
         }
         self.show_that_it_has_read(execution.facts);
+        let spans = self.span.is_some() || (!self.lazy_begin.is_empty() && self.db.two_phase.is_some());
+        if spans && let Some(message) = self.note_for_span(execution).await? {
+            return Ok(Way::Fail(message));
+        }
         if let Some(way) = self.way_of_transaction(execution)? {
             return Ok(way);
         }
@@ -225,7 +242,7 @@ impl Session {
     }
 
     /// Transactions begin and end without a server as long as they touch none.
-    fn way_of_transaction(&self, execution: &Execution<'_>) -> Result<Option<Way>, Error> {
+    fn way_of_transaction(&mut self, execution: &Execution<'_>) -> Result<Option<Way>, Error> {
         let (facts, text) = (execution.facts, execution.text);
         let control = match facts.single().map(|statement| statement.class) {
             Some(Class::Transaction(control)) => Some(control),
@@ -252,6 +269,11 @@ impl Session {
                 _ if self.status == TransactionStatus::Failed => return Err(aborted()),
                 _ => return Ok(None),
             }
+        }
+        if let (Some(control), true) = (control, self.server.is_some() && self.span.is_some())
+            && (execution.bind.is_some() || !self.in_extended)
+        {
+            return self.way_of_span(control, facts, text);
         }
         let begins = matches!(
             control,
@@ -456,54 +478,6 @@ impl super::Prepared {
     /// Parameter types: as a server told them where it has been asked, else as declared.
     pub(super) fn known_types(&self) -> Vec<u32> {
         self.described.get().cloned().unwrap_or_else(|| self.types.clone())
-    }
-}
-
-/// How many of the statements that no server knows of stay after a plain `ROLLBACK TO name`, if one of them set that savepoint.
-fn savepoint_named_in(lazy_begin: &[Bytes], text: &[u8]) -> Option<usize> {
-    let name = folded(rolled_back_to(std::str::from_utf8(text).ok()?)?);
-    let is_it = |savepoint: &Bytes| {
-        let text = std::str::from_utf8(savepoint).unwrap_or_default();
-        words(text).nth(1).is_some_and(|known| folded(known) == name)
-    };
-    // The first is BEGIN; the savepoint itself stays.
-    lazy_begin.iter().skip(1).collect::<Vec<_>>().into_iter().rposition(is_it).map(|at| at + 2)
-}
-
-fn words(text: &str) -> std::str::SplitAsciiWhitespace<'_> {
-    text.trim_end_matches([';', ' ', '\n']).split_ascii_whitespace()
-}
-
-/// An identifier as PostgreSQL folds it; it holds letters, digits and underscores only.
-fn folded(name: &str) -> String {
-    match name.strip_prefix('"').and_then(|name| name.strip_suffix('"')) {
-        Some(quoted) => quoted.to_owned(),
-        None => name.to_ascii_lowercase(),
-    }
-}
-
-/// The name in `ROLLBACK [WORK | TRANSACTION] TO [SAVEPOINT] name`, if there is nothing else in it.
-fn rolled_back_to(text: &str) -> Option<&str> {
-    let known = ["rollback", "work", "transaction", "to", "savepoint"];
-    let mut words: Vec<&str> = words(text).collect();
-    let name = words.pop()?;
-    let is_plain = words.iter().all(|word| known.iter().any(|known| word.eq_ignore_ascii_case(known)));
-    is_plain.then_some(name)
-}
-
-/// `SAVEPOINT name` and no more: nothing in it that a server could refuse.
-fn is_plain_savepoint(text: &[u8]) -> bool {
-    let Ok(text) = std::str::from_utf8(text) else { return false };
-    let words: Vec<&str> = text.trim_end_matches([';', ' ', '\n']).split_ascii_whitespace().collect();
-    let is_name = |name: &str| name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
-    match words.as_slice() {
-        [savepoint, name] if savepoint.eq_ignore_ascii_case("savepoint") => {
-            let quoted = name.strip_prefix('"').and_then(|name| name.strip_suffix('"'));
-            let bare =
-                name.starts_with(|first: char| first.is_ascii_alphabetic() || first == '_') && name.contains('_');
-            quoted.is_some_and(|name| !name.is_empty() && is_name(name)) || (bare && is_name(name))
-        }
-        _ => false,
     }
 }
 

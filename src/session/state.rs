@@ -133,6 +133,11 @@ impl SessionSettings {
         self.settled(Arc::clone(on_server));
     }
 
+    /// Nothing of what may have changed has.
+    pub(super) fn settle_as_before(&mut self) {
+        self.settled(Arc::clone(&self.current));
+    }
+
     fn settled(&mut self, current: SharedSettings) {
         self.replace(current);
         self.touched.clear();

@@ -34,6 +34,13 @@ impl Default for Writes {
     }
 }
 
+impl Writes {
+    /// Whether anything was written that the cache must hear of.
+    pub(super) fn any(&self) -> bool {
+        self.doubt.is_some() || !self.pending.is_empty()
+    }
+}
+
 impl Session {
     /// Notes what a statement that is about to run may write.
     pub(super) async fn note_writes(&mut self, facts: &SharedFacts) -> Result<(), Error> {
@@ -67,6 +74,9 @@ impl Session {
         // Not alone in a READ ONLY transaction, which would have shown what it does.
         set.database |= class == Class::Read && self.db.cache.is_some() && written.trusts_code;
         self.written |= class >= Class::CopyIn || set.database || set.catalog || !set.relations.is_empty();
+        if self.db.cache.is_some() && self.spans_servers() && !set.is_empty() {
+            return Err(writes_on_both());
+        }
         let writes = self.writes.get_or_insert_default();
         writes.may_commit |= matches!(class, Class::Transaction(_) | Class::Opaque) || facts.statements.len() > 1;
         writes.ddl |= set.catalog;
@@ -186,6 +196,14 @@ impl Session {
             self.db.catalog_may_have_changed();
         }
     }
+}
+
+/// The doubt about what was written on the primary ends with its process, and a prepared transaction outlives that.
+fn writes_on_both() -> Error {
+    Error::refused(
+        "a write on the primary of a database whose answers are cached, in a transaction over several servers",
+    )
+    .hint("Write on the primary in a transaction of its own, or set database.cache = false.")
 }
 
 /// The writes of a statement that nothing is known of but its class.

@@ -21,6 +21,8 @@ states! {
     CONNECTION_FAILURE = "08006";
     /// sqlclient_unable_to_establish_sqlconnection
     CANNOT_CONNECT = "08001";
+    /// transaction_resolution_unknown
+    TRANSACTION_RESOLUTION_UNKNOWN = "08007";
     /// feature_not_supported
     FEATURE_NOT_SUPPORTED = "0A000";
     /// character_not_in_repertoire
@@ -69,6 +71,12 @@ states! {
     CONFIGURATION_LIMIT_EXCEEDED = "53400";
     /// object_not_in_prerequisite_state
     OBJECT_NOT_IN_PREREQUISITE_STATE = "55000";
+    /// lock_not_available
+    LOCK_NOT_AVAILABLE = "55P03";
+    /// serialization_failure
+    SERIALIZATION_FAILURE = "40001";
+    /// transaction_rollback
+    TRANSACTION_ROLLBACK = "40000";
     /// query_canceled
     QUERY_CANCELED = "57014";
     /// admin_shutdown

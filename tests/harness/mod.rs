@@ -49,7 +49,12 @@ host    all         all       127.0.0.1/32  trust
 
 /// What the shared server is started with; tests that need a server of their own may begin from it.
 pub fn options() -> PostgresOptions {
-    PostgresOptions::default().set("max_connections", 400).set("jit", "off").hba(HBA).tls(certificates().server_files())
+    PostgresOptions::default()
+        .set("max_connections", 400)
+        .set("max_prepared_transactions", 200)
+        .set("jit", "off")
+        .hba(HBA)
+        .tls(certificates().server_files())
 }
 
 /// The server that all tests of this binary share. Never stop it, and change nothing but your own databases and roles.

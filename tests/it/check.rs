@@ -236,3 +236,33 @@ async fn a_primary_among_the_replicas_is_found() {
     .await;
     assert_fault(&report, "replica 0", "it is not in recovery");
 }
+
+#[tokio::test]
+async fn servers_that_cannot_commit_together_are_found() {
+    let herd = Herd::new().await;
+    let (able, unable) = (harness::unique("able"), harness::unique("unable"));
+    herd.primary.execute(&format!("create role {able} login superuser; create role {unable} login")).await;
+    let report = herd.check(&format!("two_phase = {{ user = \"{able}\" }}\n{LAYOUT}")).await;
+    assert_eq!(report.count(Level::Fault), 0, "{report}");
+    for place in ["app, primary", "shard 0", "shard 1"] {
+        assert!(found(&report, Level::Ok, place, "up to 200 prepared transactions"), "{report}");
+    }
+    let report = herd.check(&format!("two_phase = {{ user = \"{unable}\", latch = \"off\" }}\n{LAYOUT}")).await;
+    assert_fault(&report, "shard 1", "may neither create the schema pgherd");
+    assert_fault(&report, "app, primary", "cannot finish transactions of postgres");
+    assert!(found(&report, Level::Warning, "database app", "latch = \"off\""), "{report}");
+    let report = herd.check(&format!("two_phase = {{ user = \"nobody_there\" }}\n{LAYOUT}")).await;
+    assert_fault(&report, "shard 0", "nobody_there of two_phase cannot log in");
+
+    // A copy of the harness's server: what was made first in both has one name.
+    let (server, shared) = (harness::start(&harness::options().set("max_prepared_transactions", 0)), &herd.shards[0]);
+    let copy = harness::database_on(&server).await;
+    let toml = format!(
+        "[pool]\nmax_connections = 5\nmin_connections = 0\n[[user]]\nname = \"postgres\"\nauth = \"trust\"\n[[database]]\n\
+         name = \"app\"\nprimary = \"{}\"\nshards = [\"{}\"]\ntwo_phase = {{ user = \"{able}\" }}\n",
+        shared.address(),
+        copy.address()
+    );
+    copy.execute(&format!("create role {able} login superuser")).await;
+    assert_fault(&run(&toml).await, "shard 0", "max_prepared_transactions = 0");
+}

@@ -33,3 +33,4 @@ mod servers;
 mod tpch;
 mod transcripts;
 mod traps;
+mod writes;

@@ -7,6 +7,7 @@ mod rest;
 mod rows;
 mod servers;
 mod tables;
+mod transactions;
 
 use std::io::{self, Write};
 use std::path::Path;
@@ -62,6 +63,7 @@ pub async fn run(path: &Path) -> Result<Report, Faults> {
     }
     servers::compare_capacity(config, &databases, &mut report);
     for (database, servers) in &mut databases {
+        Box::pin(transactions::check(database, servers, &tls, &mut report)).await;
         Box::pin(layout::check(database, servers, &mut report)).await;
     }
     rest::redis(config, &mut report).await;

@@ -38,9 +38,21 @@ pub(super) fn check(tables: &Tables<'_, '_>, config: &Config, databases: &[Datab
     check_trust(tables, config, users);
     check_console(tables, config, users);
     for (table, database) in tables.databases.iter().zip(databases) {
+        check_two_phase(table, database, users);
         if CONSOLE_DATABASES.contains(&database.name.as_str()) {
             table.fault("name", "this is the console's name", "give the database another name");
         }
+    }
+}
+
+/// What was decided must be out of the clients' reach.
+fn check_two_phase(table: &Table<'_>, database: &Database, users: &[User]) {
+    let Some(two_phase) = &database.two_phase else { return };
+    let mut addresses = std::iter::once(&database.primary).chain(&database.shards);
+    let is_login = addresses.any(|address| address.user.as_ref() == Some(&two_phase.user));
+    if is_login || users.iter().any(|user| user.name == two_phase.user) {
+        let table = table.table("two_phase");
+        table.fault("user", "clients log in on the servers as this role", "name a role that no client uses");
     }
 }
 

@@ -2,7 +2,9 @@
 
 use super::{pool, table};
 use crate::config::dsn;
-use crate::config::model::{ChannelBinding, Database, Distribution, Pool, Reads, ServerAddress, SslMode};
+use crate::config::model::{
+    ChannelBinding, Database, Distribution, LatchScope, Pool, Reads, Secret, ServerAddress, SslMode, TwoPhase,
+};
 use crate::config::raw::Table;
 
 /// Shards at most, a bound on what one statement can fan out to.
@@ -51,7 +53,19 @@ pub(super) fn read(table: &Table<'_>, defaults: &Pool) -> Database {
         cache: table.flag("cache"),
         replication: table.flag("replication"),
         olap_timeout: table.duration("olap_timeout"),
+        two_phase: two_phase(table),
     }
+}
+
+fn two_phase(table: &Table<'_>) -> Option<TwoPhase> {
+    if !table.has("two_phase") {
+        return None;
+    }
+    let table = table.table("two_phase");
+    let user = table.required_text("user", "name a role on the shards that no client logs in as").unwrap_or_default();
+    let latch = [LatchScope::Fleet, LatchScope::Local, LatchScope::Off][table.choice("latch").unwrap_or(0)];
+    let password = table.text("password").map(Secret::new);
+    Some(TwoPhase { user, password, latch, lock_timeout: table.duration("lock_timeout") })
 }
 
 fn servers(table: &Table<'_>, key: &str) -> Vec<ServerAddress> {

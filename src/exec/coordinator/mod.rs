@@ -18,6 +18,8 @@ use self::line::Line;
 pub use self::ship::{Budget, Shipped};
 use self::ship::{ship, without_position};
 use super::fanout::{Failure, Leg, Sink};
+use super::two_phase::TwoPhase;
+use super::two_phase::latch::{Guard, Kind};
 use crate::catalog::model::Oid;
 use crate::error::{Error, ErrorKind};
 use crate::exec::merge::description::{Description, format_of};
@@ -75,10 +77,17 @@ pub struct Outcome {
 
 /// Runs the statement: leg `i` is a connection to shard `plan.shards[i]`, the last one to the coordinator; all are idle.
 ///
-/// The sink gets RowDescription (if asked for), DataRows and CommandComplete or PortalSuspended; nothing after an error.
-pub async fn run<L: Leg, S: Sink>(run: &Run<'_>, legs: &mut [L], sink: &mut S, cancel: &CancellationToken) -> Outcome {
+/// The sink gets RowDescription (if asked for), DataRows and CommandComplete or PortalSuspended; nothing after an error. The shards'
+/// snapshots are taken under the latch of `two_phase`.
+pub async fn run<L: Leg, S: Sink>(
+    run: &Run<'_>,
+    legs: &mut [L],
+    sink: &mut S,
+    cancel: &CancellationToken,
+    two_phase: Option<&TwoPhase>,
+) -> Outcome {
     let mut lines: Vec<Line<'_, L>> = legs.iter_mut().map(Line::new).collect();
-    let mut work = Work { shipped: Shipped::default(), with_conditions: true, is_gathered: false };
+    let mut work = Work { shipped: Shipped::default(), two_phase, with_conditions: true, is_gathered: false };
     let mut result = attempt(run, &mut lines, sink, cancel, &mut work).await;
     if let Err(Failure::Server(frame)) = &result
         && !work.is_gathered
@@ -87,7 +96,7 @@ pub async fn run<L: Leg, S: Sink>(run: &Run<'_>, legs: &mut [L], sink: &mut S, c
         && lines.iter().all(Line::is_at_rest)
     {
         // The statement may never have come to judge the row that a condition failed on: PostgreSQL is to say.
-        work = Work { shipped: Shipped::default(), with_conditions: false, is_gathered: false };
+        work = Work { shipped: Shipped::default(), two_phase, with_conditions: false, is_gathered: false };
         result = attempt(run, &mut lines, sink, cancel, &mut work).await;
     }
     let broken = (0..lines.len()).filter(|&at| !lines[at].is_at_rest()).collect();
@@ -95,8 +104,9 @@ pub async fn run<L: Leg, S: Sink>(run: &Run<'_>, legs: &mut [L], sink: &mut S, c
 }
 
 /// How far a statement has come.
-struct Work {
+struct Work<'a> {
     shipped: Shipped,
+    two_phase: Option<&'a TwoPhase>,
     /// Whether the shards apply the statement's conditions to what they ship.
     with_conditions: bool,
     /// Whether all rows are on the coordinator.
@@ -109,7 +119,7 @@ async fn attempt<L: Leg, S: Sink>(
     lines: &mut [Line<'_, L>],
     sink: &mut S,
     cancel: &CancellationToken,
-    work: &mut Work,
+    work: &mut Work<'_>,
 ) -> Result<bool, Failure> {
     let result = match lines.split_last_mut() {
         Some((coordinator, shards)) if shards.len() == run.plan.shards.len() && !shards.is_empty() => {
@@ -151,7 +161,7 @@ async fn answer<L: Leg, S: Sink>(
     shards: &mut [Line<'_, L>],
     coordinator: &mut Line<'_, L>,
     sink: &mut S,
-    work: &mut Work,
+    work: &mut Work<'_>,
 ) -> Result<bool, Failure> {
     let description = {
         let gathering = gather(run, shards, coordinator, work);
@@ -173,11 +183,16 @@ async fn gather<L: Leg>(
     run: &Run<'_>,
     shards: &mut [Line<'_, L>],
     coordinator: &mut Line<'_, L>,
-    work: &mut Work,
+    work: &mut Work<'_>,
 ) -> Result<Description, Failure> {
     let needs_texts = run.plan.shipments.iter().any(|shipment| !shipment.is_binary);
+    let latch = match work.two_phase.filter(|_| shards.len() > 1) {
+        Some(two_phase) => Some(two_phase.enter(Kind::Read).await.map_err(Failure::Own)?),
+        None => None,
+    };
     let opening = try_join_all(shards.iter_mut().enumerate().map(|(at, line)| open(run, line, at == 0, needs_texts)));
     let (mut descriptions, ()) = tokio::try_join!(opening, prepare(run, coordinator))?;
+    let left = latch.map(Guard::leave);
     let description = descriptions.swap_remove(0);
     for shipment in &run.plan.shipments {
         let rows = ship(shipment, shards, coordinator, &mut work.shipped, run.budget, work.with_conditions).await?;
@@ -189,6 +204,9 @@ async fn gather<L: Leg>(
         line.query("ROLLBACK");
     }
     try_join_all(shards.iter_mut().map(|line| line.settle(|_| {}))).await?;
+    if let Some(left) = left {
+        left.verdict().await.map_err(Failure::Own)?;
+    }
     description.ok_or_else(|| Failure::Own(Error::internal("a shard did not describe the statement")))
 }
 

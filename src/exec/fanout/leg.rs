@@ -74,8 +74,12 @@ impl Progress {
     }
 
     /// Queues Bind, Execute, Sync and COMMIT.
-    pub(super) fn run(&mut self, out: &mut BytesMut, run: &Run<'_>, description: &Description) {
+    pub(super) fn run(&mut self, out: &mut BytesMut, run: &Run<'_>, description: &Description, is_awaited: bool) {
         bind(out, run, description.columns.len());
+        if is_awaited {
+            // BindComplete is to come at once: the snapshot is taken then.
+            writer::flush(out);
+        }
         writer::execute(out, b"", 0);
         self.close(out, b"COMMIT");
         self.stage = Stage::Running;

@@ -17,6 +17,7 @@ use crate::catalog::model::Oid;
 use crate::error::{Error, ErrorKind};
 use crate::exec::merge::description::{Description, format_of};
 use crate::exec::merge::{Merger, ResultFormats};
+use crate::exec::two_phase::latch::{Guard, Left};
 use crate::plan::distribute::Streamed;
 use crate::wire::frame::{Body, Frame};
 use crate::wire::sqlstate::SqlState;
@@ -95,13 +96,25 @@ pub struct Outcome {
 /// The sink gets RowDescription (if asked for), DataRows and CommandComplete; nothing after an error. `cancel` ends the statement
 /// with `57014`. When it returns every leg is idle and drained, or listed as broken.
 pub async fn run<L: Leg, S: Sink>(run: &Run<'_>, legs: &mut [L], sink: &mut S, cancel: &CancellationToken) -> Outcome {
-    let mut fanout = Fanout::new(run, legs.len());
+    run_under(run, legs, sink, cancel, None).await
+}
+
+/// As [`run`], under a latch that is given free as soon as all legs have their snapshots.
+pub async fn run_under<L: Leg, S: Sink>(
+    run: &Run<'_>,
+    legs: &mut [L],
+    sink: &mut S,
+    cancel: &CancellationToken,
+    latch: Option<Guard>,
+) -> Outcome {
+    let mut fanout = Fanout::new(run, legs.len(), latch);
     let result = tokio::select! {
         biased;
         () = cancel.cancelled() => Err(Failure::Own(cancelled())),
         result = fanout.stream(legs, sink) => result,
     };
     if result.is_err() {
+        fanout.latch = None;
         fanout.give_up(legs).await;
     }
     let broken = (0..legs.len()).filter(|&at| !matches!(fanout.legs[at].stage, Stage::Done | Stage::Waiting)).collect();
@@ -123,6 +136,12 @@ struct Fanout<'a> {
     unanswered: &'a [u8],
     /// The RowDescription, which comes behind that.
     describes: BytesMut,
+    /// Held until all legs have their snapshots.
+    latch: Option<Guard>,
+    /// How many have theirs.
+    bound: usize,
+    /// Says whether no commit over several shards came between the snapshots.
+    left: Option<Left>,
 }
 
 /// What a leg had to say.
@@ -133,10 +152,10 @@ enum Event {
 }
 
 impl<'a> Fanout<'a> {
-    fn new(run: &'a Run<'a>, legs: usize) -> Self {
+    fn new(run: &'a Run<'a>, legs: usize, latch: Option<Guard>) -> Self {
         let legs = (0..legs).map(|_| Progress::NEW).collect();
         let (unanswered, describes) = (run.unanswered, BytesMut::new());
-        Self { run, legs, description: None, merger: None, next: 0, unanswered, describes }
+        Self { run, legs, description: None, merger: None, next: 0, unanswered, describes, latch, bound: 0, left: None }
     }
 
     /// Opens legs and merges their rows to the end.
@@ -161,6 +180,9 @@ impl<'a> Fanout<'a> {
         while merger.finish(sink.queue(), SINK_HIGH_BYTES) {
             poll_fn(|cx| sink.poll_flush(cx)).await.map_err(Failure::Own)?;
         }
+        if let Some(left) = self.left.take() {
+            left.verdict().await.map_err(Failure::Own)?;
+        }
         let rows = merger.rows();
         writer::command_complete(sink.queue(), &format!("SELECT {rows}"));
         Ok(rows)
@@ -168,7 +190,8 @@ impl<'a> Fanout<'a> {
 
     /// Opens waiting legs as far as may run at once.
     fn start<L: Leg>(&mut self, legs: &mut [L]) {
-        let most = if Merger::needs_all_legs(self.run.plan) { legs.len() } else { self.run.max_parallel.max(1) };
+        let at_once = Merger::needs_all_legs(self.run.plan) || self.latch.is_some();
+        let most = if at_once { legs.len() } else { self.run.max_parallel.max(1) };
         let mut running = self.legs.iter().filter(|leg| leg.stage != Stage::Waiting && !leg.is_over()).count();
         for (progress, leg) in self.legs.iter_mut().zip(legs) {
             if progress.stage == Stage::Waiting && running < most {
@@ -246,7 +269,15 @@ impl<'a> Fanout<'a> {
                 self.start(legs);
                 Ok(())
             }
-            (_, b'1' | b'2') => {
+            (_, b'1') => {
+                self.tell(frame, sink.queue());
+                Ok(())
+            }
+            (_, b'2') => {
+                self.bound += 1;
+                if self.bound == self.legs.len() {
+                    self.left = self.latch.take().map(Guard::leave);
+                }
                 self.tell(frame, sink.queue());
                 Ok(())
             }
@@ -299,7 +330,7 @@ impl<'a> Fanout<'a> {
                 self.description = Some(description.clone());
             }
         }
-        self.legs[at].run(legs[at].queue(), self.run, &description);
+        self.legs[at].run(legs[at].queue(), self.run, &description, self.latch.is_some());
         Ok(())
     }
 

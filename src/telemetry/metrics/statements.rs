@@ -6,6 +6,7 @@ use std::time::Duration;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 
 use super::{Histogram, LabelText};
@@ -80,6 +81,8 @@ pub(super) struct Databases {
     client_bytes_out: Family<DatabaseLabels, Counter>,
     fanout_legs: Family<DatabaseLabels, Counter>,
     fanout_legs_failed: Family<DatabaseLabels, Counter>,
+    transactions_recovered: Family<DatabaseLabels, Counter>,
+    transactions_orphaned: Family<DatabaseLabels, Gauge>,
 }
 
 /// The figures of one database: atomics only.
@@ -96,6 +99,10 @@ pub struct DatabaseMetrics {
     pub fanout_legs: Counter,
     /// Legs of fan-outs that ended in an error or were cancelled.
     pub fanout_legs_failed: Counter,
+    /// Prepared transactions that a crash had left and recovery has finished.
+    pub transactions_recovered: Counter,
+    /// Prepared transactions of other configurations, found at the last look.
+    pub transactions_orphaned: Gauge,
 }
 
 impl DatabaseMetrics {
@@ -128,6 +135,10 @@ impl Databases {
         registry.register("fanout_legs", "Legs of fan-outs that were started", self.fanout_legs.clone());
         let help = "Legs of fan-outs that ended in an error or were cancelled";
         registry.register("fanout_legs_failed", help, self.fanout_legs_failed.clone());
+        let help = "Prepared transactions that a crash had left and recovery has finished";
+        registry.register("transactions_recovered", help, self.transactions_recovered.clone());
+        let help = "Prepared transactions of other configurations, found at the last look";
+        registry.register("transactions_orphaned", help, self.transactions_orphaned.clone());
     }
 
     pub(super) fn database(&self, name: &str) -> Arc<DatabaseMetrics> {
@@ -143,6 +154,8 @@ impl Databases {
             bytes_out: self.client_bytes_out.get_or_create_owned(&labels),
             fanout_legs: self.fanout_legs.get_or_create_owned(&labels),
             fanout_legs_failed: self.fanout_legs_failed.get_or_create_owned(&labels),
+            transactions_recovered: self.transactions_recovered.get_or_create_owned(&labels),
+            transactions_orphaned: self.transactions_orphaned.get_or_create_owned(&labels),
         })
     }
 }

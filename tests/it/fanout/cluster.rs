@@ -162,6 +162,7 @@ impl Cluster {
             cache: false,
             replication: false,
             olap_timeout: Duration::from_secs(30),
+            two_phase: None,
         };
         Self { whole, shards: databases, catalog, configured, pure_functions: Vec::new(), idle: Mutex::new(Vec::new()) }
     }

@@ -1,0 +1,456 @@
+//! A transaction over several servers: the connections that take part beside the one at hand, and what a server that joins must
+//! be told first.
+
+use bytes::Bytes;
+use tokio_util::sync::CancellationToken;
+
+use super::context::Target;
+use super::planned::{Execution, Way, aborted};
+use super::{Attached, Session};
+use crate::backend::expect::Expect;
+use crate::backend::reset;
+use crate::error::Error;
+use crate::exec::two_phase::commit::{self, Ended, Part};
+use crate::exec::two_phase::latch::{Guard, Kind};
+use crate::sql::facts::{Class, Effect, Facts, TransactionControl};
+use crate::wire::writer::{self, TransactionStatus};
+
+/// See the module's description. It is there from a transaction's first statement that reached a server on.
+#[derive(Default)]
+pub(super) struct Span {
+    /// Connections of the transaction that are not at hand now.
+    pub(super) others: Vec<Attached>,
+    log: Vec<Entry>,
+    /// Settings were changed in it.
+    sets: bool,
+    /// Something was run that cannot be repeated where a server joins late.
+    cannot_grow: bool,
+}
+
+/// What was run that every server of the transaction must have run.
+struct Entry {
+    text: Bytes,
+    savepoint: Option<Box<str>>,
+}
+
+impl Span {
+    /// How many of the entries stay when the transaction goes back to that savepoint.
+    fn savepoint(&self, name: &str) -> Option<usize> {
+        self.log.iter().rposition(|entry| entry.savepoint.as_deref() == Some(name))
+    }
+
+    fn note(&mut self, control: TransactionControl, text: &[u8], name: Option<&str>) {
+        let found = name.and_then(|name| self.savepoint(name));
+        match (control, found) {
+            (TransactionControl::Savepoint, _) => {
+                self.log.push(Entry { text: Bytes::copy_from_slice(text), savepoint: name.map(Into::into) });
+            }
+            (TransactionControl::RollbackTo, Some(at)) => self.log.truncate(at + 1),
+            (TransactionControl::Release, Some(at)) => {
+                // What was set since stays.
+                let behind = self.log.split_off(at);
+                self.log.extend(behind.into_iter().filter(|entry| entry.savepoint.is_none()));
+            }
+            _ => {}
+        }
+    }
+}
+
+impl Session {
+    /// What a transaction began with is remembered where others may join it.
+    pub(super) fn begin_span(&mut self) {
+        if self.lazy_begin.is_empty() || self.db.two_phase.is_none() || self.keeps_server() {
+            return;
+        }
+        let entry = |text: &Bytes| {
+            let facts = self.db.shared.analyzer.facts(text, self.conforming_strings());
+            let savepoint = facts.single().and_then(|statement| statement.savepoint.clone());
+            Entry { text: text.clone(), savepoint }
+        };
+        let mut log: Vec<Entry> = self.lazy_begin.iter().map(entry).collect();
+        // What was noted of the statement that brings the first server.
+        let mut span = self.span.take().unwrap_or_default();
+        log.append(&mut span.log);
+        span.log = log;
+        self.span = Some(span);
+    }
+
+    /// Whether the transaction has connections besides the one at hand.
+    pub(super) fn spans_servers(&self) -> bool {
+        self.span.as_ref().is_some_and(|span| !span.others.is_empty())
+    }
+
+    /// The server connection of that target becomes the one at hand, within the transaction. False where there is no transaction
+    /// that could go on there.
+    pub(super) async fn switch_to(&mut self, target: Target) -> Result<bool, Error> {
+        if self.span.is_none() || self.status == TransactionStatus::Idle {
+            return Ok(false);
+        }
+        self.come_to_rest().await?;
+        if self.status == TransactionStatus::Failed || self.skipping {
+            return Err(aborted());
+        }
+        if self.keeps_server() {
+            return Err(Error::refused(
+                "a transaction over several servers of a session that keeps a server connection for itself",
+            )
+            .hint("Use another session for it."));
+        }
+        let known = self.span.as_ref().and_then(|span| span.others.iter().position(|it| it.target == target));
+        let next = match known {
+            Some(at) => self.span.as_mut().map(|span| span.others.swap_remove(at)),
+            None => Some(self.join(target).await?),
+        };
+        let Some(next) = next else { return Ok(false) };
+        self.untie_cancel().await;
+        if let (Some(mut current), Some(span)) = (self.server.replace(next), &mut self.span) {
+            current.lease.server().spill(&mut self.client.outbuf);
+            span.others.push(current);
+        }
+        self.aim_cancel();
+        Ok(true)
+    }
+
+    fn aim_cancel(&mut self) {
+        if let Some(attached) = &mut self.server {
+            self.cancel.slot.aim_at(std::sync::Arc::clone(&attached.lease.server().cancel_target));
+        }
+    }
+
+    /// All that was sent is answered, and no pipeline is open.
+    pub(super) async fn come_to_rest(&mut self) -> Result<(), Error> {
+        if let Some(server) = self.held_server()
+            && server.expects.is_unsynced()
+        {
+            // Inside of a transaction block a Sync ends nothing but the pipeline.
+            writer::sync(&mut server.outbuf);
+            server.expects.push(Expect::Sync { hidden: true });
+            self.hidden_sync = true;
+        }
+        self.wait_for_answers().await
+    }
+
+    /// Why no further server may take part in the transaction at hand.
+    fn why_alone(&self) -> Option<Error> {
+        let refused = |what: &str, hint: &str| {
+            Some(Error::refused(format!("a transaction over several servers {what}")).hint(hint))
+        };
+        if self.isolated || self.setting("default_transaction_isolation").as_deref() != Some("read committed") {
+            return refused(
+                "under REPEATABLE READ or SERIALIZABLE",
+                "Use READ COMMITTED, or let the transaction touch one shard or the primary only.",
+            );
+        }
+        if self.span.as_ref().is_some_and(|span| span.cannot_grow) {
+            return refused(
+                "that has changed settings in a way that cannot be repeated on another server",
+                "Change settings by SET, or before the transaction.",
+            );
+        }
+        if self.listening.is_some() || self.keeps_server() {
+            return refused(
+                "of a session that listens, or that keeps a server connection for itself",
+                "Use another session for it.",
+            );
+        }
+        if self.db.cache.is_some() && self.writes.as_ref().is_some_and(|writes| writes.any()) {
+            return refused(
+                "that has written on the primary of a database whose answers are cached",
+                "Write on the primary in a transaction of its own, or set database.cache = false.",
+            );
+        }
+        None
+    }
+
+    /// Another server takes part from now on: it is told how the transaction began.
+    async fn join(&mut self, target: Target) -> Result<Attached, Error> {
+        if let Some(error) = self.why_alone() {
+            return Err(error);
+        }
+        let lock_timeout = self.lock_timeout();
+        let lease = self.lease_with_settings(target).await?;
+        let mut joined = Attached { lease, target };
+        let Some(span) = &self.span else { return Err(Error::internal("nothing can be joined")) };
+        let mut text: Vec<u8> = Vec::new();
+        for entry in &span.log {
+            text.extend_from_slice(&entry.text);
+            text.extend_from_slice(b"\n;\n");
+        }
+        text.extend_from_slice(lock_timeout.as_deref().unwrap_or_default().as_bytes());
+        let text =
+            String::from_utf8(text).map_err(|_| Error::refused("a transaction's beginning that is not UTF-8"))?;
+        tell(&mut joined, &text).await?;
+        let is_second = span.others.is_empty();
+        if let (true, Some(sql)) = (is_second, &lock_timeout) {
+            // The first one waits for locks no longer than the others: else two transactions could wait for each other for ever.
+            if let Some(first) = &mut self.server {
+                first.lease.server().spill(&mut self.client.outbuf);
+                tell(first, sql).await?;
+            }
+        }
+        Ok(joined)
+    }
+
+    /// Bounds how long a statement waits for locks, where the client has set no bound.
+    fn lock_timeout(&self) -> Option<String> {
+        let limit_ms = self.db.two_phase.as_ref()?.lock_timeout.as_millis();
+        Some(format!(
+            "SELECT pg_catalog.set_config('lock_timeout', CASE pg_catalog.current_setting('lock_timeout') WHEN '0' \
+             THEN '{limit_ms}ms' ELSE pg_catalog.current_setting('lock_timeout') END, true)"
+        ))
+    }
+
+    /// Notes what is about to run, so that a server that joins later can be told; tells those that have joined already.
+    /// Returns the ErrorResponse of one that would not.
+    pub(super) async fn note_for_span(&mut self, execution: &Execution<'_>) -> Result<Option<Bytes>, Error> {
+        let facts = execution.facts;
+        if self.server.is_none() {
+            // It is forgotten again if no server gets to see the statement.
+            self.span = changes_settings(facts).then(Box::default);
+        }
+        let Some(span) = &mut self.span else { return Ok(None) };
+        let is_control = |it: &crate::sql::facts::Statement| matches!(it.class, Class::Transaction(_));
+        let Some(statement) = facts.single() else {
+            let controls = facts.statements.iter().any(is_control);
+            if controls && !span.others.is_empty() {
+                return Err(Error::refused(
+                    "transaction control within a string of several statements, over several servers",
+                )
+                .hint("Send the statements one by one."));
+            }
+            span.cannot_grow |= controls || changes_settings(facts);
+            return Ok(None);
+        };
+        let sets = changes_settings(facts);
+        let is_set = statement.class == Class::Transaction(TransactionControl::SetTransaction);
+        if !sets && !is_set {
+            return Ok(None);
+        }
+        if execution.bind.is_none() && self.in_extended {
+            return Ok(None);
+        }
+        let can_be_repeated = is_set || (statement.class == Class::Session && statement.parameters == 0);
+        if !can_be_repeated {
+            span.cannot_grow = true;
+            if span.others.is_empty() {
+                return Ok(None);
+            }
+            return Err(Error::refused("a change of settings by a query, in a transaction over several servers")
+                .hint("Use SET."));
+        }
+        span.sets |= sets;
+        if self.status != TransactionStatus::InTransaction {
+            return Ok(None);
+        }
+        span.log.push(Entry { text: Bytes::copy_from_slice(execution.text), savepoint: None });
+        if span.others.is_empty() {
+            return Ok(None);
+        }
+        self.come_to_rest().await?;
+        let text = std::str::from_utf8(execution.text).map_err(|_| Error::refused("a SET that is not UTF-8"))?;
+        let Some(span) = &mut self.span else { return Ok(None) };
+        let mut parts: Vec<Part<'_>> = span.others.iter_mut().map(part).collect();
+        for answer in commit::everywhere(&mut parts, text).await {
+            if let Err(message) = answer? {
+                return Ok(Some(message));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Transaction control within a transaction that a server knows of.
+    pub(super) fn way_of_span(
+        &mut self,
+        control: TransactionControl,
+        facts: &Facts,
+        text: &[u8],
+    ) -> Result<Option<Way>, Error> {
+        use TransactionControl as Control;
+        let spans = self.spans_servers();
+        match control {
+            Control::Savepoint | Control::Release | Control::RollbackTo if spans => Ok(Some(Way::Everywhere)),
+            Control::Commit | Control::Rollback if spans => Ok(Some(Way::EndEverywhere(control == Control::Commit))),
+            Control::Prepare | Control::CommitAndChain | Control::RollbackAndChain if spans => {
+                Err(Error::refused("PREPARE TRANSACTION and AND CHAIN in a transaction over several servers")
+                    .hint("Use COMMIT or ROLLBACK, and begin anew."))
+            }
+            Control::Savepoint | Control::Release | Control::RollbackTo => {
+                self.note_savepoint(facts, text);
+                Ok(None)
+            }
+            Control::CommitAndChain | Control::RollbackAndChain => {
+                // How the next transaction begins is this server's to know.
+                self.span = None;
+                Ok(None)
+            }
+            _ => Ok(None),
+        }
+    }
+
+    /// Notes a savepoint of a transaction that is on one server.
+    pub(super) fn note_savepoint(&mut self, facts: &Facts, text: &[u8]) {
+        if let (Some(span), Some(statement)) = (&mut self.span, facts.single())
+            && let Class::Transaction(control) = statement.class
+        {
+            span.note(control, text, statement.savepoint.as_deref());
+        }
+    }
+
+    /// SAVEPOINT, RELEASE or ROLLBACK TO on every server of the transaction. `Err` inside is the ErrorResponse of one that would not.
+    pub(super) async fn control_everywhere(&mut self, execution: &Execution<'_>) -> Result<Result<(), Bytes>, Error> {
+        self.come_to_rest().await?;
+        let text = std::str::from_utf8(execution.text).map_err(|_| Error::refused("a text that is not UTF-8"))?;
+        let goes_back =
+            execution.facts.single().map(|it| it.class) == Some(Class::Transaction(TransactionControl::RollbackTo));
+        self.settings.forget_exact();
+        let mut script = text.to_owned();
+        if goes_back && let Some(sql) = self.lock_timeout() {
+            // It may have been set behind that savepoint.
+            script = format!("{text}\n;\n{sql}");
+        }
+        self.spill();
+        let mut parts = parts(&mut self.server, &mut self.span);
+        for answer in commit::everywhere(&mut parts, &script).await {
+            match answer {
+                Ok(Ok(())) => {}
+                Ok(Err(message)) => return Ok(Err(message)),
+                Err(error) => return Err(error.fatal()),
+            }
+        }
+        self.note_savepoint(execution.facts, execution.text);
+        self.status = TransactionStatus::InTransaction;
+        Ok(Ok(()))
+    }
+
+    /// Keeps commits over several servers out until a statement has its snapshots on all of its shards.
+    pub(super) async fn latch_snapshots(
+        &self,
+        shards: usize,
+        work: &CancellationToken,
+    ) -> Result<Option<Guard>, Error> {
+        let Some(two_phase) = self.db.two_phase.as_ref().filter(|it| shards > 1 && it.latch.is_on()) else {
+            return Ok(None);
+        };
+        tokio::select! {
+            biased;
+            () = work.cancelled() => Err(super::failure::cancelled()),
+            guard = two_phase.enter(Kind::Read) => guard.map(Some),
+            () = tokio::time::sleep(self.db.fanout.query_timeout) => Err(super::failure::too_slow("fanout.query_timeout")),
+        }
+    }
+
+    fn spill(&mut self) {
+        if let Some(attached) = &mut self.server {
+            attached.lease.server().spill(&mut self.client.outbuf);
+        }
+    }
+
+    /// Ends the transaction on every server. True if it is committed; the bytes are the ErrorResponse of a server that would not.
+    pub(super) async fn end_everywhere(&mut self, commit: bool) -> Result<Result<bool, Bytes>, Error> {
+        self.come_to_rest().await?;
+        let commit = commit && self.status != TransactionStatus::Failed;
+        // What is lost here by an error is closed, and so rolled back.
+        self.untie_cancel().await;
+        self.spill();
+        let two_phase = self.db.two_phase.clone();
+        let mut parts = parts(&mut self.server, &mut self.span);
+        let ended = if commit {
+            commit::commit(two_phase.as_deref(), &mut parts).await.map(|ended| match ended {
+                Ended::Committed => Ok(true),
+                Ended::RolledBack(message) => Err(message),
+            })
+        } else {
+            commit::roll_back(&mut parts).await;
+            Ok(Ok(false))
+        };
+        drop(parts);
+        self.status = TransactionStatus::Idle;
+        let settings_are_lost = self.release_span().await;
+        self.transaction_is_over();
+        self.settle_writes();
+        self.db.metrics.transactions.inc();
+        if settings_are_lost && matches!(ended, Ok(Ok(true))) {
+            return Err(Error::internal("the settings that a transaction left were lost with its servers").fatal());
+        }
+        ended
+    }
+
+    /// Gives all connections of a transaction that is over back. True if nobody is left who knows the session's settings.
+    async fn release_span(&mut self) -> bool {
+        let Some(mut span) = self.span.take() else { return false };
+        let must_read_back = self.settings.must_read_back();
+        if self.held_server().is_none_or(|server| server.is_broken()) {
+            let whole = span.others.iter_mut().position(|other| !other.lease.server().is_broken());
+            self.server = whole.map(|at| span.others.swap_remove(at));
+        }
+        let is_lost = self.server.is_none() && must_read_back;
+        for mut other in span.others {
+            let server = other.lease.server();
+            if (span.sets || must_read_back || server.dirty) && server.is_reusable() {
+                // Its settings are what the transaction left; nobody has asked what that is.
+                let _ = reset::discard_all(server).await;
+            }
+            other.lease.release();
+        }
+        if is_lost {
+            self.settings.settle_as_before();
+        }
+        if let Err(error) = self.release_if_at_rest(tokio::time::Instant::now()).await {
+            tracing::debug!(%error, "a server connection was lost behind its transaction");
+            self.server = None;
+            return must_read_back;
+        }
+        is_lost
+    }
+
+    /// The client has left in the middle of a transaction over several servers.
+    pub(super) async fn give_up_others(&mut self) {
+        let Some(mut span) = self.span.take() else { return };
+        let mut parts: Vec<Part<'_>> = span.others.iter_mut().map(part).collect();
+        const DEADLINE: std::time::Duration = std::time::Duration::from_secs(5);
+        let told = tokio::time::timeout(DEADLINE, commit::roll_back(&mut parts)).await;
+        drop(parts);
+        for mut other in span.others {
+            if told.is_ok() && other.lease.server().is_reusable() {
+                let _ = tokio::time::timeout(DEADLINE, reset::discard_all(other.lease.server())).await;
+            }
+            other.lease.release();
+        }
+    }
+}
+
+/// Runs statements that a client's transaction needs and does not see.
+async fn tell(attached: &mut Attached, text: &str) -> Result<(), Error> {
+    match commit::command(attached.lease.server(), text).await? {
+        Ok(()) => Ok(()),
+        Err(message) => Err(crate::backend::failure::server_error(&message[crate::wire::frame::HEADER_LEN..])),
+    }
+}
+
+/// All connections of the transaction, the one at hand first.
+pub(super) fn parts<'a>(server: &'a mut Option<Attached>, span: &'a mut Option<Box<Span>>) -> Vec<Part<'a>> {
+    let others = span.iter_mut().flat_map(|span| span.others.iter_mut());
+    server.iter_mut().chain(others).map(part).collect()
+}
+
+fn part(attached: &mut Attached) -> Part<'_> {
+    let at = match attached.target {
+        Target::Shard(shard) => shard + 1,
+        Target::Primary | Target::Replica(_) | Target::Coordinator => 0,
+    };
+    Part { server: attached.lease.server(), at }
+}
+
+fn changes_settings(facts: &Facts) -> bool {
+    facts.effects().any(|effect| {
+        matches!(
+            effect,
+            Effect::Set(_)
+                | Effect::SetLocal(_)
+                | Effect::Reset(_)
+                | Effect::ResetLocal(_)
+                | Effect::ResetAll
+                | Effect::OpaqueSettings
+        )
+    })
+}
