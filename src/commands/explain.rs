@@ -106,7 +106,7 @@ pub async fn run(path: PathBuf, arguments: &Arguments) -> Result<Explained, Stri
     });
     let refused = matches!(plan, Plan::Refuse(_));
     let mut rows = vec![("database".into(), database.name.clone()), ("user".into(), user.name.clone())];
-    rows.extend(explain::render(&plan, &facts));
+    rows.extend(explain::render(&plan, &facts, true));
     Ok(Explained { rows, refused })
 }
 

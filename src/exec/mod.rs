@@ -1,6 +1,7 @@
 //! Carrying a plan out.
 
 pub mod coordinator;
+pub mod explain;
 pub mod fanout;
 pub mod merge;
 pub mod readonly;

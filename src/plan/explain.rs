@@ -2,11 +2,41 @@
 
 use super::{Local, Plan, names};
 use crate::sql::facts::{Class, Facts, Name, Statement};
+use crate::sql::lexer::{Lexer, TokenKind};
 
-/// Property and value, in the order to show them. Names and settings only: never a literal of the statement's.
-pub fn render(plan: &Plan, facts: &Facts) -> Vec<(String, String)> {
+/// Property and value, in the order to show them. Names and settings only: never a literal of the statement's, of which SQL that
+/// runs on servers has `?` instead. `standard_conforming_strings` is the session's.
+pub fn render(plan: &Plan, facts: &Facts, standard_conforming_strings: bool) -> Vec<(String, String)> {
     let mut rows = Rows(Vec::new());
     rows.add("plan", plan.kind());
+    way(&mut rows, plan, standard_conforming_strings);
+    rows.add("reason", plan.code());
+    if let Some(reason) = plan.reason() {
+        rows.add("why", reason.text.as_ref());
+    }
+    rows.add("fingerprint", facts.fingerprint.to_string());
+    for statement in &facts.statements {
+        describe(&mut rows, statement);
+    }
+    rows.0
+}
+
+/// A text with `?` for each of its literals, and without its comments.
+pub fn masked(sql: &str, standard_conforming_strings: bool) -> String {
+    let bytes = sql.as_bytes();
+    let mut masked = String::with_capacity(sql.len());
+    for token in Lexer::new(bytes, standard_conforming_strings) {
+        let is_literal = token.kind.is_string() || token.kind == TokenKind::Number;
+        match token.kind {
+            _ if is_literal => masked.push('?'),
+            TokenKind::Comment => masked.push(' '),
+            _ => masked.push_str(&String::from_utf8_lossy(token.bytes(bytes))),
+        }
+    }
+    masked
+}
+
+fn way(rows: &mut Rows, plan: &Plan, scs: bool) {
     match plan {
         Plan::Primary(_) | Plan::Replica(_) | Plan::NeedsBind(_) => {}
         Plan::Cached(cached) => {
@@ -19,17 +49,25 @@ pub fn render(plan: &Plan, facts: &Facts) -> Vec<(String, String)> {
             let shards: Vec<String> = streamed.shards.iter().map(ToString::to_string).collect();
             rows.add("shards", shards.join(", "));
             rows.add("merge", merge(streamed));
+            rows.add("runs", masked(&streamed.sql, scs));
         }
-        Plan::Gather(gathered) => {
+        Plan::Explain(explained) => {
+            rows.add("explains", explained.plan.kind());
+            way(rows, &explained.plan, scs);
+        }
+        Plan::Gather(gathered) | Plan::Cursor(gathered) => {
             let shards: Vec<String> = gathered.shards.iter().map(ToString::to_string).collect();
             rows.add("shards", shards.join(", "));
             rows.add("merge", "by PostgreSQL, on the coordinator");
             for shipment in &gathered.shipments {
                 let from: Vec<String> =
                     shipment.from.iter().filter_map(|&at| gathered.shards.get(at)).map(ToString::to_string).collect();
-                rows.add("ships", format!("{} from {}: {}", shipment.table, from.join(", "), shipment.unload));
+                rows.add(
+                    "ships",
+                    format!("{} from {}: {}", shipment.table, from.join(", "), masked(&shipment.unload(true), scs)),
+                );
             }
-            rows.add("runs", gathered.sql.as_ref());
+            rows.add("runs", masked(&gathered.sql, scs));
         }
         Plan::Local(Local::Empty) => rows.add("answer", "an empty query"),
         Plan::Local(Local::ExplainRoute(_)) => rows.add("answer", "the plan of the statement inside"),
@@ -38,15 +76,6 @@ pub fn render(plan: &Plan, facts: &Facts) -> Vec<(String, String)> {
             rows.add("hint", refusal.hint.as_str());
         }
     }
-    rows.add("reason", plan.code());
-    if let Some(reason) = plan.reason() {
-        rows.add("why", reason.text.as_ref());
-    }
-    rows.add("fingerprint", facts.fingerprint.to_string());
-    for statement in &facts.statements {
-        describe(&mut rows, statement);
-    }
-    rows.0
 }
 
 struct Rows(Vec<(String, String)>);
@@ -64,7 +93,8 @@ impl Rows {
     }
 }
 
-fn merge(streamed: &super::distribute::Streamed) -> String {
+/// How rows of the shards become the answer's, in words.
+pub fn merge(streamed: &super::distribute::Streamed) -> String {
     let mut parts = vec![match &streamed.merge {
         super::distribute::Merge::Rows if streamed.sort.is_empty() => "rows as they come".to_owned(),
         super::distribute::Merge::Rows => format!("sorted by {} keys", streamed.sort.len()),
@@ -121,5 +151,16 @@ fn class(class: Class) -> &'static str {
         Class::Ddl => "ddl",
         Class::Utility => "utility",
         Class::Opaque => "opaque",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_literal_is_shown() {
+        let text = "select 'it''s', 1.5e3, x'1f', $1, $$body$$, \"1\" /* 7 */ from t1 where a = E'\\'' -- 8";
+        assert_eq!(masked(text, true), "select ?, ?, ?, $1, ?, \"1\"   from t1 where a = ?  ");
     }
 }

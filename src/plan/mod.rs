@@ -29,6 +29,10 @@ pub enum Plan {
     FanOut(Arc<distribute::Streamed>),
     /// By PostgreSQL, from rows that the shards ship to a coordinator.
     Gather(Arc<distribute::Gathered>),
+    /// A cursor that the coordinator keeps for the transaction, over rows that the shards ship.
+    Cursor(Arc<distribute::Gathered>),
+    /// EXPLAIN of a statement that runs on several shards.
+    Explain(Arc<Explained>),
     /// Over sharded tables, with parameters that decide where and are not known yet: describe it on any shard, decide again after Bind.
     NeedsBind(Reason),
     /// Answered by pgherd itself.
@@ -47,6 +51,8 @@ impl Plan {
             Self::Shard { .. } => "shard",
             Self::FanOut(_) => "fan-out",
             Self::Gather(_) => "gather",
+            Self::Cursor(_) => "cursor",
+            Self::Explain(_) => "explain",
             Self::NeedsBind(_) => "needs-bind",
             Self::Local(_) => "local",
             Self::Refuse(_) => "refuse",
@@ -61,7 +67,8 @@ impl Plan {
             }
             Self::Cached(cached) => Some(&cached.reason),
             Self::FanOut(streamed) => Some(&streamed.reason),
-            Self::Gather(gathered) => Some(&gathered.reason),
+            Self::Gather(gathered) | Self::Cursor(gathered) => Some(&gathered.reason),
+            Self::Explain(explained) => explained.plan.reason(),
             Self::Local(_) | Self::Refuse(_) => None,
         }
     }
@@ -75,6 +82,17 @@ impl Plan {
             other => other.reason().map_or("", |reason| reason.code),
         }
     }
+}
+
+/// An EXPLAIN of a statement that runs on several shards.
+#[derive(Debug, Clone)]
+pub struct Explained {
+    /// What is asked for.
+    pub asked: crate::sql::Explaining,
+    /// How the statement would run: [`Plan::FanOut`] or [`Plan::Gather`].
+    pub plan: Plan,
+    /// The statement without EXPLAIN.
+    pub text: Box<str>,
 }
 
 /// Why a plan was taken.
@@ -150,6 +168,7 @@ mod functions;
 mod moment;
 mod names;
 mod sharded;
+mod wrapped;
 mod write_set;
 
 pub mod cacheable;

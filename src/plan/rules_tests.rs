@@ -341,9 +341,9 @@ fn what_might_reach_the_shards_unseen_is_refused() {
         ("lock table orders", "refuse/names-shards"),
         ("vacuum countries", "refuse/names-shards"),
         ("prepare p as select * from orders", "refuse/names-shards"),
-        ("declare c cursor for select * from orders", "refuse/cursor"),
-        ("explain select * from orders", "refuse/explain"),
-        ("explain analyze select * from orders", "refuse/explain"),
+        ("declare c cursor for select * from orders", "refuse/unknown-table"),
+        ("explain select * from orders", "refuse/unknown-table"),
+        ("explain analyze select * from orders", "refuse/unknown-table"),
         ("select * from orders; select 1", "refuse/multi-statement"),
         ("select * from orders, u", "refuse/mixed"),
         ("insert into u select * from orders", "refuse/mixed"),
@@ -362,7 +362,7 @@ fn a_plan_is_shown_without_a_literal() {
     let world = World::new();
     let text = "select count(*), 'secret word' from t where a = 'secret word' group by 2";
     let facts = Analyzer::with_memo_bytes(1 << 20).facts(text.as_bytes(), true);
-    let rows = crate::plan::explain::render(&world.plan(text), &facts);
+    let rows = crate::plan::explain::render(&world.plan(text), &facts, true);
     let value = |property: &str| rows.iter().find(|(name, _)| name == property).map(|(_, value)| value.as_str());
     assert_eq!(value("plan"), Some("cached"));
     assert_eq!(value("reason"), Some("cacheable"));

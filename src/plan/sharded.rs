@@ -3,7 +3,7 @@
 use super::distribute::{self, Distributed, Parameters};
 use super::functions::{self, Conduct};
 use super::rules::{Input, Transaction};
-use super::{Plan, Reason, Refusal, names};
+use super::{Plan, Reason, Refusal, names, wrapped};
 use crate::catalog::model::Catalog;
 use crate::sql::facts::{Class, Name, Statement};
 
@@ -23,6 +23,7 @@ pub(super) fn decide(input: &Input<'_>) -> Option<Plan> {
         return None;
     }
     match input.facts.single() {
+        Some(statement) if wrapped::holds_a_query(statement) => wrapped::decide(input),
         Some(statement) => distribute(input, statement),
         None => Some(Plan::Refuse(refusal(
             "multi-statement",
@@ -32,21 +33,22 @@ pub(super) fn decide(input: &Input<'_>) -> Option<Plan> {
     }
 }
 
-fn refusal(code: &'static str, message: String, hint: &str) -> Refusal {
+pub(super) fn refusal(code: &'static str, message: String, hint: &str) -> Refusal {
     Refusal { code, message, hint: hint.into() }
 }
 
-fn distribute(input: &Input<'_>, statement: &Statement) -> Option<Plan> {
-    let refused = |refusal| Some(Plan::Refuse(refusal));
-    if statement.explain {
-        return refused(refusal(
-            "explain",
-            "EXPLAIN of a statement over sharded tables".into(),
-            "Use EXPLAIN (ROUTE) to see what pgherd would do, and EXPLAIN on a shard for its part.",
-        ));
-    }
+/// Where one statement that names sharded or reference tables runs. `only_gathered`: streaming is of no use to whoever asks.
+///
+/// # Errors
+/// It cannot be answered exactly, or the shards are not known yet.
+pub(super) fn planned(
+    input: &Input<'_>,
+    text: &str,
+    statement: &Statement,
+    only_gathered: bool,
+) -> Result<Distributed, Refusal> {
     let Some(shards) = input.shards else {
-        return refused(refusal(
+        return Err(refusal(
             "no-catalog",
             "the shards' catalog has not been read yet".into(),
             "Try again when the shards can be reached.",
@@ -54,8 +56,8 @@ fn distribute(input: &Input<'_>, statement: &Statement) -> Option<Plan> {
     };
     let parameters =
         input.bound.map(|bound| Parameters { types: bound.types, formats: bound.formats, values: bound.values });
-    let plan = distribute::plan(&distribute::Input {
-        text: input.text,
+    distribute::plan(&distribute::Input {
+        text,
         statement,
         catalog: shards,
         database: input.database,
@@ -67,12 +69,16 @@ fn distribute(input: &Input<'_>, statement: &Statement) -> Option<Plan> {
         },
         parameters: parameters.or((statement.parameters == 0).then_some(Parameters::NONE)),
         coordinator: input.coordinator,
-        is_unmergeable: input.is_unmergeable,
-    });
-    match plan {
+        is_unmergeable: input.is_unmergeable || only_gathered,
+    })
+}
+
+fn distribute(input: &Input<'_>, statement: &Statement) -> Option<Plan> {
+    match planned(input, input.text, statement, false) {
         Ok(Distributed::Elsewhere) => None,
         Ok(Distributed::Shard { shard, reason }) => {
-            Some(Plan::Shard { shard, detachable: is_detachable(input, statement, shards), reason })
+            let detachable = input.shards.is_some_and(|shards| is_detachable(input, statement, shards));
+            Some(Plan::Shard { shard, detachable, reason })
         }
         Ok(Distributed::Streamed(streamed)) => Some(in_transaction(input, Plan::FanOut(streamed))),
         Ok(Distributed::Gathered(gathered)) => Some(in_transaction(input, Plan::Gather(gathered))),
@@ -80,12 +86,12 @@ fn distribute(input: &Input<'_>, statement: &Statement) -> Option<Plan> {
             code: "needs-bind",
             text: "which shards it concerns is known when its parameters are".into(),
         })),
-        Err(refusal) => refused(refusal),
+        Err(refusal) => Some(Plan::Refuse(refusal)),
     }
 }
 
 /// A fan-out reads on connections of its own: right under READ COMMITTED, as long as the transaction has written nothing.
-fn in_transaction(input: &Input<'_>, plan: Plan) -> Plan {
+pub(super) fn in_transaction(input: &Input<'_>, plan: Plan) -> Plan {
     match input.session.in_transaction {
         Transaction::Outside | Transaction::VirginReadCommitted | Transaction::Failed => plan,
         Transaction::Written => Plan::Refuse(refusal(
@@ -131,9 +137,9 @@ fn touches(input: &Input<'_>, statement: &Statement) -> Result<bool, Refusal> {
         Class::Utility if !statement.explain => {
             named(input, statement, "maintenance or LOCK of a sharded or reference table", "Run it on each shard.")?;
         }
-        Class::Session => {
-            let hint = "Use the protocol's prepared statements and portals instead.";
-            named(input, statement, "PREPARE or a cursor over a sharded or reference table", hint)?;
+        Class::Session if !wrapped::is_cursor(statement) => {
+            let hint = "Use the protocol's prepared statements instead.";
+            named(input, statement, "PREPARE over a sharded or reference table", hint)?;
         }
         _ => {}
     }
@@ -151,11 +157,6 @@ fn touches(input: &Input<'_>, statement: &Statement) -> Result<bool, Refusal> {
             "mixed",
             format!("{} is on the shards and {} on the primary", names::display(distributed), names::display(local)),
             "Make the second a reference table, or ask for the two on their own.",
-        )),
-        (Some(_), None) if statement.class == Class::Session => Err(refusal(
-            "cursor",
-            "a cursor over a sharded or reference table".into(),
-            "Use the protocol's portals instead.",
         )),
         (Some(_), None) => Ok(true),
         (None, _) => {

@@ -111,6 +111,18 @@ impl Session {
                     return Ok(Carried::Failed);
                 }
             }
+            Way::ExplainOver(explained) => {
+                if let Err(message) = Box::pin(self.explain_over(execution, described, &explained)).await? {
+                    self.fail_with(message);
+                    return Ok(Carried::Failed);
+                }
+            }
+            Way::Cursor(gathered) => {
+                if let Err(message) = Box::pin(self.declare_cursor(execution, described, &gathered)).await? {
+                    self.fail_with(message);
+                    return Ok(Carried::Failed);
+                }
+            }
             Way::Explain(rows) => self.answer_rows(execution, described, &rows),
             Way::Empty => {
                 let out = self.out();
@@ -171,7 +183,7 @@ impl Session {
         self.answer_tag(execution, described, if commit { "COMMIT" } else { "ROLLBACK" });
     }
 
-    fn answer_tag(&mut self, execution: &Execution<'_>, described: bool, tag: &str) {
+    pub(super) fn answer_tag(&mut self, execution: &Execution<'_>, described: bool, tag: &str) {
         let out = self.out();
         if execution.bind.is_some() && described {
             writer::no_data(out);

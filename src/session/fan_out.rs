@@ -28,8 +28,8 @@ pub(super) const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A leased server connection as a leg.
 pub(super) struct LeasedLeg {
-    attached: Attached,
-    cancel: Arc<CancelTarget>,
+    pub(super) attached: Attached,
+    pub(super) cancel: Arc<CancelTarget>,
 }
 
 impl Leg for LeasedLeg {

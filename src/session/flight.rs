@@ -125,7 +125,7 @@ impl Session {
         }
         let way = self.way_of_unit(unit).await?.settled(unit, behind, self.status);
         let only_statements = unit.iter().all(|frame| !matches!(frame.tag(), b'B' | b'E'));
-        if only_statements && self.server.is_none() {
+        if only_statements && self.describes_beside(way.relay_target()) {
             return self.describe_aside(unit, way.relay_target()).await;
         }
         if let Way::Relay(target) = way {
@@ -153,9 +153,11 @@ impl Session {
         }
     }
 
-    /// Prepares and describes outside the client's transaction, which must not be tied to a server by that.
+    /// Prepares and describes outside the client's transaction, which must not be tied to a server by that. A server that the
+    /// transaction has already waits meanwhile.
     async fn describe_aside(&mut self, unit: &[Frame], target: super::context::Target) -> Result<(), Error> {
         let (begin, status) = (std::mem::take(&mut self.lazy_begin), self.status);
+        let held = self.server.take();
         let mut result = self.relay_unit(unit, target).await;
         if result.is_ok() {
             result = self.end_of_flush().await;
@@ -168,7 +170,39 @@ impl Session {
         if self.skipping && status == TransactionStatus::InTransaction {
             self.status = TransactionStatus::Failed;
         }
+        if let Some(held) = held {
+            self.return_to(held);
+        }
         result
+    }
+
+    /// Goes back to the transaction's own server, which fails if what was described elsewhere did.
+    fn return_to(&mut self, mut held: super::Attached) {
+        if let Some(mut aside) = self.server.take() {
+            aside.lease.server().spill(&mut self.client.outbuf);
+            if !aside.lease.server().is_at_rest() {
+                aside.lease.server().mark_broken();
+            }
+            aside.lease.release();
+        }
+        let server = held.lease.server();
+        if self.skipping && server.status != TransactionStatus::Idle {
+            writer::parse(&mut server.outbuf, b"", super::failure::POISON, &[]);
+            server.unnamed = Some(crate::backend::server::UNKNOWN_STATEMENT);
+            server.expects.push(Expect::Poison(Bytes::new()));
+        }
+        self.cancel.slot.aim_at(std::sync::Arc::clone(&server.cancel_target));
+        self.server = Some(held);
+    }
+
+    /// Whether a statement is described by a server that the transaction does not have, while it has another at rest.
+    fn describes_beside(&mut self, target: super::context::Target) -> bool {
+        let Some(attached) = &self.server else { return true };
+        matches!(target, Target::Shard(_))
+            && attached.target != target
+            && self.span.is_none()
+            && attached.lease.awaits_nothing(TransactionStatus::InTransaction)
+            && self.needs_no_care()
     }
 
     async fn relay_unit(&mut self, unit: &[Frame], target: super::context::Target) -> Result<(), Error> {

@@ -45,6 +45,7 @@ impl Session {
             values,
             result_formats,
             describe: described,
+            tells_no_data: described && execution.bind.is_some(),
             max_rows: execution.max_rows,
             budget: Budget { rows: fanout.max_shipped_rows, bytes: fanout.max_shipped_bytes },
             drain_timeout: DRAIN_TIMEOUT,

@@ -6,6 +6,8 @@ mod call;
 pub mod cancel;
 pub mod clients;
 pub mod context;
+mod cursor;
+mod explain;
 mod express;
 mod extended;
 mod failure;

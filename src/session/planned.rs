@@ -13,7 +13,7 @@ use crate::catalog::model::Catalog;
 use crate::error::{Error, ErrorKind};
 use crate::plan::distribute::{Gathered, Streamed};
 use crate::plan::rules::{self, Bound, Input, SessionView, Transaction, resolve_search_path};
-use crate::plan::{CachedRead, Local, Plan, Refusal};
+use crate::plan::{CachedRead, Explained, Local, Plan, Refusal};
 use crate::sql::facts::{Class, Facts, SharedFacts, TransactionControl};
 use crate::telemetry::metrics::PlanClass;
 use crate::wire::frame::Frame;
@@ -60,6 +60,10 @@ pub(super) enum Way {
     FanOut(Arc<Streamed>),
     /// Runs it on the coordinator, with rows from several shards.
     Gather(Arc<Gathered>),
+    /// Declares a cursor on the coordinator, over rows from several shards.
+    Cursor(Arc<Gathered>),
+    /// Tells how several shards, and the coordinator, would run it, or have.
+    ExplainOver(Arc<Explained>),
     /// Shows where it would run.
     Explain(Vec<(String, String)>),
     /// There is nothing to run.
@@ -99,7 +103,10 @@ impl Way {
         match self {
             Self::Relay(target) | Self::ReadOnly(target @ Target::Shard(_)) => *target,
             Self::FanOut(streamed) => Target::Shard(streamed.shards.first().copied().unwrap_or(0)),
-            Self::Gather(gathered) => Target::Shard(gathered.shards.first().copied().unwrap_or(0)),
+            Self::Gather(gathered) | Self::Cursor(gathered) => {
+                Target::Shard(gathered.shards.first().copied().unwrap_or(0))
+            }
+            Self::ExplainOver(_) => Target::Shard(0),
             _ => Target::Primary,
         }
     }
@@ -114,7 +121,7 @@ impl Way {
             Self::ReadOnly(_) => PlanClass::Replica,
             Self::Hit(..) | Self::Fill(..) | Self::Failed(_) => PlanClass::Cached,
             Self::FanOut(_) => PlanClass::FanOut,
-            Self::Gather(_) => PlanClass::Gather,
+            Self::Gather(_) | Self::Cursor(_) | Self::ExplainOver(_) => PlanClass::Gather,
             Self::Explain(_)
             | Self::Empty
             | Self::Begin
@@ -182,6 +189,8 @@ impl Session {
             Plan::Cached(read) => self.way_of_cached(execution, read).await,
             Plan::FanOut(streamed) => self.way_of_fan_out(Way::FanOut(streamed)),
             Plan::Gather(gathered) => self.way_of_fan_out(Way::Gather(gathered)),
+            Plan::Cursor(gathered) => self.way_of_fan_out(Way::Cursor(gathered)),
+            Plan::Explain(explained) => self.way_of_fan_out(Way::ExplainOver(explained)),
             Plan::Local(Local::Empty) => Ok(Way::Empty),
             Plan::Local(Local::ExplainRoute(inner)) => self.explain(execution, &inner).await.map(Way::Explain),
             Plan::Refuse(refusal) => Err(self.refused(refusal)),
@@ -465,7 +474,7 @@ impl Session {
         let facts = self.db.shared.analyzer.facts(inner.as_bytes(), self.conforming_strings());
         let execution = Execution { facts: &facts, text: inner.as_bytes(), ..*execution };
         let plan = self.plan(&execution).await?;
-        Ok(crate::plan::explain::render(&plan, &facts))
+        Ok(crate::plan::explain::render(&plan, &facts, self.conforming_strings()))
     }
 }
 

@@ -135,6 +135,11 @@ impl std::fmt::Debug for Analyzer {
     }
 }
 
+/// Facts of a part of a text: a query that stands in another statement. Not memoized.
+pub fn facts_of(text: &str, standard_conforming_strings: bool) -> Facts {
+    analyze(text.as_bytes(), standard_conforming_strings).0
+}
+
 /// Facts of a query string without a memo, and whether they depend on a literal's value.
 fn analyze(text: &[u8], standard_conforming_strings: bool) -> (Facts, bool) {
     let mut literal_sensitive = false;

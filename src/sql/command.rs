@@ -144,15 +144,16 @@ fn declare(piece: Piece<'_>) -> Found {
 }
 
 /// What stands behind EXPLAIN and its options.
-struct Explained {
-    inner: usize,
-    analyze: bool,
+pub(super) struct Explained {
+    /// The token that its statement begins with.
+    pub(super) inner: usize,
+    pub(super) analyze: bool,
     route: bool,
     /// A literal says whether it is ANALYZE: `(ANALYZE 0)` and `(ANALYZE 1)` have one fingerprint.
     by_literal: bool,
 }
 
-fn explained(piece: Piece<'_>) -> Option<Explained> {
+pub(super) fn explained(piece: Piece<'_>) -> Option<Explained> {
     let mut found = Explained { inner: 1, analyze: false, route: false, by_literal: false };
     let is_query = piece.is_punctuation(2, b'(') || piece.is_one(2, &["select", "with", "values", "table"]);
     if piece.is_punctuation(1, b'(') && !is_query {

@@ -17,7 +17,9 @@ mod types;
 mod walk;
 mod walk_expr;
 mod walk_from;
+mod wrapped;
 
-pub use analyzer::Analyzer;
+pub use analyzer::{Analyzer, facts_of};
 pub use command::explain_route_inner;
 pub use piece::statement_ends;
+pub use wrapped::{Explaining, Wrapped, Wrapping, wrapped};

@@ -16,7 +16,7 @@ const CANCEL_AGAIN: Duration = Duration::from_millis(500);
 
 /// A connection to a shard or to the coordinator.
 #[derive(Debug)]
-pub(super) struct Line<'l, L> {
+pub(in crate::exec) struct Line<'l, L> {
     leg: &'l mut L,
     /// ReadyForQuery that are still to come.
     owed: u32,
@@ -28,40 +28,40 @@ pub(super) struct Line<'l, L> {
 }
 
 impl<'l, L: Leg> Line<'l, L> {
-    pub(super) fn new(leg: &'l mut L) -> Self {
+    pub(in crate::exec) fn new(leg: &'l mut L) -> Self {
         Self { leg, owed: 0, is_idle: true, is_copying: false, is_broken: false }
     }
 
     /// Where bytes for the server are queued.
-    pub(super) fn out(&mut self) -> &mut BytesMut {
+    pub(in crate::exec) fn out(&mut self) -> &mut BytesMut {
         self.leg.queue()
     }
 
     /// Queues a statement.
-    pub(super) fn query(&mut self, sql: &str) {
+    pub(in crate::exec) fn query(&mut self, sql: &str) {
         writer::query(self.leg.queue(), sql.as_bytes());
         self.owed += 1;
     }
 
     /// Queues Sync behind messages of the extended protocol.
-    pub(super) fn sync(&mut self) {
+    pub(in crate::exec) fn sync(&mut self) {
         writer::sync(self.leg.queue());
         self.owed += 1;
     }
 
     /// Whether everything that was asked has been answered.
-    pub(super) fn is_settled(&self) -> bool {
+    pub(in crate::exec) fn is_settled(&self) -> bool {
         self.owed == 0
     }
 
     /// Sends what is queued.
-    pub(super) fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Failure>> {
+    pub(in crate::exec) fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Failure>> {
         let flushed = self.leg.poll_flush(cx);
         flushed.map(|result| result.map_err(|error| self.lost(error)))
     }
 
     /// The next message; what is queued goes out meanwhile.
-    pub(super) fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Result<Frame, Failure>> {
+    pub(in crate::exec) fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Result<Frame, Failure>> {
         if let Poll::Ready(Err(failure)) = self.poll_flush(cx) {
             return Poll::Ready(Err(failure));
         }
@@ -79,13 +79,13 @@ impl<'l, L: Leg> Line<'l, L> {
     }
 
     /// The next message; an ErrorResponse is a failure.
-    pub(super) async fn frame(&mut self) -> Result<Frame, Failure> {
+    pub(in crate::exec) async fn frame(&mut self) -> Result<Frame, Failure> {
         let frame = poll_fn(|cx| self.poll_frame(cx)).await?;
         if frame.tag() == b'E' { Err(Failure::Server(frame)) } else { Ok(frame) }
     }
 
     /// Reads until everything asked is answered, and hands every message on the way to `see`.
-    pub(super) async fn settle(&mut self, mut see: impl FnMut(&Frame)) -> Result<(), Failure> {
+    pub(in crate::exec) async fn settle(&mut self, mut see: impl FnMut(&Frame)) -> Result<(), Failure> {
         while self.owed > 0 {
             let frame = self.frame().await?;
             see(&frame);
@@ -99,12 +99,32 @@ impl<'l, L: Leg> Line<'l, L> {
     }
 
     /// Whether it is idle and drained.
-    pub(super) fn is_at_rest(&self) -> bool {
+    pub(in crate::exec) fn is_at_rest(&self) -> bool {
         !self.is_broken && self.owed == 0 && self.is_idle && !self.is_copying
     }
 
+    /// Whether it is drained, in whatever transaction.
+    pub(super) fn has_stopped(&self) -> bool {
+        !self.is_broken && self.owed == 0 && !self.is_copying
+    }
+
+    /// Ends whatever runs and throws everything away, but lets the transaction be.
+    pub(super) async fn come_to_a_stop(&mut self) {
+        if self.owed > 0 && !self.is_broken {
+            self.leg.cancel().await;
+        }
+        if std::mem::take(&mut self.is_copying) {
+            writer::message(self.leg.queue(), b'f', |out| writer::cstr(out, b"given up"));
+        }
+        if !self.is_broken {
+            // A round trip lets a cancel pass that came too late for its statement.
+            self.sync();
+        }
+        self.drain().await;
+    }
+
     /// Ends whatever runs and the transaction, throwing everything away.
-    pub(super) async fn bring_to_rest(&mut self) {
+    pub(in crate::exec) async fn bring_to_rest(&mut self) {
         if self.owed > 0 && !self.is_broken {
             self.leg.cancel().await;
         }

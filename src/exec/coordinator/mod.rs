@@ -4,7 +4,9 @@
 //! The first shard parses and describes the statement, so that a mistake in it is told as that shard tells it, and columns are
 //! described as those of a streamed statement are.
 
-mod line;
+mod cursor;
+mod explain;
+pub(in crate::exec) mod line;
 mod ship;
 
 use std::future::poll_fn;
@@ -14,9 +16,12 @@ use bytes::BufMut;
 use futures_util::future::{join_all, try_join_all};
 use tokio_util::sync::CancellationToken;
 
+pub use self::cursor::{Opening, declare};
+pub use self::explain::{Told, ToldShipment, explain};
 use self::line::Line;
+use self::ship::ship;
+pub use self::ship::without_position;
 pub use self::ship::{Budget, Shipped};
-use self::ship::{ship, without_position};
 use super::fanout::{Failure, Leg, Sink};
 use super::two_phase::TwoPhase;
 use super::two_phase::latch::{Guard, Kind};
@@ -24,7 +29,7 @@ use crate::catalog::model::Oid;
 use crate::error::{Error, ErrorKind};
 use crate::exec::merge::description::{Description, format_of};
 use crate::limits;
-use crate::plan::distribute::Gathered;
+use crate::plan::distribute::{Gathered, Shipment};
 use crate::wire::frame::Frame;
 use crate::wire::sqlstate::SqlState;
 use crate::wire::writer;
@@ -56,6 +61,8 @@ pub struct Run<'a> {
     pub result_formats: &'a [i16],
     /// Whether the client is sent a RowDescription.
     pub describe: bool,
+    /// Whether the client is sent NoData where there are no rows to describe.
+    pub tells_no_data: bool,
     /// Execute's row limit; 0 is none.
     pub max_rows: i32,
     /// What may be shipped.
@@ -91,7 +98,7 @@ pub async fn run<L: Leg, S: Sink>(
     let mut result = attempt(run, &mut lines, sink, cancel, &mut work).await;
     if let Err(Failure::Server(frame)) = &result
         && !work.is_gathered
-        && run.plan.shipments.iter().any(|shipment| shipment.unload_all.is_some())
+        && run.plan.shipments.iter().any(|shipment| shipment.select_all.is_some())
         && may_be_a_conditions(frame)
         && lines.iter().all(Line::is_at_rest)
     {
@@ -195,10 +202,8 @@ async fn gather<L: Leg>(
     let left = latch.map(Guard::leave);
     let description = descriptions.swap_remove(0);
     for shipment in &run.plan.shipments {
-        let rows = ship(shipment, shards, coordinator, &mut work.shipped, run.budget, work.with_conditions).await?;
-        let tune = shipment.tune.iter().filter(|_| rows >= TUNED_ROWS);
-        shipment.key.iter().chain(tune).for_each(|sql| coordinator.query(sql));
-        coordinator.settle(|_| {}).await.map_err(of_pgherds_own)?;
+        let shipped = ship(shipment, shards, coordinator, &mut work.shipped, run.budget, work.with_conditions).await?;
+        tune(shipment, &shipped, coordinator).await?;
     }
     for line in shards.iter_mut() {
         line.query("ROLLBACK");
@@ -208,6 +213,14 @@ async fn gather<L: Leg>(
         left.verdict().await.map_err(Failure::Own)?;
     }
     description.ok_or_else(|| Failure::Own(Error::internal("a shard did not describe the statement")))
+}
+
+/// Gives a shipped table its key, and what makes reading many rows fast.
+async fn tune<L: Leg>(shipment: &Shipment, shipped: &[Shipped], coordinator: &mut Line<'_, L>) -> Result<(), Failure> {
+    let rows: u64 = shipped.iter().map(|shipped| shipped.rows).sum();
+    let tune = shipment.tune.iter().filter(|_| rows >= TUNED_ROWS);
+    shipment.key.iter().chain(tune).for_each(|sql| coordinator.query(sql));
+    coordinator.settle(|_| {}).await.map_err(of_pgherds_own)
 }
 
 /// Takes a shard's snapshot; the first shard describes the statement in it.
@@ -235,6 +248,11 @@ async fn open<L: Leg>(
                 description = Some(Description::read(frame.body()).map_err(Failure::Own)?);
                 is_own = true;
             }
+            // COPY: it gives no rows of the protocol's.
+            b'n' if !is_own => {
+                description = Some(Description { columns: Vec::new() });
+                is_own = true;
+            }
             _ => {}
         }
     }
@@ -245,11 +263,16 @@ async fn open<L: Leg>(
     Ok(description)
 }
 
-/// Makes the temporary tables.
+/// Begins the coordinator's transaction and makes the temporary tables.
 async fn prepare<L: Leg>(run: &Run<'_>, coordinator: &mut Line<'_, L>) -> Result<(), Failure> {
     coordinator.query("BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE");
+    make_tables(run, coordinator, "").await
+}
+
+/// Makes the temporary tables in the transaction at hand.
+async fn make_tables<L: Leg>(run: &Run<'_>, coordinator: &mut Line<'_, L>, on_commit: &str) -> Result<(), Failure> {
     for shipment in &run.plan.shipments {
-        coordinator.query(&shipment.create);
+        coordinator.query(&[&*shipment.create, on_commit].concat());
     }
     coordinator.query(&run.plan.probe);
     let mut is_plain = false;
@@ -319,7 +342,9 @@ async fn relay<L: Leg, S: Sink>(
                     description.write(sink.queue(), description.columns.len(), run.result_formats);
                 }
             }
-            b'D' | b'C' | b'N' => sink.queue().extend_from_slice(&frame.bytes),
+            b'n' if run.tells_no_data => sink.queue().extend_from_slice(&frame.bytes),
+            // COPY's rows: CopyOutResponse, CopyData, CopyDone.
+            b'D' | b'C' | b'N' | b'H' | b'd' | b'c' => sink.queue().extend_from_slice(&frame.bytes),
             b's' => {
                 suspended = true;
                 sink.queue().extend_from_slice(&frame.bytes);

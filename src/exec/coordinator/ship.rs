@@ -43,14 +43,22 @@ pub struct Shipped {
     pub bytes: u64,
 }
 
+impl Shipped {
+    fn add(&mut self, bytes: u64) {
+        self.rows += 1;
+        self.bytes += bytes;
+    }
+}
+
 /// A shard that is read.
 struct Origin {
     line: usize,
     has_begun: bool,
     is_over: bool,
+    shipped: Shipped,
 }
 
-/// Ships one table. Returns its rows.
+/// Ships one table. Returns what came from each of the shards that it is read from.
 pub(super) async fn ship<L: Leg>(
     shipment: &Shipment,
     lines: &mut [Line<'_, L>],
@@ -58,20 +66,22 @@ pub(super) async fn ship<L: Leg>(
     shipped: &mut Shipped,
     budget: Budget,
     with_conditions: bool,
-) -> Result<u64, Failure> {
+) -> Result<Vec<Shipped>, Failure> {
     coordinator.query(&shipment.load);
-    let unload = shipment.unload_all.as_ref().filter(|_| !with_conditions).unwrap_or(&shipment.unload);
-    let mut origins: Vec<Origin> =
-        shipment.from.iter().map(|&line| Origin { line, has_begun: false, is_over: false }).collect();
+    let unload = shipment.unload(with_conditions);
+    let mut origins: Vec<Origin> = shipment
+        .from
+        .iter()
+        .map(|&line| Origin { line, has_begun: false, is_over: false, shipped: Shipped::default() })
+        .collect();
     for origin in &origins {
-        lines[origin.line].query(unload);
+        lines[origin.line].query(&unload);
     }
     while coordinator.frame().await?.tag() != b'G' {}
     coordinator.is_copying = true;
     if shipment.is_binary {
         writer::message(coordinator.out(), b'd', |out| out.put_slice(HEADER));
     }
-    let before = shipped.rows;
     let mut next = 0;
     while origins.iter().any(|origin| !origin.is_over) {
         let (at, frame) = poll_fn(|cx| poll_next(&origins, lines, coordinator, &mut next, cx)).await?;
@@ -80,8 +90,9 @@ pub(super) async fn ship<L: Leg>(
             b'd' => {
                 let row = if shipment.is_binary { row_of(origin, &frame)? } else { Some(frame.body()) };
                 let Some(row) = row else { continue };
-                shipped.rows += 1;
-                shipped.bytes += row.len() as u64;
+                let bytes = row.len() as u64;
+                shipped.add(bytes);
+                origin.shipped.add(bytes);
                 if shipped.rows > budget.rows || shipped.bytes > budget.bytes {
                     return Err(Failure::Own(too_much(budget)));
                 }
@@ -104,7 +115,7 @@ pub(super) async fn ship<L: Leg>(
     writer::message(coordinator.out(), b'c', |_| {});
     coordinator.is_copying = false;
     coordinator.settle(|_| {}).await?;
-    Ok(shipped.rows - before)
+    Ok(origins.into_iter().map(|origin| origin.shipped).collect())
 }
 
 /// The next message of any shard, as long as the coordinator takes rows.
@@ -176,7 +187,7 @@ fn too_much(budget: Budget) -> Error {
 }
 
 /// An error of a statement that the client did not write: its position would point nowhere.
-pub(super) fn without_position(frame: &Frame) -> Frame {
+pub fn without_position(frame: &Frame) -> Frame {
     use crate::wire::frame::Body;
     let mut bytes = bytes::BytesMut::new();
     writer::message(&mut bytes, b'E', |out| {

@@ -3,6 +3,7 @@
 use std::future::Future;
 use std::pin::Pin;
 use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
 
 use bytes::{BufMut, BytesMut};
 
@@ -55,10 +56,32 @@ pub(super) struct Progress {
     pub(super) is_idle: bool,
     /// Whether the messages sent since the last Sync end with one.
     pub(super) is_synced: bool,
+    /// What it has given so far.
+    pub(super) given: Given,
+    /// When its statement was sent.
+    since: Option<Instant>,
+}
+
+/// What one shard gave to an answer.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Given {
+    /// Rows.
+    pub rows: u64,
+    /// Their bytes, hidden columns included.
+    pub bytes: u64,
+    /// From Execute to its last row.
+    pub took: Duration,
 }
 
 impl Progress {
-    pub(super) const NEW: Self = Self { stage: Stage::Waiting, readies: 0, is_idle: true, is_synced: true };
+    pub(super) const NEW: Self = Self {
+        stage: Stage::Waiting,
+        readies: 0,
+        is_idle: true,
+        is_synced: true,
+        given: Given { rows: 0, bytes: 0, took: Duration::ZERO },
+        since: None,
+    };
 
     pub(super) fn is_over(&self) -> bool {
         matches!(self.stage, Stage::Done | Stage::Broken)
@@ -70,7 +93,7 @@ impl Progress {
         writer::parse(out, b"", run.plan.sql.as_bytes(), &types(run));
         writer::describe(out, b'S', b"");
         writer::flush(out);
-        *self = Self { stage: Stage::Describing, readies: 1, is_idle: false, is_synced: false };
+        *self = Self { stage: Stage::Describing, readies: 1, is_idle: false, is_synced: false, ..Self::NEW };
     }
 
     /// Queues Bind, Execute, Sync and COMMIT.
@@ -83,6 +106,19 @@ impl Progress {
         writer::execute(out, b"", 0);
         self.close(out, b"COMMIT");
         self.stage = Stage::Running;
+        self.since = Some(Instant::now());
+    }
+
+    /// Counts a row.
+    pub(super) fn gives(&mut self, row: &Frame) {
+        self.given.rows += 1;
+        self.given.bytes += row.body().len() as u64;
+    }
+
+    /// Its last row has come.
+    pub(super) fn has_given_all(&mut self) {
+        self.stage = Stage::Ending;
+        self.given.took = self.since.map_or(Duration::ZERO, |since| since.elapsed());
     }
 
     /// Queues what ends the leg's transaction.
@@ -107,7 +143,7 @@ impl Progress {
 }
 
 /// Parameters that the shards' text still uses: a LIMIT's parameter is a number there already.
-fn used(run: &Run<'_>) -> Vec<bool> {
+pub(super) fn used(run: &Run<'_>) -> Vec<bool> {
     let mut used = vec![false; run.values.len()];
     let text = run.plan.sql.as_bytes();
     for token in Lexer::new(text, run.standard_conforming_strings).significant() {
@@ -124,7 +160,7 @@ fn used(run: &Run<'_>) -> Vec<bool> {
 }
 
 /// Declared types; a parameter that is not used any more is given one, since PostgreSQL could not infer it.
-fn types(run: &Run<'_>) -> Vec<u32> {
+pub(super) fn types(run: &Run<'_>) -> Vec<u32> {
     const TEXT_OID: u32 = 25;
     let declared = |at: usize| run.types.get(at).copied().unwrap_or(0);
     used(run)
@@ -155,7 +191,7 @@ fn bind(out: &mut BytesMut, run: &Run<'_>, columns: usize) {
     });
 }
 
-fn put_formats(out: &mut BytesMut, formats: impl Iterator<Item = i16>) {
+pub(super) fn put_formats(out: &mut BytesMut, formats: impl Iterator<Item = i16>) {
     let formats: Vec<i16> = formats.collect();
     out.put_u16(u16::try_from(formats.len()).unwrap_or(u16::MAX));
     formats.into_iter().for_each(|format| out.put_i16(format));

@@ -1,5 +1,6 @@
 //! Running a distributed statement: one leg a shard, rows merged as they come, one error at most, every leg left clean.
 
+mod explain;
 mod leg;
 
 use std::future::poll_fn;
@@ -10,7 +11,9 @@ use bytes::{BufMut, BytesMut};
 use futures_util::future::join_all;
 use tokio_util::sync::CancellationToken;
 
-pub use leg::Leg;
+pub(in crate::exec) use explain::line_of;
+pub use explain::plans;
+pub use leg::{Given, Leg};
 use leg::{Progress, SINK_HIGH_BYTES, SINK_LOW_BYTES, Stage};
 
 use crate::catalog::model::Oid;
@@ -89,6 +92,8 @@ pub struct Outcome {
     pub broken: Vec<usize>,
     /// How many bytes at the end of [`Run::unanswered`] the client has not been given.
     pub untold: usize,
+    /// What each leg gave.
+    pub given: Vec<Given>,
 }
 
 /// Runs the statement: leg `i` is a connection to shard `plan.shards[i]`, idle and outside of a transaction.
@@ -118,7 +123,8 @@ pub async fn run_under<L: Leg, S: Sink>(
         fanout.give_up(legs).await;
     }
     let broken = (0..legs.len()).filter(|&at| !matches!(fanout.legs[at].stage, Stage::Done | Stage::Waiting)).collect();
-    Outcome { result, broken, untold: fanout.unanswered.len() }
+    let given = fanout.legs.iter().map(|progress| progress.given).collect();
+    Outcome { result, broken, untold: fanout.unanswered.len(), given }
 }
 
 fn cancelled() -> Error {
@@ -251,11 +257,12 @@ impl<'a> Fanout<'a> {
     fn take<L: Leg, S: Sink>(&mut self, at: usize, frame: &Frame, legs: &mut [L], sink: &mut S) -> Result<(), Failure> {
         match (self.legs[at].stage, frame.tag()) {
             (Stage::Running, b'D') => {
+                self.legs[at].gives(frame);
                 let merger = self.merger.as_mut().ok_or_else(unexpected)?;
                 merger.push(at, frame.clone(), sink.queue()).map_err(Failure::Own)
             }
             (Stage::Running, b'C') => {
-                self.legs[at].stage = Stage::Ending;
+                self.legs[at].has_given_all();
                 let merger = self.merger.as_mut().ok_or_else(unexpected)?;
                 merger.end(at, sink.queue()).map_err(Failure::Own)
             }

@@ -142,15 +142,17 @@ pub struct Gathered {
 pub struct Shipment {
     /// The table, as people write it.
     pub table: Box<str>,
+    /// The temporary table's name, quoted.
+    pub name: Box<str>,
     /// Which of the plan's shards it is read from, by place in `Gathered::shards`.
     pub from: Vec<usize>,
     /// Makes the temporary table.
     pub create: Box<str>,
-    /// `COPY (SELECT ...) TO STDOUT`, for each shard.
-    pub unload: Box<str>,
+    /// What each shard sends: a SELECT.
+    pub select: Box<str>,
     /// The same without the statement's own conditions on the table, where there are such: one of them may fail on a row that the
     /// statement would never have judged.
-    pub unload_all: Option<Box<str>>,
+    pub select_all: Option<Box<str>>,
     /// `COPY ... FROM STDIN`, for the coordinator.
     pub load: Box<str>,
     /// Run behind it: a primary key that GROUP BY may rely on.
@@ -159,6 +161,15 @@ pub struct Shipment {
     pub tune: Vec<Box<str>>,
     /// Whether rows travel in COPY's binary format; else in its text format, with settings that make texts exact.
     pub is_binary: bool,
+}
+
+impl Shipment {
+    /// What each shard runs: with the statement's own conditions on the table, or without.
+    pub fn unload(&self, with_conditions: bool) -> String {
+        let select = self.select_all.as_ref().filter(|_| !with_conditions).unwrap_or(&self.select);
+        let format = if self.is_binary { " (FORMAT binary)" } else { "" };
+        format!("COPY ({select}) TO STDOUT{format}")
+    }
 }
 
 /// How the shards' rows become the answer's rows.

@@ -162,13 +162,14 @@ impl Shipping<'_> {
             format!("{alias} WHERE {}", filter.sql)
         });
         let format = if is_binary { " (FORMAT binary)" } else { "" };
-        let unload = |rows: &str| format!("COPY (SELECT {list} FROM {full}{rows}) TO STDOUT{format}").into();
+        let select = |rows: &str| format!("SELECT {list} FROM {full}{rows}").into();
         Ok(Shipment {
             table: format!("{}.{}", relation.schema, relation.name).into(),
             from,
             create: format!("CREATE TEMPORARY TABLE {name} ({})", definitions?.join(", ")).into(),
-            unload: unload(&rows),
-            unload_all: (!rows.is_empty()).then(|| unload("")),
+            select: select(&rows),
+            select_all: (!rows.is_empty()).then(|| select("")),
+            name: name.as_str().into(),
             load: format!("COPY pg_temp.{name} FROM STDIN{format}").into(),
             key,
             tune,
@@ -189,7 +190,8 @@ impl Shipping<'_> {
         if column.type_oid >= FIRST_USER_OID && !self.has_type(known) {
             return Err(missing("type"));
         }
-        let mut text = format!("{} {}.{}", quoted(name), quoted(&known.schema), quoted(&known.name));
+        let modifier = modifier(known, column.typmod).unwrap_or_default();
+        let mut text = format!("{} {}.{}{modifier}", quoted(name), quoted(&known.schema), quoted(&known.name));
         if column.collation != 0 && column.collation != known.collation {
             text += &format!(" COLLATE {}", self.collation(column.collation).ok_or_else(|| missing("collation"))?);
         }
@@ -249,6 +251,27 @@ impl Shipping<'_> {
 
     fn is_plain(&self, oid: Oid) -> bool {
         self.catalog.types.get(&oid).is_some_and(|known| oid < FIRST_USER_OID && BINARY.contains(&&*known.name))
+    }
+}
+
+/// A type modifier as it is written behind the type's name, as far as pgherd knows how.
+fn modifier(known: &Type, typmod: i32) -> Option<String> {
+    /// `VARHDRSZ`, which the modifiers of types of variable length hold.
+    const HEADER: i32 = 4;
+    if typmod < 0 || &*known.schema != "pg_catalog" {
+        return None;
+    }
+    match &*known.name {
+        "varchar" | "bpchar" => Some(format!("({})", typmod.checked_sub(HEADER)?)),
+        "bit" | "varbit" | "time" | "timetz" | "timestamp" | "timestamptz" => Some(format!("({typmod})")),
+        "numeric" => {
+            let packed = typmod.checked_sub(HEADER)?;
+            // The scale has eleven bits and a sign, since PostgreSQL 15.
+            let scale = ((packed & 0x7ff) ^ 1024) - 1024;
+            Some(format!("({}, {scale})", (packed >> 16) & 0xffff))
+        }
+        "interval" => Some(format!("({}, {})", (typmod >> 16) & 0x7fff, typmod & 0xffff)),
+        _ => None,
     }
 }
 

@@ -7,3 +7,4 @@ mod portals;
 mod rows;
 mod sessions;
 mod transactions;
+mod wrapped;

@@ -1,0 +1,118 @@
+//! EXPLAIN of a gathered statement: what the shards would ship, and how the coordinator would run the rest; with ANALYZE, how they
+//! have.
+
+use std::time::{Duration, Instant};
+
+use futures_util::future::{join_all, try_join_all};
+use tokio_util::sync::CancellationToken;
+
+use super::line::Line;
+use super::ship::{Shipped, ship};
+use super::{Leg, Run, bind, cancelled, of_pgherds_own, open, prepare, tune};
+use crate::error::Error;
+use crate::exec::fanout::{Failure, line_of};
+use crate::plan::distribute::Shipment;
+use crate::sql::Explaining;
+use crate::wire::writer;
+
+/// What is told of a gathered statement.
+#[derive(Debug, Clone, Default)]
+pub struct Told {
+    /// One for each of the plan's shipments.
+    pub shipments: Vec<ToldShipment>,
+    /// What the coordinator's PostgreSQL says, line by line.
+    pub statement: Vec<String>,
+}
+
+/// What is told of one table on its way.
+#[derive(Debug, Clone, Default)]
+pub struct ToldShipment {
+    /// What each shard's PostgreSQL says of its part, line by line.
+    pub plans: Vec<Vec<String>>,
+    /// What each shard has shipped, where it was run.
+    pub shipped: Vec<Shipped>,
+    /// From the first COPY to the last row's arrival, where it was run.
+    pub took: Duration,
+}
+
+/// Tells how the statement runs; legs as for [`super::run`]. Also returns the legs that did not come to rest.
+pub async fn explain<L: Leg>(
+    run: &Run<'_>,
+    asked: &Explaining,
+    legs: &mut [L],
+    cancel: &CancellationToken,
+) -> (Result<Told, Failure>, Vec<usize>) {
+    let mut lines: Vec<Line<'_, L>> = legs.iter_mut().map(Line::new).collect();
+    let result = match lines.split_last_mut() {
+        Some((coordinator, shards)) if shards.len() == run.plan.shards.len() && !shards.is_empty() => {
+            tokio::select! {
+                biased;
+                () = cancel.cancelled() => Err(Failure::Own(cancelled())),
+                told = tell(run, asked, shards, coordinator) => told,
+            }
+        }
+        _ => Err(Failure::Own(Error::internal("a gathered statement has a leg for each shard and one more"))),
+    };
+    if result.is_err() {
+        let rest = join_all(lines.iter_mut().map(Line::bring_to_rest));
+        // Who is not idle by then is reported as broken.
+        let _ = tokio::time::timeout(run.drain_timeout, rest).await;
+    }
+    let broken = (0..lines.len()).filter(|&at| !lines[at].is_at_rest()).collect();
+    (result, broken)
+}
+
+async fn tell<L: Leg>(
+    run: &Run<'_>,
+    asked: &Explaining,
+    shards: &mut [Line<'_, L>],
+    coordinator: &mut Line<'_, L>,
+) -> Result<Told, Failure> {
+    let needs_texts = run.plan.shipments.iter().any(|shipment| !shipment.is_binary);
+    let opening = try_join_all(shards.iter_mut().enumerate().map(|(at, line)| open(run, line, at == 0, needs_texts)));
+    tokio::try_join!(opening, prepare(run, coordinator))?;
+    let mut told = Told::default();
+    let mut sum = Shipped::default();
+    for shipment in &run.plan.shipments {
+        let plans = plans(shipment, asked, shards).await?;
+        let mut one = ToldShipment { plans, ..ToldShipment::default() };
+        if asked.analyze {
+            let since = Instant::now();
+            one.shipped = ship(shipment, shards, coordinator, &mut sum, run.budget, true).await?;
+            one.took = since.elapsed();
+            tune(shipment, &one.shipped, coordinator).await?;
+        }
+        told.shipments.push(one);
+    }
+    shards.iter_mut().for_each(|line| line.query("ROLLBACK"));
+    try_join_all(shards.iter_mut().map(|line| line.settle(|_| {}))).await?;
+    coordinator.query("SET TRANSACTION READ ONLY");
+    coordinator.settle(|_| {}).await.map_err(of_pgherds_own)?;
+    let sql = [&*asked.written, &run.plan.sql].concat();
+    let out = coordinator.out();
+    writer::parse(out, b"", sql.as_bytes(), run.types);
+    bind(out, run);
+    writer::execute(out, b"", 0);
+    coordinator.sync();
+    coordinator.settle(|frame| told.statement.extend(line_of(frame))).await.map_err(of_pgherds_own)?;
+    coordinator.query("ROLLBACK");
+    coordinator.settle(|_| {}).await?;
+    Ok(told)
+}
+
+async fn plans<L: Leg>(
+    shipment: &Shipment,
+    asked: &Explaining,
+    shards: &mut [Line<'_, L>],
+) -> Result<Vec<Vec<String>>, Failure> {
+    let sql = [&*asked.plain, &shipment.select].concat();
+    let mut plans = Vec::new();
+    for &from in &shipment.from {
+        let Some(line) = shards.get_mut(from) else { continue };
+        line.query(&sql);
+        let mut plan = Vec::new();
+        line.settle(|frame| plan.extend(line_of(frame))).await.map_err(of_pgherds_own)?;
+        plans.push(plan);
+    }
+    Ok(plans)
+}
