@@ -78,7 +78,9 @@ impl Session {
         self.has_read_aside |= self.status == TransactionStatus::InTransaction
             && matches!(way, Way::ReadOnly(_) | Way::Fill(..) | Way::Hit(..) | Way::FanOut(_) | Way::Gather(_));
         match way {
-            Way::Relay(_) => return Err(Error::internal("a relayed statement is not pgherd's to answer")),
+            Way::Relay(_) | Way::Resume | Way::Bind => {
+                return Err(Error::internal("a relayed statement is not pgherd's to answer"));
+            }
             Way::ReadOnly(target) => return self.read_only(execution, described, target, None).await,
             Way::Fill(ticket, read) => {
                 return self.read_only(execution, described, Target::Primary, Some((ticket, read))).await;
@@ -137,11 +139,16 @@ impl Session {
                 self.answer_tag(execution, described, "SAVEPOINT");
             }
             Way::RollbackTo(kept) => {
+                // Which of them were there before the savepoint is not known.
+                self.close_halted(None).await;
                 self.lazy_begin.truncate(kept);
                 self.status = TransactionStatus::InTransaction;
                 self.answer_tag(execution, described, "ROLLBACK");
             }
-            Way::End(commit) => self.end(execution, described, commit),
+            Way::End(commit) => {
+                self.close_halted(None).await;
+                self.end(execution, described, commit);
+            }
             Way::Everywhere => {
                 if let Err(message) = Box::pin(self.control_everywhere(execution)).await? {
                     self.fail_with(message);

@@ -121,6 +121,7 @@ impl Session {
             values,
             formats: ResultFormats { codes: &[], extra_float_digits: 1 },
             describe: false,
+            max_rows: None,
             unanswered: b"",
             standard_conforming_strings: manner.standard_conforming_strings,
             memory_bytes: self.db.fanout.memory_bytes,

@@ -311,6 +311,9 @@ impl Session {
         let close = frontend::target(frame.body()).map_err(|error| malformed("Close", error))?;
         if close.is_portal {
             self.portals.remove(close.name);
+            if self.suspended.is_some() {
+                Box::pin(self.close_halted(Some(close.name))).await;
+            }
             if let Some(server) = self.held_server() {
                 if !server.expects.is_skipping() {
                     server.outbuf.extend_from_slice(&frame.bytes);

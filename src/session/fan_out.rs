@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 use super::cancel::deliver;
 use super::context::Target;
 use super::planned::Execution;
+use super::portals::{Halt, Stream, rows_of};
 use super::{Attached, Session};
 use crate::backend::cancel::CancelTarget;
 use crate::error::Error;
@@ -21,7 +22,6 @@ use crate::exec::relay::ClientSide;
 use crate::plan::distribute::Streamed;
 use crate::wire::backend::with_statement_name;
 use crate::wire::frame::Frame;
-use crate::wire::writer;
 
 /// How long legs may take to come to rest after an error or a cancel.
 pub(super) const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
@@ -95,7 +95,6 @@ impl Session {
             }
         }
         self.db.metrics.fanout_legs.inc_by(legs.len() as u64);
-        let limited = limited(streamed, execution.max_rows);
         let work = CancellationToken::new();
         self.cancel.slot.aim_at_work(work.clone());
         let latch = match self.latch_snapshots(streamed.shards.len(), &work).await {
@@ -111,12 +110,13 @@ impl Session {
             None => (&[][..], &[][..], &[][..]),
         };
         let run = Run {
-            plan: limited.as_ref().unwrap_or(streamed),
+            plan: streamed,
             types: execution.types,
             parameter_formats: formats,
             values,
             formats: ResultFormats { codes: result_formats, extra_float_digits: self.extra_float_digits() },
             describe: described,
+            max_rows: rows_of(execution.max_rows),
             unanswered: execution.unanswered,
             standard_conforming_strings: self.conforming_strings(),
             memory_bytes: self.db.fanout.memory_bytes,
@@ -137,7 +137,15 @@ impl Session {
         };
         self.cancel.slot.work_is_over();
         self.db.metrics.fanout_legs_failed.inc_by(outcome.broken.len() as u64);
-        release(legs, &outcome.broken);
+        let is_suspended = outcome.course.is_some();
+        match (outcome.course, execution.bind) {
+            (Some(course), Some((frame, bind))) => {
+                let (plan, types) = (Arc::clone(streamed), execution.types.to_vec());
+                let stream = Stream { legs, course, plan, types, bind: frame.clone() };
+                self.keep_halted(bind.portal, Halt::Stream(Box::new(stream)));
+            }
+            _ => release(legs, &outcome.broken),
+        }
         let untold = &execution.unanswered[execution.unanswered.len() - outcome.untold..];
         match &outcome.result {
             // The coordinator goes on with what the client has been answered so far.
@@ -146,8 +154,10 @@ impl Session {
             _ => {}
         }
         match outcome.result {
-            Ok(rows) => {
-                self.suspend_if_limited(execution, rows);
+            Ok(_) => {
+                if let Some((_, bind)) = execution.bind.filter(|_| !is_suspended) {
+                    self.note_done(bind.portal, execution.max_rows);
+                }
                 Ok(Ran::Answered)
             }
             Err(Failure::Server(frame)) => Ok(Ran::Failed(match execution.bind {
@@ -167,7 +177,7 @@ impl Session {
         }
     }
 
-    fn extra_float_digits(&self) -> i32 {
+    pub(super) fn extra_float_digits(&self) -> i32 {
         const DEFAULT: i32 = 1;
         self.setting("extra_float_digits").and_then(|digits| digits.parse().ok()).unwrap_or(DEFAULT)
     }
@@ -181,47 +191,6 @@ impl Session {
         let cancel = Arc::clone(&server.cancel_target);
         Ok(LeasedLeg { attached: Attached { lease, target }, cancel })
     }
-
-    /// An Execute that took all the rows it asked for leaves a suspended portal, as in PostgreSQL; nothing can resume it.
-    fn suspend_if_limited(&mut self, execution: &Execution<'_>, rows: u64) {
-        let max_rows = execution.max_rows;
-        if max_rows <= 0 || rows != u64::from(max_rows.unsigned_abs()) {
-            return;
-        }
-        let mut tag = BytesMut::new();
-        writer::command_complete(&mut tag, &format!("SELECT {rows}"));
-        let out = self.out();
-        if out.ends_with(&tag) {
-            out.truncate(out.len() - tag.len());
-            writer::portal_suspended(out);
-            if let Some((_, bind)) = execution.bind {
-                self.suspended.get_or_insert_default().0.insert(Bytes::copy_from_slice(bind.portal));
-            }
-        }
-    }
-
-    /// The portal of that name is another, or none.
-    pub(super) fn forget_suspended(&mut self, portal: &[u8]) {
-        if let Some(suspended) = &mut self.suspended {
-            suspended.0.remove(portal);
-        }
-    }
-
-    /// Refuses an Execute of a portal that a fan-out has suspended: its legs have been given back.
-    pub(super) fn refuse_resuming(&self, portal: &[u8]) -> Result<(), Error> {
-        if self.suspended.as_ref().is_none_or(|suspended| !suspended.0.contains(portal)) {
-            return Ok(());
-        }
-        Err(Error::refused("a portal over several shards cannot be resumed after it was given a row limit")
-            .hint("Ask for all rows at once, or page by LIMIT and a key."))
-    }
-}
-
-/// The plan with Execute's row limit as its own, if that is the smaller.
-fn limited(streamed: &Arc<Streamed>, max_rows: i32) -> Option<Arc<Streamed>> {
-    let most = u64::try_from(max_rows).ok().filter(|&rows| rows > 0)?;
-    let limit = streamed.limit.map_or(most, |limit| limit.min(most));
-    Some(Arc::new(Streamed { limit: Some(limit), ..Streamed::clone(streamed) }))
 }
 
 /// Gives the legs back; those that did not come to rest are closed.

@@ -6,10 +6,11 @@ use super::Session;
 use super::context::Target;
 use super::extended::malformed;
 use super::planned::{Execution, Way};
+use super::portals::Halt;
 use crate::backend::expect::Expect;
 use crate::error::{Error, ErrorKind};
 use crate::limits;
-use crate::sql::facts::SharedFacts;
+use crate::sql::facts::{Class, SharedFacts};
 use crate::wire::frame::Frame;
 use crate::wire::frontend;
 use crate::wire::sqlstate::SqlState;
@@ -43,6 +44,9 @@ impl Session {
         match frame.tag() {
             b'S' => {
                 self.run_flight().await?;
+                if self.suspended.is_some() && self.status == TransactionStatus::Idle {
+                    Box::pin(self.close_halted(None)).await;
+                }
                 self.only_statements = true;
                 self.on_sync(frame).await
             }
@@ -236,12 +240,20 @@ impl Session {
         let Some(execute) = executed else { return self.way_of_statements(unit).await };
         let bind = self.bind_of(unit, execute.portal)?;
         let Some(bind) = bind else {
-            self.refuse_resuming(execute.portal)?;
+            if self.is_halted(execute.portal) {
+                self.check_resuming()?;
+                if unit.iter().any(|frame| frame.tag() == b'D' && frame.body().first() == Some(&b'P')) {
+                    return Err(described_alone());
+                }
+                return Ok(Way::Resume);
+            }
             // A portal of an earlier flight, or none: its server, or the server's own error.
             return Ok(Way::Relay(self.default_target()));
         };
         let bound = frontend::bind(bind.body()).map_err(|error| malformed("Bind", error))?;
-        let Some(asked) = self.asked(unit, bound.statement)? else { return Ok(Way::Relay(self.default_target())) };
+        let Some(asked) = self.asked_of_portal(unit, execute.portal, bound.statement)? else {
+            return Ok(Way::Relay(self.default_target()));
+        };
         let execution = Execution {
             facts: &asked.facts,
             text: &asked.text,
@@ -250,7 +262,61 @@ impl Session {
             max_rows: execute.max_rows,
             unanswered: b"",
         };
-        self.way(&execution).await
+        let way = self.way(&execution).await?;
+        if matches!(way, Way::Relay(_) | Way::ReadOnly(_)) && self.bound_before(execute.portal).is_some() {
+            return Err(Error::refused("a portal that was bound over several shards would run on one server now")
+                .hint("Bind it again."));
+        }
+        Ok(way)
+    }
+
+    /// The statement that a portal runs: what it was bound to, if that was in a former flight.
+    fn asked_of_portal(&self, unit: &[Frame], portal: &[u8], statement: &[u8]) -> Result<Option<Asked>, Error> {
+        let bound = self.bound_before(portal).and_then(|_| self.portals.get(portal));
+        match bound.filter(|_| !binds(unit, portal)) {
+            Some(prepared) => {
+                Ok(Some(Asked { facts: prepared.facts.clone(), text: prepared.text(), types: prepared.known_types() }))
+            }
+            None => self.asked(unit, statement),
+        }
+    }
+
+    /// Where a Bind goes that nothing in its flight executes.
+    async fn way_of_bind(&mut self, unit: &[Frame], frame: &Frame) -> Result<Option<Way>, Error> {
+        if self.db.config.tables.is_empty() {
+            return Ok(None);
+        }
+        let bound = frontend::bind(frame.body()).map_err(|error| malformed("Bind", error))?;
+        let Some(asked) = self.asked(unit, bound.statement)? else { return Ok(None) };
+        let tables = &self.db.config.tables;
+        let is_read = asked.facts.single().is_some_and(|statement| {
+            matches!(statement.class, Class::Read | Class::CopyOut | Class::Utility)
+                && statement.reads.iter().any(|name| tables.iter().any(|table| *table.name == *name.name))
+        });
+        if !is_read {
+            return Ok(None);
+        }
+        let execution = Execution {
+            facts: &asked.facts,
+            text: &asked.text,
+            types: &asked.types,
+            bind: Some((frame, &bound)),
+            max_rows: 0,
+            unanswered: b"",
+        };
+        let is_spread = |way: &Way| matches!(way, Way::FanOut(_) | Way::Gather(_) | Way::ExplainOver(_));
+        if !is_spread(&self.way(&execution).await?) {
+            return Ok(None);
+        }
+        let is_alone = unit.iter().filter(|frame| frame.tag() == b'B').count() == 1;
+        let is_described = unit.iter().any(|frame| frame.tag() == b'D' && frame.body().first() == Some(&b'P'));
+        if is_alone && !is_described {
+            return Ok(Some(Way::Bind));
+        }
+        Err(Error::refused(
+            "a portal over several shards that is described, or bound with others, before it is executed",
+        )
+        .hint("Bind and execute it before Sync, or describe the statement."))
     }
 
     /// Whether the unit executes a statement that is known to go to the primary: then nothing else in it matters.
@@ -273,10 +339,18 @@ impl Session {
     async fn way_of_statements(&mut self, unit: &[Frame]) -> Result<Way, Error> {
         let mut way = Way::Relay(self.default_target());
         for frame in unit {
+            if frame.tag() == b'B'
+                && let Some(bound) = self.way_of_bind(unit, frame).await?
+            {
+                return Ok(bound);
+            }
             let name = match frame.tag() {
                 b'P' => frontend::parse(frame.body()).map_err(|error| malformed("Parse", error))?.name,
                 b'D' => match frontend::target(frame.body()).map_err(|error| malformed("Describe", error))? {
                     target if !target.is_portal => target.name,
+                    target if self.is_halted(target.name) => {
+                        return Err(described_alone());
+                    }
                     _ => continue,
                 },
                 b'B' => frontend::bind(frame.body()).map_err(|error| malformed("Bind", error))?.statement,
@@ -298,7 +372,7 @@ impl Session {
                 return Ok(Some(frame.clone()));
             }
         }
-        Ok(None)
+        Ok(self.bound_before(portal))
     }
 
     /// The statement of that name: prepared within the unit, or before; none if the unit closes it.
@@ -349,8 +423,14 @@ impl Session {
                 }
                 b'B' => {
                     let bind = frontend::bind(frame.body()).map_err(|error| malformed("Bind", error))?;
+                    if self.suspended.is_some() {
+                        Box::pin(self.close_halted(Some(bind.portal))).await;
+                    }
                     if let Some(prepared) = self.statement(bind.statement) {
                         self.keep_portal(bind.portal, prepared)?;
+                    }
+                    if matches!(way, Some(Way::Bind)) {
+                        self.keep_halted(bind.portal, Halt::Bound(frame.clone()));
                     }
                     if unanswered.is_empty() {
                         self.answer_in_turn(BOUND);
@@ -378,13 +458,21 @@ impl Session {
         way: Way,
     ) -> Result<(), Error> {
         let execute = frontend::execute(execute.body()).map_err(|error| malformed("Execute", error))?;
+        if matches!(way, Way::Resume) {
+            self.wait_for_answers().await?;
+            if let Err(message) = Box::pin(self.resume(execute.portal, execute.max_rows)).await? {
+                self.fail_with(message);
+            }
+            return Ok(());
+        }
         let Some(bind) = self.bind_of(unit, execute.portal)? else {
             return Err(Error::internal("a planned portal has no Bind"));
         };
         let bound = frontend::bind(bind.body()).map_err(|error| malformed("Bind", error))?;
-        let Some(asked) = self.asked(unit, bound.statement)? else {
+        let Some(asked) = self.asked_of_portal(unit, execute.portal, bound.statement)? else {
             return Err(Error::internal("a planned portal has no statement"));
         };
+        self.forget_suspended(execute.portal);
         let execution = Execution {
             facts: &asked.facts,
             text: &asked.text,
@@ -395,6 +483,12 @@ impl Session {
         };
         Box::pin(self.go(&execution, described, way)).await
     }
+}
+
+/// Whether a portal of that name is bound in the unit.
+fn binds(unit: &[Frame], portal: &[u8]) -> bool {
+    let mut binds = unit.iter().filter(|frame| frame.tag() == b'B');
+    binds.any(|frame| frontend::bind_names(frame.body()).is_some_and(|(name, _)| name == portal))
 }
 
 /// BindComplete.
@@ -443,6 +537,11 @@ fn asks_one_thing(unit: &[Frame]) -> bool {
             b'E' => frontend::execute(frame.body()).is_ok_and(|execute| execute.portal == portal),
             _ => true,
         })
+}
+
+fn described_alone() -> Error {
+    Error::refused("a portal over several shards cannot be described on its own")
+        .hint("Describe it in the flight that binds and executes it, or describe the statement.")
 }
 
 fn too_long() -> Error {

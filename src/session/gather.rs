@@ -9,10 +9,12 @@ use super::Session;
 use super::context::Target;
 use super::fan_out::{DRAIN_TIMEOUT, release};
 use super::planned::Execution;
+use super::portals::Halt;
 use crate::error::Error;
 use crate::exec::coordinator::{self, Budget, Run};
 use crate::exec::fanout::Failure;
 use crate::plan::distribute::Gathered;
+use crate::sql::facts::Class;
 
 impl Session {
     /// Ships rows to the coordinator, runs the statement there and passes its answer on. An error of a server's comes back as
@@ -66,11 +68,17 @@ impl Session {
         };
         self.cancel.slot.work_is_over();
         self.db.metrics.fanout_legs_failed.inc_by(outcome.broken.len() as u64);
+        if let (Ok(true), Some((_, bind))) = (&outcome.result, execution.bind)
+            && let Some(leg) = legs.pop()
+        {
+            self.keep_halted(bind.portal, Halt::Gathered { leg, is_verbatim: gathered.is_verbatim });
+        }
         release(legs, &outcome.broken);
+        let is_read = execution.facts.single().is_some_and(|statement| statement.class == Class::Read);
         match outcome.result {
             Ok(suspended) => {
-                if let Some((_, bind)) = execution.bind.filter(|_| suspended) {
-                    self.suspended.get_or_insert_default().0.insert(Bytes::copy_from_slice(bind.portal));
+                if let Some((_, bind)) = execution.bind.filter(|_| !suspended && is_read) {
+                    self.note_done(bind.portal, execution.max_rows);
                 }
                 Ok(Ok(()))
             }

@@ -24,6 +24,7 @@ mod named;
 pub mod pin;
 mod pinned;
 mod planned;
+mod portals;
 mod query;
 mod renewal;
 mod replica;
@@ -35,7 +36,7 @@ mod turn;
 mod unseen;
 mod writes;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::pin::pin;
 use std::sync::Arc;
 
@@ -125,10 +126,6 @@ impl Prepared {
     }
 }
 
-/// Names of portals. Boxed where there are any: an idle session is small.
-#[derive(Debug, Default)]
-struct Suspended(HashSet<Bytes>);
-
 /// A server connection that the session holds.
 struct Attached {
     lease: Lease,
@@ -165,8 +162,8 @@ pub struct Session {
     named: HashMap<Bytes, Arc<Prepared>>,
     unnamed: Option<Arc<Prepared>>,
     portals: HashMap<Bytes, Arc<Prepared>>,
-    /// Portals that a fan-out answered in part: no server has them.
-    suspended: Option<Box<Suspended>>,
+    /// Portals over several shards: no server has them whole.
+    suspended: Option<Box<portals::Suspended>>,
     pins: Pins,
     /// More about them, if there are any.
     pinned: Option<Box<Pinned>>,

@@ -66,6 +66,10 @@ pub(super) enum Way {
     ExplainOver(Arc<Explained>),
     /// Shows where it would run.
     Explain(Vec<(String, String)>),
+    /// Executes a portal again that a row limit has suspended.
+    Resume,
+    /// Binds a portal over several shards, which is executed later.
+    Bind,
     /// There is nothing to run.
     Empty,
     /// Begins a transaction that no server knows of yet.
@@ -120,9 +124,10 @@ impl Way {
             Self::ReadOnly(Target::Primary) => PlanClass::Primary,
             Self::ReadOnly(_) => PlanClass::Replica,
             Self::Hit(..) | Self::Fill(..) | Self::Failed(_) => PlanClass::Cached,
-            Self::FanOut(_) => PlanClass::FanOut,
+            Self::FanOut(_) | Self::Resume => PlanClass::FanOut,
             Self::Gather(_) | Self::Cursor(_) | Self::ExplainOver(_) => PlanClass::Gather,
             Self::Explain(_)
+            | Self::Bind
             | Self::Empty
             | Self::Begin
             | Self::Savepoint

@@ -23,6 +23,10 @@ impl Session {
         let text = frontend::query(frame.body()).map_err(|error| malformed("Query", error))?;
         let facts = self.db.shared.analyzer.facts(text, self.conforming_strings());
         self.unnamed = None;
+        if self.suspended.is_some() {
+            let all = self.status == TransactionStatus::Idle;
+            Box::pin(self.close_halted(Some(&b""[..]).filter(|_| !all))).await;
+        }
         if self.answers_itself(&facts).await? {
             return Ok(());
         }
@@ -142,6 +146,8 @@ impl Session {
                     self.isolated = true
                 }
                 Class::Transaction(TransactionControl::BeginReadOnly) => self.read_only = true,
+                // Which portals were there before the savepoint is not known.
+                Class::Transaction(TransactionControl::RollbackTo) => self.suspended = None,
                 _ => {}
             }
         }

@@ -32,6 +32,11 @@ impl<'l, L: Leg> Line<'l, L> {
         Self { leg, owed: 0, is_idle: true, is_copying: false, is_broken: false }
     }
 
+    /// A connection that is drained, within a transaction.
+    pub(super) fn within(leg: &'l mut L) -> Self {
+        Self { is_idle: false, ..Self::new(leg) }
+    }
+
     /// Where bytes for the server are queued.
     pub(in crate::exec) fn out(&mut self) -> &mut BytesMut {
         self.leg.queue()

@@ -7,6 +7,7 @@
 mod cursor;
 mod explain;
 pub(in crate::exec) mod line;
+mod portal;
 mod ship;
 
 use std::future::poll_fn;
@@ -19,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 pub use self::cursor::{Opening, declare};
 pub use self::explain::{Told, ToldShipment, explain};
 use self::line::Line;
+pub use self::portal::{abandon, resume};
 use self::ship::ship;
 pub use self::ship::without_position;
 pub use self::ship::{Budget, Shipped};
@@ -28,7 +30,6 @@ use super::two_phase::latch::{Guard, Kind};
 use crate::catalog::model::Oid;
 use crate::error::{Error, ErrorKind};
 use crate::exec::merge::description::{Description, format_of};
-use crate::limits;
 use crate::plan::distribute::{Gathered, Shipment};
 use crate::wire::frame::Frame;
 use crate::wire::sqlstate::SqlState;
@@ -74,7 +75,7 @@ pub struct Run<'a> {
 /// How it ended.
 #[derive(Debug)]
 pub struct Outcome {
-    /// Whether the portal is suspended, or what went wrong. On success the last message is queued in the sink already.
+    /// Whether the portal is suspended, which keeps the coordinator then, or what went wrong. On success the last message is queued in the sink already.
     pub result: Result<bool, Failure>,
     /// Legs that are not idle and drained: their connections must be closed. The coordinator counts as the last.
     pub broken: Vec<usize>,
@@ -106,7 +107,9 @@ pub async fn run<L: Leg, S: Sink>(
         work = Work { shipped: Shipped::default(), two_phase, with_conditions: false, is_gathered: false };
         result = attempt(run, &mut lines, sink, cancel, &mut work).await;
     }
-    let broken = (0..lines.len()).filter(|&at| !lines[at].is_at_rest()).collect();
+    // The portal keeps the coordinator.
+    let kept = matches!(result, Ok(true)).then(|| lines.len() - 1);
+    let broken = (0..lines.len()).filter(|&at| Some(at) != kept && !lines[at].is_at_rest()).collect();
     Outcome { result, broken, shipped: work.shipped }
 }
 
@@ -180,8 +183,10 @@ async fn answer<L: Leg, S: Sink>(
     };
     work.is_gathered = true;
     let suspended = relay(run, &description, coordinator, sink).await?;
-    coordinator.query("ROLLBACK");
-    coordinator.settle(|_| {}).await?;
+    if !suspended {
+        coordinator.query("ROLLBACK");
+        coordinator.settle(|_| {}).await?;
+    }
     Ok(suspended)
 }
 
@@ -313,48 +318,21 @@ async fn relay<L: Leg, S: Sink>(
     bind(out, run);
     writer::execute(out, b"", run.max_rows);
     coordinator.sync();
-    let mut suspended = false;
-    while !coordinator.is_settled() {
-        let frame = poll_fn(|cx| {
-            if sink.queue().len() >= limits::CLIENT_QUEUE_BYTES {
-                match sink.poll_flush(cx) {
-                    std::task::Poll::Ready(Err(error)) => return std::task::Poll::Ready(Err(Failure::Own(error))),
-                    std::task::Poll::Ready(Ok(())) => {}
-                    std::task::Poll::Pending => return std::task::Poll::Pending,
-                }
+    portal::pass(run.plan.is_verbatim, coordinator, sink, |frame, out| match frame.tag() {
+        b'T' => {
+            agree(run, description, frame)?;
+            if run.describe {
+                description.write(out, description.columns.len(), run.result_formats);
             }
-            if let std::task::Poll::Ready(error) = sink.poll_gone(cx) {
-                return std::task::Poll::Ready(Err(Failure::Own(error)));
-            }
-            let frame = coordinator.poll_frame(cx);
-            if frame.is_pending()
-                && let std::task::Poll::Ready(Err(error)) = sink.poll_flush(cx)
-            {
-                return std::task::Poll::Ready(Err(Failure::Own(error)));
-            }
-            frame
-        })
-        .await?;
-        match frame.tag() {
-            b'T' => {
-                agree(run, description, &frame)?;
-                if run.describe {
-                    description.write(sink.queue(), description.columns.len(), run.result_formats);
-                }
-            }
-            b'n' if run.tells_no_data => sink.queue().extend_from_slice(&frame.bytes),
-            // COPY's rows: CopyOutResponse, CopyData, CopyDone.
-            b'D' | b'C' | b'N' | b'H' | b'd' | b'c' => sink.queue().extend_from_slice(&frame.bytes),
-            b's' => {
-                suspended = true;
-                sink.queue().extend_from_slice(&frame.bytes);
-            }
-            b'E' if run.plan.is_verbatim => return Err(Failure::Server(frame)),
-            b'E' => return Err(Failure::Server(without_position(&frame))),
-            _ => {}
+            Ok(())
         }
-    }
-    Ok(suspended)
+        b'n' if run.tells_no_data => {
+            out.extend_from_slice(&frame.bytes);
+            Ok(())
+        }
+        _ => Ok(()),
+    })
+    .await
 }
 
 /// The client is told what the shard says of the columns: what the coordinator sends must be just that.

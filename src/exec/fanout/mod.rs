@@ -2,6 +2,7 @@
 
 mod explain;
 mod leg;
+mod resume;
 
 use std::future::poll_fn;
 use std::task::{Context, Poll};
@@ -15,6 +16,7 @@ pub(in crate::exec) use explain::line_of;
 pub use explain::plans;
 pub use leg::{Given, Leg};
 use leg::{Progress, SINK_HIGH_BYTES, SINK_LOW_BYTES, Stage};
+pub use resume::{Course, abandon, resume};
 
 use crate::catalog::model::Oid;
 use crate::error::{Error, ErrorKind};
@@ -60,6 +62,8 @@ pub struct Run<'a> {
     pub formats: ResultFormats<'a>,
     /// Whether the client is sent a RowDescription.
     pub describe: bool,
+    /// Rows after which the portal is suspended; `None` for all.
+    pub max_rows: Option<u64>,
     /// ParseComplete and BindComplete, as far as the client is to be given them when a shard has said so.
     pub unanswered: &'a [u8],
     /// The session's setting of that name.
@@ -94,6 +98,8 @@ pub struct Outcome {
     pub untold: usize,
     /// What each leg gave.
     pub given: Vec<Given>,
+    /// How it goes on, if the portal is suspended: PortalSuspended is queued in the sink then, and the legs are not at rest.
+    pub course: Option<Course>,
 }
 
 /// Runs the statement: leg `i` is a connection to shard `plan.shards[i]`, idle and outside of a transaction.
@@ -112,19 +118,8 @@ pub async fn run_under<L: Leg, S: Sink>(
     cancel: &CancellationToken,
     latch: Option<Guard>,
 ) -> Outcome {
-    let mut fanout = Fanout::new(run, legs.len(), latch);
-    let result = tokio::select! {
-        biased;
-        () = cancel.cancelled() => Err(Failure::Own(cancelled())),
-        result = fanout.stream(legs, sink) => result,
-    };
-    if result.is_err() {
-        fanout.latch = None;
-        fanout.give_up(legs).await;
-    }
-    let broken = (0..legs.len()).filter(|&at| !matches!(fanout.legs[at].stage, Stage::Done | Stage::Waiting)).collect();
-    let given = fanout.legs.iter().map(|progress| progress.given).collect();
-    Outcome { result, broken, untold: fanout.unanswered.len(), given }
+    let fanout = Fanout::new(run, legs.len(), latch);
+    fanout.carry_on(legs, sink, cancel).await
 }
 
 fn cancelled() -> Error {
@@ -164,13 +159,35 @@ impl<'a> Fanout<'a> {
         Self { run, legs, description: None, merger: None, next: 0, unanswered, describes, latch, bound: 0, left: None }
     }
 
-    /// Opens legs and merges their rows to the end.
+    /// Streams up to the end, the pause, or an error that leaves every leg clean.
+    async fn carry_on<L: Leg, S: Sink>(mut self, legs: &mut [L], sink: &mut S, cancel: &CancellationToken) -> Outcome {
+        let result = tokio::select! {
+            biased;
+            () = cancel.cancelled() => Err(Failure::Own(cancelled())),
+            result = self.stream(legs, sink) => result,
+        };
+        if result.is_err() {
+            self.latch = None;
+            give_up(&mut self.legs, legs, self.run.drain_timeout).await;
+        }
+        let (untold, given) = (self.unanswered.len(), self.legs.iter().map(|progress| progress.given).collect());
+        let is_suspended = result.is_ok() && self.merger.as_ref().is_some_and(Merger::is_paused);
+        let broken = if is_suspended { Vec::new() } else { broken(&self.legs) };
+        let course = is_suspended.then(|| Course::of(self));
+        Outcome { result, broken, untold, given, course }
+    }
+
+    /// Opens legs and merges their rows to the end, or to the pause.
     async fn stream<L: Leg, S: Sink>(&mut self, legs: &mut [L], sink: &mut S) -> Result<u64, Failure> {
         if legs.len() != self.run.plan.shards.len() || legs.is_empty() {
             return Err(Failure::Own(Error::internal("a fan-out has as many legs as shards")));
         }
         self.start(legs);
-        while !self.legs.iter().all(Progress::is_over) {
+        let before = self.merger.as_ref().map_or(0, Merger::rows);
+        if let Some(merger) = &mut self.merger {
+            merger.allow(self.run.max_rows, sink.queue()).map_err(Failure::Own)?;
+        }
+        while !self.legs.iter().all(Progress::is_over) && !self.pauses() {
             match self.event(legs, sink).await {
                 Event::Frame(at, frame) => self.take(at, &frame, legs, sink)?,
                 Event::Lost(at, error) => {
@@ -180,18 +197,27 @@ impl<'a> Fanout<'a> {
                 Event::SinkLost(error) => return Err(Failure::Own(error)),
             }
         }
-        let Some(mut merger) = self.merger.take() else {
+        let Some(merger) = &mut self.merger else {
             return Err(Failure::Own(Error::internal("no shard described its rows")));
         };
         while merger.finish(sink.queue(), SINK_HIGH_BYTES) {
             poll_fn(|cx| sink.poll_flush(cx)).await.map_err(Failure::Own)?;
         }
+        let (rows, is_paused) = (merger.rows() - before, merger.is_paused());
         if let Some(left) = self.left.take() {
             left.verdict().await.map_err(Failure::Own)?;
         }
-        let rows = merger.rows();
-        writer::command_complete(sink.queue(), &format!("SELECT {rows}"));
+        if is_paused {
+            writer::portal_suspended(sink.queue());
+        } else {
+            writer::command_complete(sink.queue(), &format!("SELECT {rows}"));
+        }
         Ok(rows)
+    }
+
+    /// Whether the portal has its rows: but not before everybody has a snapshot, for which others wait.
+    fn pauses(&self) -> bool {
+        self.latch.is_none() && self.merger.as_ref().is_some_and(Merger::is_paused)
     }
 
     /// Opens waiting legs as far as may run at once.
@@ -326,8 +352,9 @@ impl<'a> Fanout<'a> {
             Some(_) => {}
             None => {
                 let (plan, formats) = (self.run.plan, self.run.formats);
-                let merger = Merger::new(plan, &description, formats, legs.len(), self.run.memory_bytes)
+                let mut merger = Merger::new(plan, &description, formats, legs.len(), self.run.memory_bytes)
                     .map_err(Failure::Unmergeable)?;
+                merger.allow(self.run.max_rows, sink.queue()).map_err(Failure::Own)?;
                 self.merger = Some(merger);
                 if self.run.describe {
                     let visible = description.columns.len() - plan.hidden;
@@ -379,19 +406,24 @@ impl<'a> Fanout<'a> {
         });
         Frame { bytes: bytes.freeze() }
     }
+}
 
-    /// Ends every leg: cancels those that run, rolls back, and reads until they are idle or the time is up.
-    async fn give_up<L: Leg>(&mut self, legs: &mut [L]) {
-        let running = self.legs.iter().zip(legs.iter()).filter(|(progress, _)| progress.stage == Stage::Running);
-        let cancels: Vec<_> = running.map(|(_, leg)| leg.cancel()).collect();
-        let drain = async {
-            join_all(cancels).await;
-            let drains = self.legs.iter_mut().zip(legs.iter_mut()).map(|(progress, leg)| drain(progress, leg));
-            join_all(drains).await;
-        };
-        // Who is not idle by then is reported as broken.
-        let _ = tokio::time::timeout(self.run.drain_timeout, drain).await;
-    }
+/// Legs that are not idle and drained.
+fn broken(progress: &[Progress]) -> Vec<usize> {
+    (0..progress.len()).filter(|&at| !matches!(progress[at].stage, Stage::Done | Stage::Waiting)).collect()
+}
+
+/// Ends every leg: cancels those that run, rolls back, and reads until they are idle or the time is up.
+async fn give_up<L: Leg>(progress: &mut [Progress], legs: &mut [L], drain_timeout: Duration) {
+    let running = progress.iter().zip(legs.iter()).filter(|(progress, _)| progress.stage == Stage::Running);
+    let cancels: Vec<_> = running.map(|(_, leg)| leg.cancel()).collect();
+    let drain = async {
+        join_all(cancels).await;
+        let drains = progress.iter_mut().zip(legs.iter_mut()).map(|(progress, leg)| drain(progress, leg));
+        join_all(drains).await;
+    };
+    // Who is not idle by then is reported as broken.
+    let _ = tokio::time::timeout(drain_timeout, drain).await;
 }
 
 fn unexpected() -> Failure {

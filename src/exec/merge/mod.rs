@@ -42,6 +42,10 @@ pub struct Merger {
     skip: u64,
     left: Option<u64>,
     rows: u64,
+    /// Rows that may be given before it pauses.
+    quota: Option<u64>,
+    /// Rows that came while it paused, where nothing else keeps them.
+    waiting: VecDeque<Frame>,
 }
 
 #[derive(Debug)]
@@ -102,7 +106,35 @@ impl Merger {
                 Machine::Grouped { groups: Box::new(groups), open: legs, answer: VecDeque::new() }
             }
         };
-        Ok(Self { machine, visible, is_whole: plan.hidden == 0, skip: plan.offset, left: plan.limit, rows: 0 })
+        Ok(Self {
+            machine,
+            visible,
+            is_whole: plan.hidden == 0,
+            skip: plan.offset,
+            left: plan.limit,
+            rows: 0,
+            quota: None,
+            waiting: VecDeque::new(),
+        })
+    }
+
+    /// From now on it gives so many rows (`None`: all) and then pauses; rows that are due already are appended to `out`.
+    ///
+    /// # Errors
+    /// As [`Merger::push`].
+    pub fn allow(&mut self, rows: Option<u64>, out: &mut BytesMut) -> Result<(), Error> {
+        self.quota = rows;
+        while !self.is_paused()
+            && let Some(frame) = self.waiting.pop_front()
+        {
+            self.emit(&frame, out)?;
+        }
+        self.drain_ordered(out)
+    }
+
+    /// Whether it has given as many rows as it may for now.
+    pub fn is_paused(&self) -> bool {
+        self.quota == Some(0)
     }
 
     /// Takes a DataRow of that leg in; rows that are due are appended to `out`.
@@ -111,6 +143,10 @@ impl Merger {
     /// A row that cannot be read, a sum out of range, or groups beyond the memory allowed (`54000`).
     pub fn push(&mut self, leg: usize, frame: Frame, out: &mut BytesMut) -> Result<(), Error> {
         match &mut self.machine {
+            Machine::Concatenate if self.quota == Some(0) => {
+                self.waiting.push_back(frame);
+                Ok(())
+            }
             Machine::Concatenate => self.emit(&frame, out),
             Machine::Grouped { groups, .. } => groups.push(frame.body()),
             Machine::Ordered(ordered) => {
@@ -146,6 +182,9 @@ impl Merger {
     /// After all legs have ended: appends rows until `out` holds `high_bytes`. Whether there are more.
     pub fn finish(&mut self, out: &mut BytesMut, high_bytes: usize) -> bool {
         loop {
+            if self.is_paused() {
+                return false;
+            }
             let Machine::Grouped { answer, .. } = &mut self.machine else { return false };
             if out.len() >= high_bytes && !answer.is_empty() {
                 return true;
@@ -201,6 +240,7 @@ impl Merger {
             None => {}
         }
         self.rows += 1;
+        self.quota = self.quota.map(|quota| quota.saturating_sub(1));
         true
     }
 
@@ -219,11 +259,12 @@ impl Merger {
     }
 
     fn drain_ordered(&mut self, out: &mut BytesMut) -> Result<(), Error> {
-        loop {
+        while !self.is_paused() {
             let Machine::Ordered(ordered) = &mut self.machine else { return Ok(()) };
             let Some(frame) = ordered.pop() else { return Ok(()) };
             self.emit(&frame, out)?;
         }
+        Ok(())
     }
 }
 

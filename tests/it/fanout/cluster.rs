@@ -247,6 +247,7 @@ impl Cluster {
                     values,
                     formats: ResultFormats { codes: formats, extra_float_digits: 1 },
                     describe: true,
+                    max_rows: None,
                     unanswered: b"",
                     standard_conforming_strings: true,
                     memory_bytes: 16 * 1024 * 1024,

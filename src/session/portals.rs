@@ -1,0 +1,217 @@
+//! Portals over several shards that outlive the message that executes them: bound in one flight and executed in another, or
+//! suspended by a row limit while their legs wait.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use tokio_util::sync::CancellationToken;
+
+use super::Session;
+use super::extended::malformed;
+use super::fan_out::{DRAIN_TIMEOUT, LeasedLeg, release};
+use crate::error::Error;
+use crate::exec::coordinator;
+use crate::exec::fanout::{self, Course, Failure, Run};
+use crate::exec::merge::ResultFormats;
+use crate::plan::distribute::Streamed;
+use crate::wire::frame::Frame;
+use crate::wire::frontend;
+use crate::wire::writer::{self, TransactionStatus};
+
+/// Portals by name. Boxed where there are any: an idle session is small.
+#[derive(Default)]
+pub(super) struct Suspended(HashMap<Bytes, Halt>);
+
+/// Where a portal stands.
+pub(super) enum Halt {
+    /// It is bound and was not executed.
+    Bound(Frame),
+    /// It has given all its rows.
+    Done,
+    /// Its shards have more rows.
+    Stream(Box<Stream>),
+    /// The coordinator has more rows.
+    Gathered {
+        /// Its connection, in a transaction.
+        leg: LeasedLeg,
+        /// Whether error positions are those of the client's text.
+        is_verbatim: bool,
+    },
+}
+
+/// A fan-out that stands still.
+pub(super) struct Stream {
+    pub(super) legs: Vec<LeasedLeg>,
+    pub(super) course: Course,
+    pub(super) plan: Arc<Streamed>,
+    pub(super) types: Vec<u32>,
+    pub(super) bind: Frame,
+}
+
+impl Session {
+    /// Keeps a portal for later messages.
+    pub(super) fn keep_halted(&mut self, portal: &[u8], halt: Halt) {
+        self.suspended.get_or_insert_default().0.insert(Bytes::copy_from_slice(portal), halt);
+    }
+
+    /// The Bind of a portal that a former flight bound and did not execute.
+    pub(super) fn bound_before(&self, portal: &[u8]) -> Option<Frame> {
+        match self.suspended.as_ref()?.0.get(portal)? {
+            Halt::Bound(bind) => Some(bind.clone()),
+            _ => None,
+        }
+    }
+
+    /// Whether a later Execute of that portal goes on where a former one stopped.
+    pub(super) fn is_halted(&self, portal: &[u8]) -> bool {
+        self.suspended.as_ref().is_some_and(|suspended| suspended.0.contains_key(portal))
+    }
+
+    /// The portal of that name is another, or none. Connections that it kept are closed: [`Session::close_halted`] is kinder.
+    pub(super) fn forget_suspended(&mut self, portal: &[u8]) {
+        if let Some(suspended) = &mut self.suspended {
+            suspended.0.remove(portal);
+        }
+    }
+
+    /// Ends a portal and gives back what it kept; all of them without a name.
+    pub(super) async fn close_halted(&mut self, portal: Option<&[u8]>) {
+        let Some(suspended) = &mut self.suspended else { return };
+        let halted: Vec<Halt> = match portal {
+            Some(portal) => suspended.0.remove(portal).into_iter().collect(),
+            None => std::mem::take(&mut suspended.0).into_values().collect(),
+        };
+        if suspended.0.is_empty() {
+            self.suspended = None;
+        }
+        for halt in halted {
+            match halt {
+                Halt::Bound(_) | Halt::Done => {}
+                Halt::Stream(stream) => {
+                    let Stream { mut legs, course, .. } = *stream;
+                    let broken = fanout::abandon(course, &mut legs, DRAIN_TIMEOUT).await;
+                    release(legs, &broken);
+                }
+                Halt::Gathered { mut leg, .. } => {
+                    let is_fit = coordinator::abandon(&mut leg, DRAIN_TIMEOUT).await;
+                    release(vec![leg], if is_fit { &[] } else { &[0] });
+                }
+            }
+        }
+    }
+
+    /// Executes a suspended portal again. An error of a server's comes back as the bytes that the client is to get.
+    pub(super) async fn resume(&mut self, portal: &[u8], max_rows: i32) -> Result<Result<(), Bytes>, Error> {
+        let halt = self.suspended.as_mut().and_then(|suspended| suspended.0.remove(portal));
+        let work = CancellationToken::new();
+        self.cancel.slot.aim_at_work(work.clone());
+        let limit = self.db.fanout.query_timeout;
+        let late = work.clone();
+        let watch = tokio::time::sleep(limit);
+        let mut timed_out = false;
+        let result = {
+            let mut running = std::pin::pin!(self.go_on(portal, halt, max_rows, &work));
+            tokio::select! {
+                result = &mut running => result,
+                () = watch => {
+                    timed_out = true;
+                    late.cancel();
+                    running.await
+                }
+            }
+        };
+        self.cancel.slot.work_is_over();
+        match result {
+            Ok(()) => Ok(Ok(())),
+            Err(Failure::Server(frame)) => Ok(Err(frame.bytes)),
+            Err(Failure::Own(_)) if timed_out => Err(super::failure::too_slow("fanout.query_timeout")),
+            Err(Failure::Own(error) | Failure::Unmergeable(error)) => Err(error),
+        }
+    }
+
+    async fn go_on(
+        &mut self,
+        portal: &[u8],
+        halt: Option<Halt>,
+        max_rows: i32,
+        work: &CancellationToken,
+    ) -> Result<(), Failure> {
+        match halt {
+            Some(Halt::Done) => {
+                writer::command_complete(self.out(), "SELECT 0");
+                self.keep_halted(portal, Halt::Done);
+                Ok(())
+            }
+            Some(Halt::Stream(stream)) => self.go_on_streaming(portal, *stream, max_rows, work).await,
+            Some(Halt::Gathered { mut leg, is_verbatim }) => {
+                let resumed =
+                    coordinator::resume(is_verbatim, max_rows, &mut leg, &mut self.client, work, DRAIN_TIMEOUT);
+                let (result, is_fit) = resumed.await;
+                match result {
+                    Ok(true) => self.keep_halted(portal, Halt::Gathered { leg, is_verbatim }),
+                    _ => {
+                        release(vec![leg], if is_fit { &[] } else { &[0] });
+                        self.keep_halted(portal, Halt::Done);
+                    }
+                }
+                result.map(|_| ())
+            }
+            _ => Err(Failure::Own(Error::internal("a portal that is resumed was suspended"))),
+        }
+    }
+
+    async fn go_on_streaming(
+        &mut self,
+        portal: &[u8],
+        stream: Stream,
+        max_rows: i32,
+        work: &CancellationToken,
+    ) -> Result<(), Failure> {
+        let Stream { mut legs, course, plan, types, bind } = stream;
+        let bound = frontend::bind(bind.body()).map_err(|error| Failure::Own(malformed("Bind", error)))?;
+        let run = Run {
+            plan: &plan,
+            types: &types,
+            parameter_formats: &bound.formats,
+            values: &bound.values,
+            formats: ResultFormats { codes: &bound.result_formats, extra_float_digits: self.extra_float_digits() },
+            describe: false,
+            max_rows: rows_of(max_rows),
+            unanswered: b"",
+            standard_conforming_strings: self.conforming_strings(),
+            memory_bytes: self.db.fanout.memory_bytes,
+            max_parallel: self.db.fanout.max_parallel,
+            drain_timeout: DRAIN_TIMEOUT,
+        };
+        let outcome = fanout::resume(&run, course, &mut legs, &mut self.client, work).await;
+        match outcome.course {
+            Some(course) => {
+                let bind = bind.clone();
+                self.keep_halted(portal, Halt::Stream(Box::new(Stream { legs, course, plan, types, bind })));
+            }
+            None => {
+                release(legs, &outcome.broken);
+                self.keep_halted(portal, Halt::Done);
+            }
+        }
+        outcome.result.map(|_| ())
+    }
+
+    /// Notes that a portal has given all its rows, if it may be asked for more.
+    pub(super) fn note_done(&mut self, portal: &[u8], max_rows: i32) {
+        if !portal.is_empty() || max_rows > 0 {
+            self.keep_halted(portal, Halt::Done);
+        }
+    }
+
+    /// Whether the transaction lets a suspended portal go on.
+    pub(super) fn check_resuming(&self) -> Result<(), Error> {
+        if self.status == TransactionStatus::Failed { Err(super::planned::aborted()) } else { Ok(()) }
+    }
+}
+
+/// Execute's row limit.
+pub(super) fn rows_of(max_rows: i32) -> Option<u64> {
+    u64::try_from(max_rows).ok().filter(|&rows| rows > 0)
+}
