@@ -7,8 +7,8 @@ use tokio_postgres::{Client, Row};
 
 use super::closure::{self, Edges};
 use super::model::{
-    Catalog, Collation, Column, Function, FunctionKind, Oid, Persistence, Relation, RelationKind, RowRules, Type,
-    Volatility,
+    Catalog, Collation, Column, DefaultKind, Function, FunctionKind, Oid, Persistence, Relation, RelationKind,
+    RowRules, Type, Volatility,
 };
 use super::{policies, queries};
 use crate::error::{Error, ErrorKind};
@@ -229,6 +229,17 @@ fn relation(row: &Row) -> Result<Relation, tokio_postgres::Error> {
 }
 
 fn column(row: &Row) -> Result<Column, tokio_postgres::Error> {
+    let default = match letter(row, 8)? {
+        'n' => DefaultKind::None,
+        'i' => DefaultKind::Constant,
+        'v' => DefaultKind::PerRow,
+        _ => DefaultKind::Moment,
+    };
+    let expression: Option<&str> = row.try_get(9)?;
+    let moment = match expression.filter(|_| default == DefaultKind::Moment) {
+        Some(expression) => Some((expression.into(), text(row, 10)?)),
+        None => None,
+    };
     Ok(Column {
         name: text(row, 2)?,
         type_oid: row.try_get(3)?,
@@ -236,6 +247,8 @@ fn column(row: &Row) -> Result<Column, tokio_postgres::Error> {
         collation: row.try_get(5)?,
         not_null: row.try_get(6)?,
         has_default: row.try_get(7)?,
+        default,
+        moment,
     })
 }
 

@@ -131,6 +131,23 @@ pub struct Column {
     pub not_null: bool,
     /// Whether it has a default, is generated, or is an identity column.
     pub has_default: bool,
+    /// What sort of default.
+    pub default: DefaultKind,
+    /// Its expression and the column's type, where it is of [`DefaultKind::Moment`] and made of PostgreSQL's own functions.
+    pub moment: Option<(Box<str>, Box<str>)>,
+}
+
+/// What the default of a column depends on, in the order of how much.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum DefaultKind {
+    /// There is none: NULL.
+    None,
+    /// Nothing but the row itself.
+    Constant,
+    /// Each row gets its own: a sequence's next value, a random number.
+    PerRow,
+    /// The statement or the session: the time, the user. Or nobody knows.
+    Moment,
 }
 
 /// `pg_proc.provolatile`

@@ -16,14 +16,26 @@ from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamesp
 where n.nspname !~ '^pg_(toast|temp_|toast_temp_)' and c.relpersistence <> 't'";
 
 /// Live columns of relations outside of PostgreSQL's own schemas, in attribute order.
-pub(super) const COLUMNS: &str = "
+pub(super) const COLUMNS: &str = r#"
 select a.attrelid, a.attnum, a.attname, a.atttypid, a.atttypmod, a.attcollation, a.attnotnull,
-       a.atthasdef or a.attidentity <> '' or a.attgenerated <> ''
+       a.atthasdef or a.attidentity <> '' or a.attgenerated <> '',
+       (case when a.attidentity <> '' then 'v' when a.attgenerated <> '' then 'i'
+             when not a.atthasdef then case when t.typdefaultbin is null then 'n' else 's' end
+             when d.adbin::text ~ '\{SQLVALUEFUNCTION|\{COERCEVIAIO|\{XMLEXPR' then 's'
+             else coalesce((select case when bool_or(p.provolatile = 's' or (p.oid >= 16384 and p.provolatile <> 'i')) then 's'
+                                        when bool_or(p.provolatile = 'v') then 'v' else 'i' end
+                            from regexp_matches(d.adbin::text, ':(?:funcid|opfuncid) (\d+)', 'g') m
+                            join pg_catalog.pg_proc p on p.oid = m[1]::oid), 'i') end)::"char",
+       case when d.adbin::text ~ '\{SQLVALUEFUNCTION|:funcid ' and not exists
+              (select from regexp_matches(d.adbin::text, ':(?:funcid|opfuncid) (\d+)', 'g') m where m[1]::oid >= 16384)
+            then pg_catalog.pg_get_expr(d.adbin, d.adrelid) end,
+       pg_catalog.format_type(a.atttypid, a.atttypmod)
 from pg_catalog.pg_attribute a join pg_catalog.pg_class c on c.oid = a.attrelid
-join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+join pg_catalog.pg_namespace n on n.oid = c.relnamespace join pg_catalog.pg_type t on t.oid = a.atttypid
+left join pg_catalog.pg_attrdef d on d.adrelid = a.attrelid and d.adnum = a.attnum
 where a.attnum > 0 and not a.attisdropped and c.relkind in ('r', 'p', 'v', 'm', 'f') and c.relpersistence <> 't'
   and n.nspname <> 'information_schema' and n.nspname !~ '^pg_(catalog$|toast|temp_)'
-order by a.attrelid, a.attnum";
+order by a.attrelid, a.attnum"#;
 
 /// Primary keys, and foreign keys whose action writes to the referencing table.
 pub(super) const CONSTRAINTS: &str = "

@@ -6,4 +6,5 @@ pub mod fanout;
 pub mod merge;
 pub mod readonly;
 pub mod relay;
+pub mod scatter;
 pub mod two_phase;

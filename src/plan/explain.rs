@@ -69,6 +69,15 @@ fn way(rows: &mut Rows, plan: &Plan, scs: bool) {
             }
             rows.add("runs", masked(&gathered.sql, scs));
         }
+        Plan::Scatter(scattered) => {
+            for part in &scattered.parts {
+                let what = match part.rows.len() {
+                    0 => "the statement".to_owned(),
+                    count => format!("{count} rows"),
+                };
+                rows.add(&format!("shard {}", part.shard), what);
+            }
+        }
         Plan::Local(Local::Empty) => rows.add("answer", "an empty query"),
         Plan::Local(Local::ExplainRoute(_)) => rows.add("answer", "the plan of the statement inside"),
         Plan::Refuse(refusal) => {

@@ -33,6 +33,8 @@ pub enum Plan {
     Cursor(Arc<distribute::Gathered>),
     /// EXPLAIN of a statement that runs on several shards.
     Explain(Arc<Explained>),
+    /// A write on several shards, in one transaction over them.
+    Scatter(Arc<distribute::Scattered>),
     /// Over sharded tables, with parameters that decide where and are not known yet: describe it on any shard, decide again after Bind.
     NeedsBind(Reason),
     /// Answered by pgherd itself.
@@ -53,6 +55,7 @@ impl Plan {
             Self::Gather(_) => "gather",
             Self::Cursor(_) => "cursor",
             Self::Explain(_) => "explain",
+            Self::Scatter(_) => "scatter",
             Self::NeedsBind(_) => "needs-bind",
             Self::Local(_) => "local",
             Self::Refuse(_) => "refuse",
@@ -69,6 +72,7 @@ impl Plan {
             Self::FanOut(streamed) => Some(&streamed.reason),
             Self::Gather(gathered) | Self::Cursor(gathered) => Some(&gathered.reason),
             Self::Explain(explained) => explained.plan.reason(),
+            Self::Scatter(scattered) => Some(&scattered.reason),
             Self::Local(_) | Self::Refuse(_) => None,
         }
     }

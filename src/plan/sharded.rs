@@ -4,13 +4,20 @@ use super::distribute::{self, Distributed, Parameters};
 use super::functions::{self, Conduct};
 use super::rules::{Input, Transaction};
 use super::{Plan, Reason, Refusal, names, wrapped};
-use crate::catalog::model::Catalog;
+use crate::catalog::model::{Catalog, RelationKind};
 use crate::sql::facts::{Class, Name, Statement};
 
 /// A plan for a query string of a database with sharded tables; `None` where only the primary is concerned.
 pub(super) fn decide(input: &Input<'_>) -> Option<Plan> {
     if input.database.tables.is_empty() {
         return None;
+    }
+    if let Some(statement) = input.facts.single().filter(|statement| statement.class == Class::Ddl) {
+        match ddl(input, statement) {
+            Ok(Some(plan)) => return Some(plan),
+            Ok(None) => {}
+            Err(refusal) => return Some(Plan::Refuse(refusal)),
+        }
     }
     let mut distributed = false;
     for statement in &input.facts.statements {
@@ -54,9 +61,20 @@ pub(super) fn planned(
             "Try again when the shards can be reached.",
         ));
     };
+    distribute::plan(&for_shards(input, text, statement, shards, only_gathered))
+}
+
+/// What the distribution planner is told.
+fn for_shards<'a>(
+    input: &Input<'a>,
+    text: &'a str,
+    statement: &'a Statement,
+    shards: &'a Catalog,
+    only_gathered: bool,
+) -> distribute::Input<'a> {
     let parameters =
         input.bound.map(|bound| Parameters { types: bound.types, formats: bound.formats, values: bound.values });
-    distribute::plan(&distribute::Input {
+    distribute::Input {
         text,
         statement,
         catalog: shards,
@@ -70,7 +88,7 @@ pub(super) fn planned(
         parameters: parameters.or((statement.parameters == 0).then_some(Parameters::NONE)),
         coordinator: input.coordinator,
         is_unmergeable: input.is_unmergeable || only_gathered,
-    })
+    }
 }
 
 fn distribute(input: &Input<'_>, statement: &Statement) -> Option<Plan> {
@@ -82,12 +100,35 @@ fn distribute(input: &Input<'_>, statement: &Statement) -> Option<Plan> {
         }
         Ok(Distributed::Streamed(streamed)) => Some(in_transaction(input, Plan::FanOut(streamed))),
         Ok(Distributed::Gathered(gathered)) => Some(in_transaction(input, Plan::Gather(gathered))),
+        Ok(Distributed::Scattered(scattered)) => Some(Plan::Scatter(scattered)),
         Ok(Distributed::NeedsBind) => Some(Plan::NeedsBind(Reason {
             code: "needs-bind",
             text: "which shards it concerns is known when its parameters are".into(),
         })),
         Err(refusal) => Some(Plan::Refuse(refusal)),
     }
+}
+
+/// TRUNCATE and DDL on tables of the shards; `None` where they are not concerned, or it is for others to refuse.
+fn ddl(input: &Input<'_>, statement: &Statement) -> Result<Option<Plan>, Refusal> {
+    let Some(shards) = input.shards.filter(|_| input.session.text_is_plain) else { return Ok(None) };
+    let on_shards = |name: &Name| match place(input, name) {
+        Ok(Place::Shards) => Ok(true),
+        Ok(_) => Ok(false),
+        // An index has the name of no table, and lies where its table does.
+        Err(refusal) if refusal.code == "unknown-on-primary" && is_index(input, name) => Ok(true),
+        Err(refusal) => Err(refusal),
+    };
+    match distribute::ddl(&for_shards(input, input.text, statement, shards, false), on_shards)? {
+        Distributed::Scattered(scattered) => Ok(Some(Plan::Scatter(scattered))),
+        Distributed::Shard { shard, reason } => Ok(Some(Plan::Shard { shard, detachable: false, reason })),
+        _ => Ok(None),
+    }
+}
+
+fn is_index(input: &Input<'_>, name: &Name) -> bool {
+    let found = input.shards.map(|catalog| names::candidates(name, catalog, input.session.search_path));
+    found.is_some_and(|found| found.iter().any(|relation| relation.kind == RelationKind::Other))
 }
 
 /// A fan-out reads on connections of its own: right under READ COMMITTED, as long as the transaction has written nothing.

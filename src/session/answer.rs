@@ -125,6 +125,12 @@ impl Session {
                     return Ok(Carried::Failed);
                 }
             }
+            Way::Scatter(scattered) => {
+                if let Err(message) = Box::pin(self.scatter(execution, described, &scattered)).await? {
+                    self.fail_with(message);
+                    return Ok(Carried::Failed);
+                }
+            }
             Way::Explain(rows) => self.answer_rows(execution, described, &rows),
             Way::Empty => {
                 let out = self.out();

@@ -43,7 +43,7 @@ impl Session {
     pub(super) async fn hold(&mut self, frame: Frame) -> Result<(), Error> {
         match frame.tag() {
             b'S' => {
-                self.run_flight().await?;
+                self.run_flight(true).await?;
                 if self.suspended.is_some() && self.status == TransactionStatus::Idle {
                     Box::pin(self.close_halted(None)).await;
                 }
@@ -51,7 +51,7 @@ impl Session {
                 self.on_sync(frame).await
             }
             b'H' => {
-                self.run_flight().await?;
+                self.run_flight(false).await?;
                 self.end_of_flush().await
             }
             _ => {
@@ -68,7 +68,7 @@ impl Session {
 
     /// What is held back goes on its way: something follows that cannot be held.
     pub(super) async fn flight_must_be_relayed(&mut self) -> Result<(), Error> {
-        if self.db.is_planned() { self.run_flight().await } else { Ok(()) }
+        if self.db.is_planned() { self.run_flight(false).await } else { Ok(()) }
     }
 
     /// A Query or FunctionCall ends a pipeline that has no Sync, and is not heard if something in it failed.
@@ -77,13 +77,14 @@ impl Session {
             return Ok(());
         }
         let simple = !std::mem::replace(&mut self.in_extended, true);
-        self.run_flight().await?;
+        self.run_flight(false).await?;
         self.in_extended = !simple;
         self.wait_for_answers().await
     }
 
     /// Handles what is held back. Errors of single executions are the client's; what is returned ends the session.
-    async fn run_flight(&mut self) -> Result<(), Error> {
+    /// `ends` says whether a Sync follows.
+    async fn run_flight(&mut self, ends: bool) -> Result<(), Error> {
         let frames = std::mem::take(&mut self.flight).frames;
         if frames.is_empty() {
             return Ok(());
@@ -96,7 +97,8 @@ impl Session {
         while !rest.is_empty() && !self.skipping {
             let end = rest.iter().position(|frame| frame.tag() == b'E').map_or(rest.len(), |at| at + 1);
             let (unit, behind) = rest.split_at(end);
-            if let Err(error) = Box::pin(self.run_unit(unit, behind)).await {
+            let is_last = ends && !behind.iter().any(|frame| frame.tag() == b'E');
+            if let Err(error) = Box::pin(self.run_unit(unit, behind, is_last)).await {
                 self.fail(error).await?;
             }
             rest = behind;
@@ -122,12 +124,14 @@ impl Session {
         Ok(())
     }
 
-    /// Handles the messages up to one Execute, or those at the end that execute nothing; `behind` is what follows them.
-    async fn run_unit(&mut self, unit: &[Frame], behind: &[Frame]) -> Result<(), Error> {
+    /// Handles the messages up to one Execute, or those at the end that execute nothing; `behind` is what follows them,
+    /// and whether nothing more is executed before a Sync.
+    async fn run_unit(&mut self, unit: &[Frame], behind: &[Frame], is_last: bool) -> Result<(), Error> {
         if self.is_known_unit(unit)? {
             return self.relay_unit(unit, super::context::Target::Primary).await;
         }
         let way = self.way_of_unit(unit).await?.settled(unit, behind, self.status);
+        self.refuse_in_pipeline(&way, is_last)?;
         let only_statements = unit.iter().all(|frame| !matches!(frame.tag(), b'B' | b'E'));
         if only_statements && self.describes_beside(way.relay_target()) {
             return self.describe_aside(unit, way.relay_target()).await;
@@ -151,7 +155,9 @@ impl Session {
         if self.skipping || rest.is_empty() {
             return Ok(());
         }
-        match self.way_of_unit(rest).await?.settled(rest, behind, self.status) {
+        let way = self.way_of_unit(rest).await?.settled(rest, behind, self.status);
+        self.refuse_in_pipeline(&way, is_last)?;
+        match way {
             Way::Relay(target) => self.relay_unit(rest, target).await,
             way => self.answer_unit(rest, way).await,
         }

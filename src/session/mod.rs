@@ -30,6 +30,7 @@ mod renewal;
 mod replica;
 pub mod replication;
 mod restore;
+mod scatter;
 mod span;
 mod state;
 mod turn;

@@ -11,7 +11,7 @@ use super::memo::World;
 use crate::cache::{Audit, Entry, Failure, FillTicket};
 use crate::catalog::model::Catalog;
 use crate::error::{Error, ErrorKind};
-use crate::plan::distribute::{Gathered, Streamed};
+use crate::plan::distribute::{Gathered, Scattered, Streamed};
 use crate::plan::rules::{self, Bound, Input, SessionView, Transaction, resolve_search_path};
 use crate::plan::{CachedRead, Explained, Local, Plan, Refusal};
 use crate::sql::facts::{Class, Facts, SharedFacts, TransactionControl};
@@ -64,6 +64,8 @@ pub(super) enum Way {
     Cursor(Arc<Gathered>),
     /// Tells how several shards, and the coordinator, would run it, or have.
     ExplainOver(Arc<Explained>),
+    /// Writes on several shards.
+    Scatter(Arc<Scattered>),
     /// Shows where it would run.
     Explain(Vec<(String, String)>),
     /// Executes a portal again that a row limit has suspended.
@@ -91,7 +93,7 @@ pub(super) enum Way {
 impl Way {
     /// Whether it is run on a server connection of its own, whose word on Parse and Bind is passed on.
     pub(super) fn is_read_aside(&self) -> bool {
-        matches!(self, Self::ReadOnly(_) | Self::Fill(..) | Self::FanOut(_) | Self::Failed(_))
+        matches!(self, Self::ReadOnly(_) | Self::Fill(..) | Self::FanOut(_) | Self::Failed(_) | Self::Scatter(_))
     }
 
     /// The server of something that is passed on; the primary for all else.
@@ -111,6 +113,7 @@ impl Way {
                 Target::Shard(gathered.shards.first().copied().unwrap_or(0))
             }
             Self::ExplainOver(_) => Target::Shard(0),
+            Self::Scatter(scattered) => Target::Shard(scattered.parts.first().map_or(0, |part| part.shard)),
             _ => Target::Primary,
         }
     }
@@ -126,6 +129,7 @@ impl Way {
             Self::Hit(..) | Self::Fill(..) | Self::Failed(_) => PlanClass::Cached,
             Self::FanOut(_) | Self::Resume => PlanClass::FanOut,
             Self::Gather(_) | Self::Cursor(_) | Self::ExplainOver(_) => PlanClass::Gather,
+            Self::Scatter(_) => PlanClass::Scatter,
             Self::Explain(_)
             | Self::Bind
             | Self::Empty
@@ -196,6 +200,7 @@ impl Session {
             Plan::Gather(gathered) => self.way_of_fan_out(Way::Gather(gathered)),
             Plan::Cursor(gathered) => self.way_of_fan_out(Way::Cursor(gathered)),
             Plan::Explain(explained) => self.way_of_fan_out(Way::ExplainOver(explained)),
+            Plan::Scatter(scattered) => self.way_of_fan_out(Way::Scatter(scattered)),
             Plan::Local(Local::Empty) => Ok(Way::Empty),
             Plan::Local(Local::ExplainRoute(inner)) => self.explain(execution, &inner).await.map(Way::Explain),
             Plan::Refuse(refusal) => Err(self.refused(refusal)),

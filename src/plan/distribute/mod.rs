@@ -5,6 +5,7 @@ mod block;
 mod check;
 mod constant;
 mod correlated;
+mod ddl;
 mod filters;
 mod functions;
 mod gather;
@@ -14,6 +15,7 @@ mod having;
 mod items;
 mod model;
 mod refuse;
+mod scatter;
 mod scope;
 mod ship;
 mod source;
@@ -21,10 +23,12 @@ mod stream;
 mod tie;
 mod write;
 
+pub use ddl::ddl;
 pub use model::{
     Aggregate, Collating, Condition, Distributed, Gathered, Groups, Input, Key, Merge, Output, Parameters, Session,
     Shipment, Sort, SortBy, Streamed,
 };
+pub use scatter::{Part, Scattered, Tally, marker};
 
 use sqlparser::ast::{Query, SetExpr, Statement};
 
@@ -33,6 +37,7 @@ use self::check::check;
 use self::constant::Constants;
 use self::functions::Functions;
 use self::refuse::{clause, refuse};
+use self::scatter::Written;
 use self::source::Source;
 use crate::plan::{Reason, Refusal};
 use crate::sql::facts::Class;
@@ -66,7 +71,10 @@ fn planned(
     analysis: &mut Analysis<'_>,
 ) -> Result<Distributed, Refusal> {
     let shape = match tree {
-        Statement::Explain { statement, .. } => walk(analysis, statement).map(|_| Shape::Explain),
+        Statement::Explain { statement, .. } => match walk(analysis, statement) {
+            Ok(Shape::Write(Written::Reference(relation))) => return Err(write::explained(&relation.name)),
+            walked => walked.map(|_| Shape::Explain),
+        },
         tree => walk(analysis, tree),
     };
     let shape = match shape {
@@ -99,6 +107,13 @@ fn planned(
         return Ok(Distributed::NeedsBind);
     }
     match (analysis.tie, shape) {
+        (_, Shape::Write(Written::Reference(relation))) => {
+            let (touches_sharded, inner) = (analysis.touches_sharded, analysis.inner_queries);
+            if names_a_moment(input) {
+                return Err(clause("stable-function", "a parameter such as 'now'"));
+            }
+            scatter::reference(input, tree, &relation, touches_sharded, inner, findings.one_shard)
+        }
         (Tie::One(shard), _) => {
             Ok(Distributed::Shard { shard, reason: reason("shard-key", "every sharded table is tied to one shard") })
         }
@@ -114,7 +129,13 @@ fn planned(
             shard: 0,
             reason: reason("no-rows", "the shard keys' values contradict each other: no row can match"),
         }),
-        (Tie::Many, Shape::Write) => Err(write::refused()),
+        (Tie::Many, Shape::Write(Written::Sharded(written))) => {
+            if names_a_moment(input) {
+                return Err(clause("stable-function", "a parameter such as 'now'"));
+            }
+            scatter::sharded(input, tree, source, written, analysis.inner_queries, findings.one_shard)
+        }
+        (Tie::Many, Shape::Write(Written::Elsewhere)) => Err(clause("multi-shard-write", "this write")),
         (Tie::Many, Shape::Explain) => Err(clause("explain", "EXPLAIN")),
         (Tie::Many, Shape::Query(parts)) => {
             let (query, block) = *parts;
@@ -138,7 +159,7 @@ fn awaits_bind(input: &Input<'_>) -> bool {
 /// What a statement is, with what is needed to split it.
 enum Shape<'t> {
     Query(Box<(&'t Query, Option<Block<'t>>)>),
-    Write,
+    Write(Written),
     Explain,
 }
 
@@ -148,9 +169,9 @@ fn walk<'t>(analysis: &mut Analysis<'_>, tree: &'t Statement) -> Result<Shape<'t
             let block = analysis.query(query, None, &Vec::new())?;
             Ok(Shape::Query(Box::new((query, block))))
         }
-        Statement::Insert(insert) => write::insert(analysis, insert).map(|()| Shape::Write),
-        Statement::Update(update) => write::update(analysis, update).map(|()| Shape::Write),
-        Statement::Delete(delete) => write::delete(analysis, delete).map(|()| Shape::Write),
+        Statement::Insert(insert) => write::insert(analysis, insert).map(Shape::Write),
+        Statement::Update(update) => write::update(analysis, update).map(Shape::Write),
+        Statement::Delete(delete) => write::delete(analysis, delete).map(Shape::Write),
         _ => Err(clause("statement", "this kind of statement")),
     }
 }

@@ -93,6 +93,8 @@ pub enum Distributed {
     Streamed(Arc<Streamed>),
     /// Rows are shipped to a server that runs the statement itself.
     Gathered(Arc<Gathered>),
+    /// A write on several shards, in one transaction over them.
+    Scattered(Arc<super::scatter::Scattered>),
     /// It has parameters that are not known yet: describe it on any shard, plan again after Bind.
     NeedsBind,
 }

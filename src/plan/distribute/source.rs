@@ -208,6 +208,31 @@ impl<'a> Source<'a> {
         })
     }
 
+    /// The text of each row of an INSERT's `VALUES (...), (...)`, parentheses included.
+    pub(super) fn rows_of_values(&self) -> Option<Vec<Range<usize>>> {
+        let is_start = |&at: &usize| self.is(at, "values") && self.is_punctuation(at + 1, b'(') && at >= 3;
+        let mut open = self.outer().into_iter().find(is_start)? + 1;
+        let mut rows = Vec::new();
+        loop {
+            let close = self.closing(open)?;
+            rows.push(self.tokens.get(open)?.start..self.tokens.get(close)?.end);
+            if !self.is_punctuation(close + 1, b',') || !self.is_punctuation(close + 2, b'(') {
+                return Some(rows);
+            }
+            open = close + 2;
+        }
+    }
+
+    /// Where the parenthesis behind an INSERT's columns stands, if it lists any.
+    pub(super) fn end_of_columns(&self) -> Option<usize> {
+        let values = self
+            .outer()
+            .into_iter()
+            .find(|&at| self.is(at, "values") && self.is_punctuation(at + 1, b'(') && at >= 3)?;
+        let open = (2..values).find(|&at| self.is_punctuation(at, b'('))?;
+        Some(self.tokens.get(self.closing(open)?)?.start)
+    }
+
     fn closing(&self, open: usize) -> Option<usize> {
         let mut depth = 0_i32;
         (open..self.tokens.len()).find(|&at| {

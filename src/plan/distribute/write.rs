@@ -1,4 +1,4 @@
-//! INSERT, UPDATE and DELETE on sharded tables: to one shard, or refused.
+//! INSERT, UPDATE and DELETE on sharded and reference tables: what they write to, and to which shards.
 
 use sqlparser::ast::{
     Assignment, AssignmentTarget, ConflictTarget, Delete, Expr, FromTable, Insert, ObjectName, OnConflictAction,
@@ -7,24 +7,26 @@ use sqlparser::ast::{
 
 use super::analysis::{Analysis, Tie};
 use super::refuse::refuse;
+use super::scatter::{Sharded, Written};
 use super::scope::{Role, parts};
 use super::tie::Ties;
 use crate::catalog::model::Relation;
 use crate::plan::Refusal;
 use crate::plan::shard_key::Layout;
 
-fn reference(name: &str) -> Refusal {
+/// EXPLAIN would run on one shard what has to be done on all.
+pub(super) fn explained(name: &str) -> Refusal {
     refuse(
         "reference-write",
-        format!("a write to reference table \"{name}\" would have to reach every shard"),
-        "write it on each shard yourself; pgherd does not write to several shards at once",
+        format!("EXPLAIN of a write to reference table \"{name}\", which would have to reach every shard"),
+        "use EXPLAIN (ROUTE)",
     )
 }
 
 fn several() -> Refusal {
     refuse(
         "multi-shard-write",
-        "a write that can touch rows of several shards is not supported",
+        "this form of write is not supported on sharded tables",
         "write by equality with one value of the shard key",
     )
 }
@@ -37,29 +39,32 @@ fn key_change(column: &str) -> Refusal {
     )
 }
 
-/// An INSERT: all of its rows must belong to one shard.
-pub(super) fn insert(analysis: &mut Analysis<'_>, insert: &Insert) -> Result<(), Refusal> {
+/// An INSERT: each of its rows belongs to one shard.
+pub(super) fn insert(analysis: &mut Analysis<'_>, insert: &Insert) -> Result<Written, Refusal> {
     let TableObject::TableName(name) = &insert.table else { return Err(several()) };
     let (schema, table) = parts(name).ok_or_else(several)?;
     let (relation, role) = analysis.relation(schema, table)?;
     analysis.expressions(&insert.returning, None, &Vec::new())?;
     analysis.expressions(&insert.on, None, &Vec::new())?;
     let (layout, relation) = match (role, relation) {
-        (Role::Reference, _) => return Err(reference(table)),
+        (Role::Reference, Some(relation)) => {
+            return walk_source(analysis, insert).map(|()| Written::Reference(relation));
+        }
         (Role::Sharded(layout), Some(relation)) => (layout, relation),
-        _ => return walk_source(analysis, insert),
+        _ => return walk_source(analysis, insert).map(|()| Written::Elsewhere),
     };
     walk_source(analysis, insert)?;
     conflict(&layout, insert)?;
-    let shards = rows(analysis, insert, &layout, &relation)?;
-    for shard in shards {
+    let rows = rows(analysis, insert, &layout, &relation)?;
+    for &shard in &rows {
         analysis.tie = match analysis.tie {
             Tie::Free => Tie::One(shard),
             Tie::One(one) if one == shard => Tie::One(one),
             _ => Tie::Many,
         };
     }
-    Ok(())
+    let shards = Ok(rows.iter().copied().collect());
+    Ok(Written::Sharded(Sharded { relation, rows, shards }))
 }
 
 fn walk_source(analysis: &mut Analysis<'_>, insert: &Insert) -> Result<(), Refusal> {
@@ -129,8 +134,8 @@ fn unknown_key(layout: &Layout) -> Refusal {
     )
 }
 
-/// An UPDATE: by key to one shard, the key itself unchanged.
-pub(super) fn update(analysis: &mut Analysis<'_>, update: &Update) -> Result<(), Refusal> {
+/// An UPDATE: of rows on one shard or on several, the key itself unchanged.
+pub(super) fn update(analysis: &mut Analysis<'_>, update: &Update) -> Result<Written, Refusal> {
     let mut from = vec![update.table.clone()];
     match &update.from {
         None => {}
@@ -141,28 +146,28 @@ pub(super) fn update(analysis: &mut Analysis<'_>, update: &Update) -> Result<(),
     if !update.order_by.is_empty() || update.limit.is_some() {
         return Err(several());
     }
-    let target = target(analysis, &from, update.selection.as_ref(), |scope, analysis| {
+    let (layout, written) = target(analysis, &from, update.selection.as_ref(), |scope, analysis| {
         analysis.expressions(&update.assignments, Some(scope), &Vec::new())?;
         analysis.expressions(&update.returning, Some(scope), &Vec::new())
     })?;
-    match target {
-        Some(layout) => assignments(&layout, &update.assignments),
-        None => Ok(()),
+    if let Some(layout) = layout {
+        assignments(&layout, &update.assignments)?;
     }
+    Ok(written)
 }
 
-/// A DELETE: by key to one shard.
-pub(super) fn delete(analysis: &mut Analysis<'_>, delete: &Delete) -> Result<(), Refusal> {
+/// A DELETE: of rows on one shard or on several.
+pub(super) fn delete(analysis: &mut Analysis<'_>, delete: &Delete) -> Result<Written, Refusal> {
     let (FromTable::WithFromKeyword(tables) | FromTable::WithoutKeyword(tables)) = &delete.from;
     let mut from = tables.clone();
     from.extend(delete.using.iter().flatten().cloned());
     if !delete.order_by.is_empty() || delete.limit.is_some() || !delete.tables.is_empty() {
         return Err(several());
     }
-    target(analysis, &from, delete.selection.as_ref(), |scope, analysis| {
+    let (_, written) = target(analysis, &from, delete.selection.as_ref(), |scope, analysis| {
         analysis.expressions(&delete.returning, Some(scope), &Vec::new())
     })?;
-    Ok(())
+    Ok(written)
 }
 
 /// Walks the block whose first relation is written; its layout, if it is sharded.
@@ -171,14 +176,19 @@ fn target(
     from: &[TableWithJoins],
     selection: Option<&Expr>,
     rest: impl FnOnce(&super::scope::Scope<'_>, &mut Analysis<'_>) -> Result<(), Refusal>,
-) -> Result<Option<Layout>, Refusal> {
+) -> Result<(Option<Layout>, Written), Refusal> {
     let block = analysis.block(from, selection, None, &Vec::new())?;
     rest(&block.scope, analysis)?;
     let target = block.scope.sources.first().ok_or_else(several)?;
-    match &target.role {
-        Role::Reference => Err(reference(&target.alias)),
-        Role::Sharded(layout) => Ok(Some((**layout).clone())),
-        Role::Derived | Role::Foreign => Ok(None),
+    let relation = target.relation.clone();
+    match (&target.role, relation) {
+        (Role::Reference, Some(relation)) => Ok((None, Written::Reference(relation))),
+        (Role::Sharded(layout), Some(relation)) => {
+            let shards = block.joined.together.map(|()| block.joined.shards);
+            Ok((Some((**layout).clone()), Written::Sharded(Sharded { relation, rows: Vec::new(), shards })))
+        }
+        (Role::Reference | Role::Sharded(_), None) => Err(several()),
+        (Role::Derived | Role::Foreign, _) => Ok((None, Written::Elsewhere)),
     }
 }
 
@@ -194,9 +204,4 @@ fn assignments(layout: &Layout, assignments: &[Assignment]) -> Result<(), Refusa
         }
     }
     Ok(())
-}
-
-/// The refusal of a write that no single shard can take.
-pub(super) fn refused() -> Refusal {
-    several()
 }

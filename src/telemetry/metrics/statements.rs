@@ -26,6 +26,8 @@ pub enum PlanClass {
     FanOut,
     /// Run by PostgreSQL on rows that several shards shipped.
     Gather,
+    /// Writes on several shards.
+    Scatter,
     /// Answered by pgherd itself.
     Local,
     /// Refused.
@@ -34,13 +36,14 @@ pub enum PlanClass {
 
 impl PlanClass {
     /// All of them, in the order of their discriminants.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Primary,
         Self::Replica,
         Self::Cached,
         Self::Shard,
         Self::FanOut,
         Self::Gather,
+        Self::Scatter,
         Self::Local,
         Self::Refused,
     ];
@@ -54,6 +57,7 @@ impl PlanClass {
             Self::Shard => "shard",
             Self::FanOut => "fanout",
             Self::Gather => "gather",
+            Self::Scatter => "scatter",
             Self::Local => "local",
             Self::Refused => "refused",
         }

@@ -2,5 +2,7 @@
 
 mod commits;
 mod crashes;
+mod random;
 mod recovery;
+mod several;
 mod stage;

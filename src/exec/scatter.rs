@@ -1,0 +1,311 @@
+//! One write on several servers at once, within their transactions: all answers are read to the end, and put together.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use bytes::{BufMut, Bytes, BytesMut};
+use futures_util::future::join_all;
+use parking_lot::Mutex;
+use tokio_util::sync::CancellationToken;
+
+use crate::backend::server::ServerConn;
+use crate::error::{Error, ErrorKind};
+use crate::plan::distribute::{Part, Tally};
+use crate::sql::lexer::{Lexer, TokenKind};
+use crate::wire::frame::{Body, Frame};
+use crate::wire::sqlstate::SqlState;
+use crate::wire::writer;
+
+/// What the parts of a statement have in common: what Parse and Bind brought.
+#[derive(Debug, Clone, Copy)]
+pub struct Statement<'a> {
+    /// Declared parameter types.
+    pub types: &'a [u32],
+    /// Format codes of the parameters.
+    pub formats: &'a [i16],
+    /// Parameters; `None` is NULL.
+    pub values: &'a [Option<&'a [u8]>],
+    /// How the client wants its columns.
+    pub result_formats: &'a [i16],
+    /// The session's setting of that name.
+    pub standard_conforming_strings: bool,
+    /// Bytes of rows at most.
+    pub memory_bytes: usize,
+}
+
+/// The answer, as one server would have given it.
+#[derive(Debug, Default)]
+pub struct Answer {
+    /// RowDescription, where there are rows.
+    pub description: Option<Bytes>,
+    /// Notices and DataRows, in order.
+    pub messages: Vec<Bytes>,
+    /// How many of them are rows.
+    pub rows: usize,
+    /// The command tag.
+    pub tag: String,
+}
+
+/// Why there is none.
+#[derive(Debug)]
+pub enum Failure {
+    /// A server's ErrorResponse, and how many of ParseComplete and BindComplete it sent before.
+    Server(Bytes, usize),
+    /// pgherd's own.
+    Own(Error),
+}
+
+/// What one server said.
+#[derive(Debug, Default)]
+struct Said {
+    description: Option<Bytes>,
+    notices: Vec<Bytes>,
+    rows: Vec<Bytes>,
+    tag: String,
+    completed: usize,
+    error: Option<Frame>,
+}
+
+/// What all parts look at.
+struct Common<'a> {
+    statement: &'a Statement<'a>,
+    bytes: AtomicUsize,
+    /// The first that failed.
+    failed: Mutex<Option<usize>>,
+    stop: CancellationToken,
+}
+
+/// Runs each part on its server; `halt` cancels what runs on all of them, when one has failed or `cancel` says so. When it returns
+/// every server has answered all that it was sent, or is broken.
+pub async fn run(
+    servers: Vec<&mut ServerConn>,
+    parts: &[Part],
+    tally: Tally,
+    statement: &Statement<'_>,
+    cancel: &CancellationToken,
+    halt: impl Future<Output = ()>,
+) -> Result<Answer, Failure> {
+    let common = Common { statement, bytes: AtomicUsize::new(0), failed: Mutex::default(), stop: cancel.child_token() };
+    let said = {
+        let each =
+            servers.into_iter().zip(parts).enumerate().map(|(at, (server, part))| one(&common, at, server, &part.sql));
+        let mut running = std::pin::pin!(join_all(each));
+        tokio::select! {
+            biased;
+            said = &mut running => said,
+            () = common.stop.cancelled() => tokio::join!(halt, running).1,
+        }
+    };
+    if common.bytes.load(Ordering::Relaxed) > statement.memory_bytes {
+        return Err(Failure::Own(too_many_rows(statement.memory_bytes)));
+    }
+    let first = *common.failed.lock();
+    let mut answers = Vec::with_capacity(said.len());
+    for (at, said) in said.into_iter().enumerate() {
+        let is_first = first.is_none_or(|first| first == at);
+        match said {
+            Ok(Said { error: None, .. }) if first.is_some() => {}
+            Ok(said @ Said { error: None, .. }) => answers.push(said),
+            _ if !is_first => {}
+            Ok(Said { error: Some(frame), completed, .. }) => {
+                // Where the shard's text is not the client's, a place in it means nothing to the client.
+                let is_own_text = parts.get(at).is_some_and(|part| part.rows.is_empty());
+                let message = if is_own_text { frame.bytes } else { without_position(&frame) };
+                return Err(Failure::Server(message, completed));
+            }
+            Err(error) => return Err(Failure::Own(error)),
+        }
+    }
+    together(answers, parts, tally).map_err(Failure::Own)
+}
+
+async fn one(common: &Common<'_>, at: usize, server: &mut ServerConn, sql: &str) -> Result<Said, Error> {
+    server.take_over();
+    server.unnamed = None;
+    ask(server.queue(), sql, common.statement);
+    let mut said = Said::default();
+    let outcome = async {
+        server.flush().await?;
+        loop {
+            let frame = server.read_frame().await?;
+            server.note(&frame);
+            match frame.tag() {
+                b'1' | b'2' => said.completed += 1,
+                b'T' => said.description = Some(frame.bytes),
+                b'N' => said.notices.push(frame.bytes),
+                b'D' => {
+                    let before = common.bytes.fetch_add(frame.bytes.len(), Ordering::Relaxed);
+                    if before + frame.bytes.len() <= common.statement.memory_bytes {
+                        said.rows.push(frame.bytes);
+                    } else {
+                        common.stop.cancel();
+                    }
+                }
+                b'C' => said.tag = tag_of(&frame),
+                b'E' => {
+                    common.failed.lock().get_or_insert(at);
+                    common.stop.cancel();
+                    said.error = Some(frame);
+                }
+                b'Z' => return Ok(()),
+                _ => {}
+            }
+        }
+    };
+    let outcome: Result<(), Error> = outcome.await;
+    match outcome {
+        Ok(()) => server.hand_back(),
+        Err(error) => {
+            common.failed.lock().get_or_insert(at);
+            common.stop.cancel();
+            server.mark_broken();
+            return Err(error);
+        }
+    }
+    Ok(said)
+}
+
+fn tag_of(frame: &Frame) -> String {
+    let tag = frame.body().split(|&byte| byte == 0).next().unwrap_or_default();
+    String::from_utf8_lossy(tag).into_owned()
+}
+
+/// Queues Parse, Bind, Describe, Execute and Sync. A part need not use all parameters of the statement: those that it does not are NULL.
+fn ask(out: &mut BytesMut, sql: &str, statement: &Statement<'_>) {
+    const TEXT_OID: u32 = 25;
+    let used = used(sql, statement);
+    let declared = |at: usize| statement.types.get(at).copied().unwrap_or(0);
+    let type_of = |at: usize| if used[at] || declared(at) != 0 { declared(at) } else { TEXT_OID };
+    let types: Vec<u32> = (0..used.len()).map(type_of).collect();
+    writer::parse(out, b"", sql.as_bytes(), &types);
+    writer::message(out, b'B', |out| {
+        out.put_slice(b"\0\0");
+        put_formats(out, statement.formats);
+        out.put_u16(u16::try_from(used.len()).unwrap_or(u16::MAX));
+        for (value, used) in statement.values.iter().zip(&used) {
+            match value.filter(|_| *used) {
+                None => out.put_i32(-1),
+                Some(bytes) => {
+                    out.put_i32(i32::try_from(bytes.len()).unwrap_or(i32::MAX));
+                    out.put_slice(bytes);
+                }
+            }
+        }
+        put_formats(out, statement.result_formats);
+    });
+    writer::describe(out, b'P', b"");
+    writer::execute(out, b"", 0);
+    writer::sync(out);
+}
+
+fn put_formats(out: &mut BytesMut, formats: &[i16]) {
+    out.put_u16(u16::try_from(formats.len()).unwrap_or(u16::MAX));
+    formats.iter().for_each(|&format| out.put_i16(format));
+}
+
+fn used(sql: &str, statement: &Statement<'_>) -> Vec<bool> {
+    let mut used = vec![false; statement.values.len()];
+    for token in Lexer::new(sql.as_bytes(), statement.standard_conforming_strings).significant() {
+        let number = token.bytes(sql.as_bytes()).strip_prefix(b"$").filter(|_| token.kind == TokenKind::Parameter);
+        let number = number.and_then(|digits| std::str::from_utf8(digits).ok()?.parse::<usize>().ok());
+        if let Some(used) = number.and_then(|number| used.get_mut(number.wrapping_sub(1))) {
+            *used = true;
+        }
+    }
+    used
+}
+
+/// One answer out of all.
+fn together(mut said: Vec<Said>, parts: &[Part], tally: Tally) -> Result<Answer, Error> {
+    let Some(first) = said.first() else { return Err(Error::internal("a write without a server")) };
+    let description = first.description.clone();
+    if tally == Tally::Alike {
+        if let Some(other) = said.iter().find(|other| other.tag != first.tag || other.rows.len() != first.rows.len()) {
+            let message = format!("shards that should be alike differ: {} on one, {} on another", first.tag, other.tag);
+            let error = Error::new(ErrorKind::Backend, SqlState::INTERNAL_ERROR, message);
+            return Err(error
+                .hint("Nothing was changed. Bring the reference table in line; pgherd check shows where it differs."));
+        }
+        said.truncate(1);
+    }
+    let tag = sum(said.iter().map(|said| said.tag.as_str()));
+    let mut messages: Vec<Bytes> = Vec::new();
+    let mut rows: Vec<(usize, Bytes)> = Vec::new();
+    let in_order = said.iter().zip(parts).all(|(said, part)| said.rows.len() == part.rows.len());
+    for (at, said) in said.into_iter().enumerate() {
+        messages.extend(said.notices);
+        let place = |row: usize| parts.get(at).and_then(|part| part.rows.get(row)).copied().unwrap_or(0);
+        rows.extend(said.rows.into_iter().enumerate().map(|(row, bytes)| (place(row), bytes)));
+    }
+    if in_order {
+        rows.sort_by_key(|(place, _)| *place);
+    }
+    let count = rows.len();
+    messages.extend(rows.into_iter().map(|(_, bytes)| bytes));
+    Ok(Answer { description, messages, rows: count, tag })
+}
+
+/// The tags' last numbers added up.
+fn sum<'t>(tags: impl Iterator<Item = &'t str>) -> String {
+    let mut total: Option<(String, u64)> = None;
+    for tag in tags {
+        let counted = tag.rsplit_once(' ').and_then(|(name, count)| Some((name, count.parse::<u64>().ok()?)));
+        let Some((name, count)) = counted else { return tag.to_owned() };
+        total = Some((name.to_owned(), total.map_or(0, |(_, total)| total) + count));
+    }
+    total.map_or_else(String::new, |(name, total)| format!("{name} {total}"))
+}
+
+fn too_many_rows(limit: usize) -> Error {
+    let message = format!("RETURNING over several shards gives more than {limit} bytes of rows");
+    Error::new(ErrorKind::Limit, SqlState::PROGRAM_LIMIT_EXCEEDED, message)
+        .hint("Raise fanout.memory, or write fewer rows at once.")
+}
+
+fn without_position(frame: &Frame) -> Bytes {
+    let mut bytes = BytesMut::new();
+    writer::message(&mut bytes, b'E', |out| {
+        let mut body = Body::new(frame.body());
+        while let Some(code) = body.u8().filter(|&code| code != 0) {
+            let Some(text) = body.cstr() else { break };
+            if code != b'P' {
+                out.put_u8(code);
+                writer::cstr(out, text);
+            }
+        }
+        out.put_u8(0);
+    });
+    bytes.freeze()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn said(tag: &str, rows: &[&'static str]) -> Said {
+        let rows = rows.iter().map(|row| Bytes::from_static(row.as_bytes())).collect();
+        Said { rows, tag: tag.into(), ..Said::default() }
+    }
+
+    fn part(shard: usize, rows: &[usize]) -> Part {
+        Part { shard, sql: "".into(), rows: rows.to_vec() }
+    }
+
+    #[test]
+    fn rows_of_an_insert_come_in_the_order_that_they_were_given_in() {
+        let parts = [part(0, &[1, 2]), part(3, &[0, 3])];
+        let answer =
+            together(vec![said("INSERT 0 2", &["b", "c"]), said("INSERT 0 2", &["a", "d"])], &parts, Tally::Sum);
+        let answer = answer.expect("together");
+        assert_eq!((answer.messages.concat(), answer.tag.as_str()), (b"abcd".to_vec(), "INSERT 0 4"));
+    }
+
+    #[test]
+    fn copies_that_differ_are_told() {
+        let parts = [part(0, &[]), part(1, &[])];
+        let alike = together(vec![said("UPDATE 2", &["a"]), said("UPDATE 2", &["a"])], &parts, Tally::Alike);
+        assert_eq!(alike.map(|answer| (answer.rows, answer.tag)).expect("alike"), (1, "UPDATE 2".into()));
+        together(vec![said("UPDATE 2", &[]), said("UPDATE 1", &[])], &parts, Tally::Alike).expect_err("not alike");
+        let none = together(vec![said("TRUNCATE TABLE", &[]), said("TRUNCATE TABLE", &[])], &parts, Tally::Alike);
+        assert_eq!(none.expect("alike").tag, "TRUNCATE TABLE");
+    }
+}

@@ -1,0 +1,207 @@
+//! TRUNCATE and DDL on sharded and reference tables: the same on every shard, if it looks at nothing beyond one.
+
+use sqlparser::ast::{
+    AlterColumnOperation, AlterTableOperation, ColumnDef, ColumnOption, CreateTable, DataType, Expr, Ident,
+    IndexColumn, ObjectName, ObjectType, Statement, TableConstraint,
+};
+
+use super::check::check;
+use super::functions::Functions;
+use super::model::{Distributed, Input};
+use super::refuse::refuse;
+use super::scatter::{Part, Scattered, Tally, finished};
+use super::scope::parts;
+use crate::config::model::Distribution;
+use crate::plan::{Reason, Refusal};
+use crate::sql::facts::Name;
+use crate::sql::parse;
+
+/// Plans DDL whose tables are on the shards, as `is_on_shards` says; `Elsewhere` if none of them is, or its form is not read.
+///
+/// # Errors
+/// Tables here and there, or a change that one shard alone cannot judge.
+pub fn ddl(input: &Input<'_>, is_on_shards: impl Fn(&Name) -> Result<bool, Refusal>) -> Result<Distributed, Refusal> {
+    let tree = parse::parse(input.text.as_bytes(), input.session.standard_conforming_strings);
+    let Some((tree, names)) = tree.as_ref().and_then(|tree| Some((tree, tables(tree)?))) else {
+        return Ok(Distributed::Elsewhere);
+    };
+    let mut on_shards = 0;
+    for name in &names {
+        let Some((schema, name)) = parts(name) else { return Ok(Distributed::Elsewhere) };
+        on_shards += usize::from(is_on_shards(&Name { schema: schema.map(Into::into), name: name.into() })?);
+    }
+    match on_shards {
+        0 => return Ok(Distributed::Elsewhere),
+        count if count < names.len() => {
+            let message = "one statement changes tables of the shards and of the primary";
+            return Err(refuse("mixed", message, "send a statement for each"));
+        }
+        _ => {}
+    }
+    judge(input, tree)?;
+    let part = |shard| Part { shard, sql: input.text.into(), rows: Vec::new() };
+    let parts = (0..input.database.shards.len()).map(part).collect();
+    let reason = Reason { code: "ddl", text: "every shard has the table".into() };
+    let serial = Some("ddl".into());
+    finished(input, Scattered { parts, tally: Tally::Alike, serial, moments: Vec::new(), is_ddl: true, reason })
+}
+
+/// The tables or indexes that it is about.
+fn tables(tree: &Statement) -> Option<Vec<&ObjectName>> {
+    match tree {
+        Statement::Truncate(truncate) => Some(truncate.table_names.iter().map(|target| &target.name).collect()),
+        Statement::CreateIndex(index) => Some(vec![&index.table_name]),
+        Statement::Drop { object_type: ObjectType::Table | ObjectType::Index, names, .. } => {
+            Some(names.iter().collect())
+        }
+        Statement::AlterTable(alter) => Some(vec![&alter.name]),
+        Statement::CreateTable(create) if !create.temporary => Some(vec![&create.name]),
+        _ => None,
+    }
+}
+
+fn beyond(what: &str) -> Refusal {
+    refuse("ddl", format!("{what} on a sharded or reference table"), "run it on each shard, and pgherd check after it")
+}
+
+fn judge(input: &Input<'_>, tree: &Statement) -> Result<(), Refusal> {
+    match tree {
+        Statement::CreateIndex(index) if index.concurrently => Err(beyond("CREATE INDEX CONCURRENTLY")),
+        Statement::CreateIndex(index) if index.unique => {
+            unique(key_of(input, &index.table_name), &index.columns, "a unique index")
+        }
+        Statement::AlterTable(alter) => {
+            let key = key_of(input, &alter.name);
+            alter.operations.iter().try_for_each(|operation| alteration(input, key, operation))
+        }
+        Statement::CreateTable(create) => creation(input, create),
+        _ => Ok(()),
+    }
+}
+
+/// The shard key of a table; `None` for a reference table.
+fn key_of<'i>(input: &Input<'i>, name: &ObjectName) -> Option<&'i str> {
+    let (schema, name) = parts(name)?;
+    let is_it = |table: &&crate::config::model::Table| {
+        *table.name == *name && schema.is_none_or(|schema| *table.schema == *schema)
+    };
+    match &input.database.tables.iter().find(is_it)?.distribution {
+        Distribution::Reference => None,
+        Distribution::Hash { column } | Distribution::Range { column, .. } | Distribution::List { column, .. } => {
+            Some(column)
+        }
+    }
+}
+
+/// Only rows of one shard are compared with each other.
+fn unique(key: Option<&str>, columns: &[IndexColumn], what: &str) -> Result<(), Refusal> {
+    let names =
+        |key: &str, column: &IndexColumn| matches!(&column.column.expr, Expr::Identifier(it) if it.value == *key);
+    match key {
+        Some(key) if !columns.iter().any(|column| names(key, column)) => {
+            Err(beyond(&format!("{what} without the shard key \"{key}\"")))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn alteration(input: &Input<'_>, key: Option<&str>, operation: &AlterTableOperation) -> Result<(), Refusal> {
+    let is_key = |name: &Ident| key == Some(name.value.as_str());
+    match operation {
+        AlterTableOperation::AddColumn { column_def, .. } => {
+            column(input, key, column_def)?;
+            // The rows that are there are given the default now, each on its shard.
+            if is_serial(&column_def.data_type) {
+                return Err(beyond("ADD COLUMN with a sequence"));
+            }
+            let default =
+                |option: &ColumnOption| matches!(option, ColumnOption::Default(_) | ColumnOption::Identity(_));
+            match column_def.options.iter().map(|it| &it.option).find(|option| default(option)) {
+                Some(ColumnOption::Default(expr)) => {
+                    let functions = Functions { catalog: input.catalog, pure_functions: input.pure_functions };
+                    check(expr, functions)?.one_shard.map_or(Ok(()), Err)
+                }
+                Some(_) => Err(beyond("ADD COLUMN with a sequence")),
+                None => Ok(()),
+            }
+        }
+        AlterTableOperation::DropColumn { column_names, .. } if !column_names.iter().any(is_key) => Ok(()),
+        AlterTableOperation::RenameColumn { old_column_name, .. } if !is_key(old_column_name) => Ok(()),
+        AlterTableOperation::AlterColumn { column_name, op } => match op {
+            AlterColumnOperation::SetNotNull
+            | AlterColumnOperation::DropNotNull
+            | AlterColumnOperation::SetDefault { .. }
+            | AlterColumnOperation::DropDefault => Ok(()),
+            AlterColumnOperation::SetDataType { using: None, .. } if !is_key(column_name) => Ok(()),
+            _ => Err(beyond("this form of ALTER COLUMN")),
+        },
+        AlterTableOperation::AddConstraint { constraint, .. } => self::constraint(input, key, constraint),
+        AlterTableOperation::DropConstraint { .. } => Ok(()),
+        _ => Err(beyond("this form of ALTER TABLE, or one of the shard key,")),
+    }
+}
+
+fn creation(input: &Input<'_>, create: &CreateTable) -> Result<(), Refusal> {
+    let is_plain = create.query.is_none()
+        && create.like.is_none()
+        && create.clone.is_none()
+        && create.inherits.is_none()
+        && create.partition_by.is_none();
+    if !is_plain || create.columns.is_empty() {
+        return Err(beyond("this form of CREATE TABLE"));
+    }
+    let key = key_of(input, &create.name);
+    if let Some(key) = key.filter(|key| !create.columns.iter().any(|column| column.name.value == **key)) {
+        return Err(beyond(&format!("CREATE TABLE without the shard key \"{key}\"")));
+    }
+    create.columns.iter().try_for_each(|it| column(input, key, it))?;
+    create.constraints.iter().try_for_each(|it| constraint(input, key, it))
+}
+
+fn is_serial(data_type: &DataType) -> bool {
+    matches!(data_type, DataType::Custom(name, _) if parts(name).is_some_and(|(_, name)| name.contains("serial")))
+}
+
+fn column(input: &Input<'_>, key: Option<&str>, column: &ColumnDef) -> Result<(), Refusal> {
+    let is_key = key.is_none_or(|key| column.name.value == *key);
+    for option in &column.options {
+        match &option.option {
+            ColumnOption::PrimaryKey(_) | ColumnOption::Unique(_) if !is_key => {
+                return Err(beyond("a unique constraint without the shard key"));
+            }
+            ColumnOption::ForeignKey(foreign) => references(input, &foreign.foreign_table)?,
+            ColumnOption::Null
+            | ColumnOption::NotNull
+            | ColumnOption::Default(_)
+            | ColumnOption::PrimaryKey(_)
+            | ColumnOption::Unique(_)
+            | ColumnOption::Check(_)
+            | ColumnOption::Collation(_)
+            | ColumnOption::Generated { .. }
+            | ColumnOption::Identity(_) => {}
+            _ => return Err(beyond("this form of column")),
+        }
+    }
+    Ok(())
+}
+
+fn constraint(input: &Input<'_>, key: Option<&str>, constraint: &TableConstraint) -> Result<(), Refusal> {
+    match constraint {
+        TableConstraint::PrimaryKey(it) => unique(key, &it.columns, "a primary key"),
+        TableConstraint::Unique(it) => unique(key, &it.columns, "a unique constraint"),
+        TableConstraint::ForeignKey(it) => references(input, &it.foreign_table),
+        TableConstraint::Check(_) => Ok(()),
+        _ => Err(beyond("this form of constraint")),
+    }
+}
+
+/// A foreign key may ask for rows that every shard has.
+fn references(input: &Input<'_>, name: &ObjectName) -> Result<(), Refusal> {
+    let Some((schema, name)) = parts(name) else { return Err(beyond("a foreign key")) };
+    let is_reference = input.database.tables.iter().any(|table| {
+        *table.name == *name
+            && schema.is_none_or(|schema| *table.schema == *schema)
+            && matches!(table.distribution, Distribution::Reference)
+    });
+    if is_reference { Ok(()) } else { Err(beyond("a foreign key to a table that is no reference table")) }
+}

@@ -1,0 +1,220 @@
+//! A write over several shards, for this session: in the client's transaction, or in one of its own that is committed at once.
+
+use std::borrow::Cow;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures_util::future::join_all;
+use tokio_util::sync::CancellationToken;
+
+use super::Session;
+use super::cancel::deliver;
+use super::context::Target;
+use super::planned::{Execution, Way};
+use super::span::parts;
+use crate::backend::server::ServerConn;
+use crate::error::Error;
+use crate::exec::fanout::Sink;
+use crate::exec::scatter::{self, Answer, Failure, Statement};
+use crate::exec::two_phase::commit::command;
+use crate::plan::distribute::{Part, Scattered, marker};
+use crate::wire::writer::{self, TransactionStatus};
+
+impl Session {
+    /// Runs a write on its shards. The inner error is the ErrorResponse that the client is to get.
+    pub(super) async fn scatter(
+        &mut self,
+        execution: &Execution<'_>,
+        described: bool,
+        scattered: &Scattered,
+    ) -> Result<Result<(), Bytes>, Error> {
+        let is_own = self.status == TransactionStatus::Idle;
+        if is_own {
+            self.lazy_begin = vec![Bytes::from_static(b"BEGIN")];
+            self.status = TransactionStatus::InTransaction;
+        }
+        let outcome = Box::pin(self.scatter_within(execution, scattered)).await;
+        let (answer, committed) = match (outcome, is_own) {
+            (Ok(answer), false) => (answer, Ok(())),
+            (Ok(answer), true) => (answer, Box::pin(self.end_everywhere(true)).await?.map(|_| ())),
+            (Err(failure), is_own) => {
+                if is_own {
+                    // The client hears of what failed; that it was rolled back goes without saying.
+                    let _ = Box::pin(self.end_everywhere(false)).await?;
+                }
+                return match failure {
+                    Failure::Server(message, told) => {
+                        self.tell_as_far(execution, told);
+                        Ok(Err(message))
+                    }
+                    Failure::Own(error) => Err(error),
+                };
+            }
+        };
+        if scattered.is_ddl && committed.is_ok() {
+            self.learn_changed_shards().await;
+        }
+        self.tell_as_far(execution, 2);
+        if let Err(message) = committed {
+            return Ok(Err(message));
+        }
+        self.answer_scattered(execution, described, answer);
+        Ok(Ok(()))
+    }
+
+    /// ParseComplete and BindComplete, as far as a shard has said them.
+    fn tell_as_far(&mut self, execution: &Execution<'_>, told: usize) {
+        const COMPLETE_LEN: usize = 5;
+        let awaited = execution.unanswered.len() / COMPLETE_LEN;
+        // A Parse of pgherd's own comes first where the client's statement was prepared before.
+        let told = told.saturating_sub(2 - awaited.min(2)).min(awaited);
+        self.out().extend_from_slice(&execution.unanswered[..told * COMPLETE_LEN]);
+        if let Some((_, bind)) = execution.bind.filter(|_| awaited == 2 && told == 0) {
+            self.forget_statement(bind.statement);
+        }
+    }
+
+    fn answer_scattered(&mut self, execution: &Execution<'_>, described: bool, answer: Answer) {
+        let is_simple = execution.bind.is_none();
+        let out = self.out();
+        match answer.description {
+            Some(description) if is_simple || described => out.extend_from_slice(&description),
+            None if !is_simple && described => writer::no_data(out),
+            _ => {}
+        }
+        answer.messages.iter().for_each(|message| out.extend_from_slice(message));
+        writer::command_complete(out, &answer.tag);
+    }
+
+    async fn scatter_within(&mut self, execution: &Execution<'_>, scattered: &Scattered) -> Result<Answer, Failure> {
+        for part in &scattered.parts {
+            self.attach(Target::Shard(part.shard)).await.map_err(Failure::Own)?;
+        }
+        self.come_to_rest().await.map_err(Failure::Own)?;
+        self.written = true;
+        self.settings.forget_exact();
+        if let Some(attached) = &mut self.server {
+            attached.lease.server().spill(&mut self.client.outbuf);
+        }
+        let work = CancellationToken::new();
+        self.untie_cancel().await;
+        self.cancel.slot.aim_at_work(work.clone());
+        let outcome = self.run_scattered(execution, scattered, &work).await;
+        self.cancel.slot.work_is_over();
+        outcome
+    }
+
+    async fn run_scattered(
+        &mut self,
+        execution: &Execution<'_>,
+        scattered: &Scattered,
+        work: &CancellationToken,
+    ) -> Result<Answer, Failure> {
+        let (formats, values, result_formats) = match execution.bind {
+            Some((_, bind)) => (bind.formats.as_slice(), bind.values.as_slice(), bind.result_formats.as_slice()),
+            None => (&[][..], &[][..], &[][..]),
+        };
+        let statement = Statement {
+            types: execution.types,
+            formats,
+            values,
+            result_formats,
+            standard_conforming_strings: self.conforming_strings(),
+            memory_bytes: self.db.fanout.memory_bytes,
+        };
+        let mut all: Vec<(usize, &mut ServerConn)> =
+            parts(&mut self.server, &mut self.span).into_iter().map(|part| (part.at, part.server)).collect();
+        all.sort_by_key(|(at, _)| *at);
+        let is_wanted = |at: usize| scattered.parts.iter().any(|part| part.shard + 1 == at);
+        let mut servers: Vec<&mut ServerConn> =
+            all.into_iter().filter(|(at, _)| is_wanted(*at)).map(|(_, server)| server).collect();
+        if servers.len() != scattered.parts.len() {
+            return Err(Failure::Own(Error::internal("a shard of a write is missing")));
+        }
+        if let Some(name) = &scattered.serial {
+            take_turn(&mut servers, name).await?;
+        }
+        let parts = &*with_moments(&mut servers, scattered).await?;
+        let targets: Vec<_> = servers.iter().map(|server| Arc::clone(&server.cancel_target)).collect();
+        let halt = async move {
+            join_all(targets.iter().map(|target| deliver(target))).await;
+        };
+        let client = &mut self.client;
+        let running = scatter::run(servers, parts, scattered.tally, &statement, work, halt);
+        let mut running = std::pin::pin!(running);
+        let gone = std::future::poll_fn(|cx| client.poll_gone(cx));
+        let answer = tokio::select! {
+            biased;
+            answer = &mut running => answer?,
+            error = gone => {
+                work.cancel();
+                let _ = running.await;
+                return Err(Failure::Own(error));
+            }
+        };
+        let limit = usize::try_from(execution.max_rows).unwrap_or(0);
+        if limit > 0 && answer.rows >= limit {
+            let error = Error::refused("a row limit on RETURNING over several shards");
+            return Err(Failure::Own(error.hint("Execute it without a row limit.")));
+        }
+        Ok(answer)
+    }
+
+    /// The shards' catalogs are others now: what follows must be planned by them.
+    async fn learn_changed_shards(&mut self) {
+        self.db.catalog_may_have_changed();
+        let (Some(two_phase), Some(catalog)) = (self.db.two_phase.clone(), self.db.shard_catalog.clone()) else {
+            return;
+        };
+        let learned = async {
+            let recorder = two_phase.recorder(1).await?;
+            catalog.refresh(recorder.client()).await
+        };
+        if let Err(error) = learned.await {
+            tracing::warn!(%error, "the shards' changed catalog cannot be read yet");
+        }
+    }
+
+    /// A write that commits by itself cannot stand in the middle of a pipeline, which is one transaction up to its Sync.
+    pub(super) fn refuse_in_pipeline(&self, way: &Way, is_last: bool) -> Result<(), Error> {
+        if matches!(way, Way::Scatter(_)) && self.status == TransactionStatus::Idle && !is_last {
+            return Err(Error::refused("a write over several shards in a pipeline with other statements")
+                .hint("Send BEGIN before them, or Sync behind each."));
+        }
+        Ok(())
+    }
+}
+
+/// The parts with the values of defaults that are computed once, on the first server.
+async fn with_moments<'s>(
+    servers: &mut [&mut ServerConn],
+    scattered: &'s Scattered,
+) -> Result<Cow<'s, [Part]>, Failure> {
+    let (false, Some(first)) = (scattered.moments.is_empty(), servers.first_mut()) else {
+        return Ok(Cow::Borrowed(&scattered.parts));
+    };
+    let rows = first.run(&format!("SELECT {}", scattered.moments.join(", "))).await.map_err(Failure::Own)?;
+    let values = rows.into_iter().next().unwrap_or_default();
+    let mut parts = scattered.parts.clone();
+    for (number, value) in values.into_iter().enumerate() {
+        let value = value.ok_or_else(|| Failure::Own(Error::internal("a default has no value")))?;
+        for part in &mut parts {
+            part.sql = part.sql.replace(&marker(number), &value).into();
+        }
+    }
+    Ok(Cow::Owned(parts))
+}
+
+/// Writes of one name come in one order: whoever has the first server's lock is the first everywhere.
+async fn take_turn(servers: &mut [&mut ServerConn], name: &str) -> Result<(), Failure> {
+    let name = name.replace('\'', "''");
+    let sql = format!("SELECT pg_catalog.pg_advisory_xact_lock(pg_catalog.hashtextextended('pgherd write {name}', 0))");
+    let of = |answer: Result<Result<(), Bytes>, Error>| match answer {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(message)) => Err(Failure::Server(message, 2)),
+        Err(error) => Err(Failure::Own(error.fatal())),
+    };
+    let Some((first, rest)) = servers.split_first_mut() else { return Ok(()) };
+    of(command(first, &sql).await)?;
+    join_all(rest.iter_mut().map(|server| command(server, &sql))).await.into_iter().try_for_each(of)
+}
