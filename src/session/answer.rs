@@ -107,26 +107,8 @@ impl Session {
                 self.fail_with(message);
                 return Ok(Carried::Failed);
             }
-            Way::Gather(gathered) => {
-                if let Err(message) = Box::pin(self.gather(execution, described, &gathered)).await? {
-                    self.fail_with(message);
-                    return Ok(Carried::Failed);
-                }
-            }
-            Way::ExplainOver(explained) => {
-                if let Err(message) = Box::pin(self.explain_over(execution, described, &explained)).await? {
-                    self.fail_with(message);
-                    return Ok(Carried::Failed);
-                }
-            }
-            Way::Cursor(gathered) => {
-                if let Err(message) = Box::pin(self.declare_cursor(execution, described, &gathered)).await? {
-                    self.fail_with(message);
-                    return Ok(Carried::Failed);
-                }
-            }
-            Way::Scatter(scattered) => {
-                if let Err(message) = Box::pin(self.scatter(execution, described, &scattered)).await? {
+            way @ (Way::Gather(_) | Way::ExplainOver(_) | Way::Cursor(_) | Way::Scatter(_)) => {
+                if let Err(message) = self.ask_several(execution, described, way).await? {
                     self.fail_with(message);
                     return Ok(Carried::Failed);
                 }
@@ -175,6 +157,22 @@ impl Session {
             },
         }
         Ok(Carried::Answered)
+    }
+
+    /// What several servers answer together. The inner error is the ErrorResponse that the client is to get.
+    async fn ask_several(
+        &mut self,
+        execution: &Execution<'_>,
+        described: bool,
+        way: Way,
+    ) -> Result<Result<(), Bytes>, Error> {
+        match way {
+            Way::Gather(gathered) => Box::pin(self.gather(execution, described, &gathered)).await,
+            Way::ExplainOver(explained) => Box::pin(self.explain_over(execution, described, &explained)).await,
+            Way::Cursor(gathered) => Box::pin(self.declare_cursor(execution, described, &gathered)).await,
+            Way::Scatter(scattered) => Box::pin(self.scatter(execution, described, &scattered)).await,
+            _ => Err(Error::internal("it is not for several servers")),
+        }
     }
 
     /// Notes a transaction that no server knows of yet.
