@@ -3,6 +3,7 @@
 //! Some seconds in the quick tier; `PGHERD_SOAK_SECONDS=600` runs so long, `PGHERD_SOAK_SEED` repeats a run. `--nocapture` shows
 //! how many statements were refused, and why.
 
+mod kinds;
 mod schema;
 mod statements;
 
@@ -62,6 +63,14 @@ async fn random_selects_are_answered_as_by_one_postgresql() {
         for _ in 0..OF_ONE_SCHEMA {
             if Instant::now() >= end && tally.all() >= LEAST {
                 break;
+            }
+            if dice.random_range(0..150) == 0 {
+                let zone = ["UTC", "America/New_York", "Asia/Kolkata", "Europe/Berlin"][dice.random_range(0..4)];
+                let style = ["iso, mdy", "sql, dmy", "german", "postgres, mdy"][dice.random_range(0..4)];
+                for one in [&mut oracle, &mut client] {
+                    one.query(&format!("set timezone to '{zone}'")).await;
+                    one.query(&format!("set datestyle to '{style}'")).await;
+                }
             }
             let select = Writer::new(&mut dice, &world.tables).statement();
             let manner = [Manner::Simple, Manner::Text, Manner::Binary, Manner::Prepared][dice.random_range(0..4)];

@@ -15,20 +15,20 @@ pub(super) struct Select {
 }
 
 /// A relation in a FROM list.
-struct Source {
-    alias: String,
-    columns: Vec<Column>,
+pub(super) struct Source {
+    pub(super) alias: String,
+    pub(super) columns: Vec<Column>,
 }
 
 /// An item of a select list.
-struct Item {
-    text: String,
+pub(super) struct Item {
+    pub(super) text: String,
     /// What it gives, if more may be done with it.
-    sort: Option<Sort>,
+    pub(super) sort: Option<Sort>,
 }
 
 impl Item {
-    fn is_clear(&self) -> bool {
+    pub(super) fn is_clear(&self) -> bool {
         self.sort.is_some_and(|sort| !sort.is_ambiguous())
     }
 }
@@ -44,24 +44,31 @@ impl<'d, 't> Writer<'d, 't> {
         Self { dice, tables, next_alias: 0 }
     }
 
-    fn chance(&mut self, percent: u32) -> bool {
+    pub(super) fn chance(&mut self, percent: u32) -> bool {
         self.dice.random_range(0..100) < percent
     }
 
-    fn one_of(&mut self, texts: &[&str]) -> String {
+    pub(super) fn one_of(&mut self, texts: &[&str]) -> String {
         (*texts.choose(self.dice).expect("some")).to_owned()
     }
 
-    fn alias(&mut self) -> String {
+    pub(super) fn alias(&mut self) -> String {
         self.next_alias += 1;
         format!("t{}", self.next_alias)
     }
 
     /// A whole statement.
     pub(super) fn statement(&mut self) -> Select {
-        match self.dice.random_range(0..10) {
+        match self.dice.random_range(0..16) {
             0 => self.set_operation(),
             1 => self.with(),
+            2 => self.recursive(),
+            3 => self.lateral(),
+            4 => self.distinct_on(),
+            5 => self.grouping_sets(),
+            6 => self.moments(),
+            7 => self.collated(),
+            8 => self.framed(),
             _ => {
                 let (text, items) = self.block(2);
                 self.finished(text, &items)
@@ -70,7 +77,7 @@ impl<'d, 't> Writer<'d, 't> {
     }
 
     /// ORDER BY and LIMIT behind a query whose items are known.
-    fn finished(&mut self, text: String, items: &[Item]) -> Select {
+    pub(super) fn finished(&mut self, text: String, items: &[Item]) -> Select {
         if !self.chance(60) {
             return Select { text, is_ordered: false };
         }
@@ -146,7 +153,7 @@ impl<'d, 't> Writer<'d, 't> {
     }
 
     /// A SELECT without its tail; `depth` levels of sub-queries may stand in it.
-    fn block(&mut self, depth: u32) -> (String, Vec<Item>) {
+    pub(super) fn block(&mut self, depth: u32) -> (String, Vec<Item>) {
         let (from, sources) = self.from(depth);
         let filter =
             if self.chance(65) { format!(" where {}", self.condition(&sources, depth)) } else { String::new() };
@@ -159,7 +166,7 @@ impl<'d, 't> Writer<'d, 't> {
         }
     }
 
-    fn from(&mut self, depth: u32) -> (String, Vec<Source>) {
+    pub(super) fn from(&mut self, depth: u32) -> (String, Vec<Source>) {
         let (mut text, first) = self.source(depth);
         let mut sources = vec![first];
         let joins = [0, 0, 0, 1, 1, 2][self.dice.random_range(0..6)];
@@ -182,7 +189,7 @@ impl<'d, 't> Writer<'d, 't> {
         (text, sources)
     }
 
-    fn source(&mut self, depth: u32) -> (String, Source) {
+    pub(super) fn source(&mut self, depth: u32) -> (String, Source) {
         let alias = self.alias();
         if depth > 0 && self.chance(15) {
             let (text, items) = self.block(depth - 1);
@@ -194,14 +201,16 @@ impl<'d, 't> Writer<'d, 't> {
                 .collect();
             return (format!("({text}) {alias} ({})", names.join(", ")), Source { alias, columns });
         }
-        let table = self.tables.choose(self.dice).expect("tables");
+        // Outer joins with the reference table, which every shard has whole, are a trap of their own.
+        let table = if self.chance(15) { self.tables.last() } else { self.tables.choose(self.dice) };
+        let table = table.expect("tables");
         let name =
             if self.dice.random_range(0..8) == 0 { format!("public.{}", table.name) } else { table.name.clone() };
         (format!("{name} {alias}"), Source { alias, columns: table.columns.clone() })
     }
 
     /// An equality of columns of one sort, by preference of keys.
-    fn equality(&mut self, sources: &[Source], other: &Source) -> Option<String> {
+    pub(super) fn equality(&mut self, sources: &[Source], other: &Source) -> Option<String> {
         let mut pairs = Vec::new();
         for source in sources {
             for a in &source.columns {
@@ -215,7 +224,7 @@ impl<'d, 't> Writer<'d, 't> {
         pairs.choose(self.dice).cloned()
     }
 
-    fn column(&mut self, sources: &[Source], fits: impl Fn(Sort) -> bool) -> Option<(String, Sort)> {
+    pub(super) fn column(&mut self, sources: &[Source], fits: impl Fn(Sort) -> bool) -> Option<(String, Sort)> {
         let all: Vec<(String, Sort)> = sources
             .iter()
             .flat_map(|source| {
@@ -226,7 +235,7 @@ impl<'d, 't> Writer<'d, 't> {
         all.choose(self.dice).cloned()
     }
 
-    fn condition(&mut self, sources: &[Source], depth: u32) -> String {
+    pub(super) fn condition(&mut self, sources: &[Source], depth: u32) -> String {
         match self.dice.random_range(0..12) {
             0 => format!("{} and {}", self.comparison(sources), self.comparison(sources)),
             1 => format!("({} or {})", self.comparison(sources), self.comparison(sources)),
@@ -263,7 +272,7 @@ impl<'d, 't> Writer<'d, 't> {
         }
     }
 
-    fn comparison(&mut self, sources: &[Source]) -> String {
+    pub(super) fn comparison(&mut self, sources: &[Source]) -> String {
         let Some((column, sort)) = self.column(sources, |_| true) else { return "true".into() };
         let constant = sort.constant(self.dice);
         match self.dice.random_range(0..9) {
@@ -322,7 +331,7 @@ impl<'d, 't> Writer<'d, 't> {
         (select("distinct ", &items, from, filter), items)
     }
 
-    fn aggregate(&mut self, sources: &[Source]) -> Item {
+    pub(super) fn aggregate(&mut self, sources: &[Source]) -> Item {
         let number = self.column(sources, Sort::is_number);
         let any = self.column(sources, |sort| !sort.is_ambiguous());
         let extreme = self.column(sources, Sort::has_extremes);
@@ -406,13 +415,13 @@ impl<'d, 't> Writer<'d, 't> {
     }
 }
 
-fn select(kind: &str, items: &[Item], from: &str, rest: &str) -> String {
+pub(super) fn select(kind: &str, items: &[Item], from: &str, rest: &str) -> String {
     let list: Vec<&str> = items.iter().map(|item| item.text.as_str()).collect();
     format!("select {kind}{} from {from}{rest}", list.join(", "))
 }
 
 /// What ORDER BY can sort by so that ties look alike.
-fn orderable(sort: Sort) -> Option<Sort> {
+pub(super) fn orderable(sort: Sort) -> Option<Sort> {
     (sort != Sort::Json).then_some(sort)
 }
 
