@@ -293,6 +293,7 @@ fn types(rows: &[Row]) -> Result<HashMap<Oid, Type>, tokio_postgres::Error> {
             base: row.try_get(4)?,
             element: row.try_get(5)?,
             collation: row.try_get(6)?,
+            labels: text(row, 7)?,
         };
         Ok((row.try_get(0)?, found))
     };

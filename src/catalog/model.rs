@@ -210,6 +210,8 @@ pub struct Type {
     pub element: Oid,
     /// `typcollation`, 0 where there is none.
     pub collation: Oid,
+    /// A hash of an enum's labels in their order, empty for all else.
+    pub labels: Box<str>,
 }
 
 /// One entry of `pg_collation`.

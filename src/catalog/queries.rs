@@ -83,10 +83,12 @@ left join (
   where a.aggfnoid >= 16384 group by 1
 ) g on g.oid = p.oid";
 
-/// Types of every schema; `typelem` only where it is an array's element.
+/// Types of every schema; `typelem` only where it is an array's element; of enums, a hash of their labels in order.
 pub(super) const TYPES: &str = "
 select t.oid, n.nspname, t.typname, t.typtype, t.typbasetype,
-       case when t.typcategory = 'A' then t.typelem else 0::oid end, t.typcollation
+       case when t.typcategory = 'A' then t.typelem else 0::oid end, t.typcollation,
+       case when t.typtype = 'e' then (select coalesce(pg_catalog.md5(pg_catalog.string_agg(pg_catalog.quote_literal(e.enumlabel), ',' order by e.enumsortorder)), '')
+         from pg_catalog.pg_enum e where e.enumtypid = t.oid) else '' end
 from pg_catalog.pg_type t join pg_catalog.pg_namespace n on n.oid = t.typnamespace
 where n.nspname !~ '^pg_(toast|temp_)'";
 

@@ -245,7 +245,8 @@ fn catalog() -> Catalog {
     .chain([(2205, "regclass", 'b'), (20_100, "mood", 'e'), (20_101, "short", 'd'), (142, "xml", 'b')])
     .map(|(oid, name, kind)| {
         let schema = if oid >= 16_384 { "public" } else { "pg_catalog" };
-        (oid, Type { schema: schema.into(), name: name.into(), kind, base: 0, element: 0, collation: 0 })
+        let labels = Box::default();
+        (oid, Type { schema: schema.into(), name: name.into(), kind, base: 0, element: 0, collation: 0, labels })
     })
     .collect();
     let all = relations();

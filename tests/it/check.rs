@@ -266,3 +266,46 @@ async fn servers_that_cannot_commit_together_are_found() {
     copy.execute(&format!("create role {able} login superuser")).await;
     assert_fault(&run(&toml).await, "shard 0", "max_prepared_transactions = 0");
 }
+
+/// Types and a function that the tables and the TOML of the next stories name.
+const OWN: &str = "create type mood as enum ('sad', 'ok', 'happy'); create domain positive as int check (value > 0);
+    create function slug(text) returns text immutable language sql as 'select lower($1)';
+    create table moods (id bigint not null, feeling mood, feelings mood[], n positive);";
+const MOODS: &str = r#"
+    table = [{ name = "moods", shard_key = "id", method = "hash" }]
+    [fanout]
+    pure_functions = ["public.slug(text)"]
+"#;
+
+#[tokio::test]
+async fn a_coordinator_and_shards_with_the_same_definitions_pass() {
+    let herd = Herd::new().await;
+    for shard in &herd.shards {
+        shard.execute(OWN).await;
+    }
+    herd.primary.execute(OWN.rsplit_once("create table").expect("a table").0).await;
+    let report = herd.check(MOODS).await;
+    assert_eq!(report.count(Level::Fault), 0, "{report}");
+    for place in ["shard 0", "shard 1", "primary"] {
+        assert!(found(&report, Level::Ok, place, "it has the types and functions"), "{report}");
+    }
+}
+
+#[tokio::test]
+async fn definitions_that_differ_are_named() {
+    let herd = Herd::new().await;
+    herd.shards[0].execute(OWN).await;
+    let other = OWN.replace("'sad', 'ok'", "'ok', 'sad'").replace("value > 0", "value >= 0").replace("lower", "upper");
+    herd.shards[1].execute(&other).await;
+    let coordinator = harness::fresh_database().await;
+    coordinator.execute("create type mood as enum ('sad', 'ok', 'happy', 'new')").await;
+    coordinator.execute(&format!("revoke temporary on database \"{}\" from public", coordinator.name)).await;
+    let report = herd.check(&format!("coordinator = \"{}\"\n{MOODS}", coordinator.address())).await;
+    assert_fault(&report, "shard 1", "type public.mood is e: 'ok', 'sad', 'happy', on the first shard e: 'sad'");
+    assert_fault(&report, "shard 1", "type public.positive is d: integer CHECK ((VALUE >= 0))");
+    assert_fault(&report, "shard 1", "function public.slug(text) is another");
+    assert_fault(&report, "coordinator", "type public.mood is e: 'sad', 'ok', 'happy', 'new'");
+    assert_fault(&report, "coordinator", "there is no type public.positive");
+    assert_fault(&report, "coordinator", "there is no function public.slug(text)");
+    assert!(!found(&report, Level::Fault, "primary", "type"), "the primary is not the coordinator: {report}");
+}

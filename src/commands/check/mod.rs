@@ -1,6 +1,7 @@
 //! `pgherd check`: reads the TOML, then tries all that it names, and says what is wrong before clients do.
 
 mod client;
+mod definitions;
 mod layout;
 mod report;
 mod rest;
@@ -65,6 +66,8 @@ pub async fn run(path: &Path) -> Result<Report, Faults> {
     for (database, servers) in &mut databases {
         Box::pin(transactions::check(database, servers, &tls, &mut report)).await;
         Box::pin(layout::check(database, servers, &mut report)).await;
+        let pure_functions = &config.fanout.pure_functions;
+        Box::pin(definitions::check(database, pure_functions, servers, &mut report)).await;
     }
     rest::redis(config, &mut report).await;
     Ok(report)

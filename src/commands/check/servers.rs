@@ -19,6 +19,8 @@ pub(super) enum Part {
     Primary,
     Replica(usize),
     Shard(usize),
+    /// Where PostgreSQL merges, if it is not the primary.
+    Coordinator,
 }
 
 impl fmt::Display for Part {
@@ -27,6 +29,7 @@ impl fmt::Display for Part {
             Self::Primary => f.write_str("primary"),
             Self::Replica(index) => write!(f, "replica {index}"),
             Self::Shard(index) => write!(f, "shard {index}"),
+            Self::Coordinator => f.write_str("coordinator"),
         }
     }
 }
@@ -59,7 +62,8 @@ pub(super) async fn try_all(config: &Config, database: &Database, tls: &ClientTl
     }
     let parts = std::iter::once((Part::Primary, &database.primary))
         .chain(database.replicas.iter().enumerate().map(|(index, address)| (Part::Replica(index), address)))
-        .chain(database.shards.iter().enumerate().map(|(index, address)| (Part::Shard(index), address)));
+        .chain(database.shards.iter().enumerate().map(|(index, address)| (Part::Shard(index), address)))
+        .chain(database.coordinator.iter().map(|address| (Part::Coordinator, address)));
     let tried = parts.map(|(part, address)| try_one(database, part, address, &users, tls));
     let mut servers = Vec::new();
     for (server, findings) in join_all(tried).await {
@@ -156,7 +160,7 @@ async fn inspect(server: &mut Server, client: &mut Client, report: &mut Report) 
         (Part::Replica(_), false) => {
             report.fault(&server.place, "it is not in recovery: it is no replica", "name a streaming replica");
         }
-        (Part::Primary | Part::Shard(_), true) => {
+        (Part::Primary | Part::Shard(_) | Part::Coordinator, true) => {
             report.fault(&server.place, "it is in recovery: it takes no writes", "name the server that takes writes");
         }
         _ => {}

@@ -30,7 +30,7 @@ pub(super) async fn check(database: &Database, servers: &[Server], tls: &ClientT
         report.warning(place, "two_phase is of no use without shards", "leave it out, or name the shards");
         return;
     }
-    let taking_part = || servers.iter().filter(|server| !matches!(server.part, Part::Replica(_)));
+    let taking_part = || servers.iter().filter(|server| matches!(server.part, Part::Primary | Part::Shard(_)));
     let asked = join_all(taking_part().map(|server| ask(database, two_phase, server, tls))).await;
     let mut known: Vec<(String, &ServerAddress)> = Vec::new();
     for (server, (row, findings)) in taking_part().zip(asked) {

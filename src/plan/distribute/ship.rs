@@ -198,12 +198,11 @@ impl Shipping<'_> {
         Ok(text)
     }
 
-    /// Whether the coordinator has a type of that name and kind.
+    /// Whether the coordinator has a type of that name and kind; of enums, with the same labels in the same order.
     fn has_type(&self, wanted: &Type) -> bool {
-        self.coordinator
-            .types
-            .values()
-            .any(|it| it.name == wanted.name && it.schema == wanted.schema && it.kind == wanted.kind)
+        self.coordinator.types.values().any(|it| {
+            it.name == wanted.name && it.schema == wanted.schema && it.kind == wanted.kind && it.labels == wanted.labels
+        })
     }
 
     fn collation(&self, oid: Oid) -> Option<String> {

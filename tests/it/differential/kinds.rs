@@ -121,15 +121,14 @@ impl Writer<'_, '_> {
             (_, 0) => (format!("{column}::timestamptz"), Sort::Zoned),
             (_, 1) => (format!("{column}::text"), Sort::TextC),
             (_, 2) => (format!("extract(epoch from {column}::timestamptz)::int8"), Sort::Big),
-            (sort, _) => (column.clone(), sort),
+            (sort, _) => (column, sort),
         };
         let is_text = sort == Sort::TextC;
         let shown = if is_text { None } else { Some(sort) };
         let constant = sort.constant(self.dice);
         let filter = if is_text || self.chance(50) { String::new() } else { format!(" where {text} < {constant}") };
         if self.chance(50) {
-            let items =
-                [Item { text: text.clone(), sort: shown }, Item { text: "count(*)".into(), sort: Some(Sort::Big) }];
+            let items = [Item { text, sort: shown }, Item { text: "count(*)".into(), sort: Some(Sort::Big) }];
             let text = select("", &items, &from, &format!("{filter} group by 1"));
             return self.finished(text, &items);
         }

@@ -179,6 +179,25 @@ async fn a_coordinator_that_is_down_releases_the_shards() {
 }
 
 #[tokio::test]
+async fn a_coordinator_that_sorts_an_enum_otherwise_is_not_asked() {
+    let coordinator = harness::fresh_database().await;
+    coordinator.execute("create type mood as enum ('happy', 'ok', 'sad')").await;
+    let herd = Herd::coordinated_by(&coordinator).await;
+    let mut client = herd.client().await;
+    let wanted = ask(&mut herd.oracle().await, Manner::Text, MEDIAN).await;
+    harness::eventually(DEADLINE, "the coordinator's catalog is known", async || {
+        ask(&mut herd.client().await, Manner::Text, MEDIAN).await == wanted
+    })
+    .await;
+    for text in
+        ["select feeling, count(distinct region) from sales group by 1 order by 1", "table sales order by feeling"]
+    {
+        assert_eq!(ask(&mut client, Manner::Text, text).await.code(), Some("0A000"), "{text}");
+    }
+    herd.comes_to_rest().await;
+}
+
+#[tokio::test]
 async fn names_settings_and_transactions_hold_on_the_coordinator() {
     let herd = Herd::start(2, false).await;
     let (mut oracle, mut client) = (herd.oracle().await, herd.client().await);
