@@ -6,7 +6,7 @@ use super::encode::Computed;
 use super::numeric;
 use super::types::{Reader, refused};
 use crate::error::{Error, ErrorKind};
-use crate::plan::distribute::{Aggregate, Collating};
+use crate::plan::distribute::{Aggregate, BitOperation, Collating};
 use crate::plan::value::{Kind, Numeric, Value};
 use crate::wire::sqlstate::SqlState;
 
@@ -18,6 +18,7 @@ pub(super) enum Method {
     Avg { sum: Reader, count: Reader },
     Best { partial: Reader, wanted: Ordering },
     Bool { partial: Reader, all: bool },
+    Bits { partial: Reader, operation: BitOperation },
 }
 
 /// What has been seen of one aggregate in one group.
@@ -60,6 +61,13 @@ impl Method {
             Aggregate::Max { partial, collating } => best(partial, collating, Ordering::Greater),
             Aggregate::BoolAnd { partial } => Ok(Self::Bool { partial: reader(partial)?, all: true }),
             Aggregate::BoolOr { partial } => Ok(Self::Bool { partial: reader(partial)?, all: false }),
+            Aggregate::Bits { partial, operation } => {
+                let partial = reader(partial)?;
+                if !matches!(partial.kind, Kind::Int2 | Kind::Int4 | Kind::Int8) {
+                    return Err(refused("bitwise aggregates over this type"));
+                }
+                Ok(Self::Bits { partial, operation })
+            }
         }
     }
 
@@ -67,7 +75,10 @@ impl Method {
     pub(super) fn kind(&self) -> Kind {
         match self {
             Self::Count(_) => Kind::Int8,
-            Self::Sum(partial) | Self::Best { partial, .. } | Self::Bool { partial, .. } => partial.kind,
+            Self::Sum(partial)
+            | Self::Best { partial, .. }
+            | Self::Bool { partial, .. }
+            | Self::Bits { partial, .. } => partial.kind,
             Self::Avg { sum, .. } if matches!(sum.kind, Kind::Float4 | Kind::Float8) => Kind::Float8,
             Self::Avg { .. } => Kind::Numeric,
         }
@@ -76,7 +87,7 @@ impl Method {
     pub(super) fn start(&self) -> State {
         match self {
             Self::Count(_) => State::Value(Computed::Int8(0)),
-            Self::Sum(_) | Self::Bool { .. } => State::Value(Computed::Null),
+            Self::Sum(_) | Self::Bool { .. } | Self::Bits { .. } => State::Value(Computed::Null),
             Self::Avg { .. } => State::Avg(Computed::Null, 0),
             Self::Best { .. } => State::Best(None, Vec::new()),
         }
@@ -97,6 +108,17 @@ impl Method {
                         Computed::Bool(seen) => *seen || value,
                         _ => value,
                     });
+                }
+            }
+            (Self::Bits { partial, operation }, State::Value(total)) => {
+                if let Some(Value::Int(value)) = partial.read(columns)? {
+                    let merged = match (total.value(), operation) {
+                        (Some(Value::Int(seen)), BitOperation::And) => seen & value,
+                        (Some(Value::Int(seen)), BitOperation::Or) => seen | value,
+                        (Some(Value::Int(seen)), BitOperation::Xor) => seen ^ value,
+                        _ => value,
+                    };
+                    *total = Computed::integer(partial.kind, merged);
                 }
             }
             (Self::Avg { sum, count }, State::Avg(total, rows)) => {

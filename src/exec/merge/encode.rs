@@ -1,12 +1,16 @@
 //! Values that pgherd computed itself, written as PostgreSQL writes them in text or binary form.
 
-use crate::plan::value::{Numeric, Value};
+use crate::plan::value::{Kind, Numeric, Value};
 
 /// A computed value of a type that pgherd writes.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Computed {
     /// NULL
     Null,
+    /// `smallint`
+    Int2(i16),
+    /// `integer`
+    Int4(i32),
     /// `bigint`
     Int8(i64),
     /// `numeric`
@@ -20,10 +24,23 @@ pub enum Computed {
 }
 
 impl Computed {
+    /// An integer of that kind, which it fits: bit by bit, integers of one size give integers of that size.
+    pub fn integer(kind: Kind, value: i64) -> Self {
+        match kind {
+            Kind::Int2 => Self::Int2(value as i16),
+            Kind::Int4 => Self::Int4(value as i32),
+            _ => Self::Int8(value),
+        }
+    }
+
     /// The value's bytes; `None` for NULL.
     pub fn bytes(&self, is_binary: bool) -> Option<Vec<u8>> {
         Some(match (self, is_binary) {
             (Self::Null, _) => return None,
+            (Self::Int2(value), true) => value.to_be_bytes().to_vec(),
+            (Self::Int2(value), false) => value.to_string().into_bytes(),
+            (Self::Int4(value), true) => value.to_be_bytes().to_vec(),
+            (Self::Int4(value), false) => value.to_string().into_bytes(),
             (Self::Int8(value), true) => value.to_be_bytes().to_vec(),
             (Self::Int8(value), false) => value.to_string().into_bytes(),
             (Self::Numeric(value), true) => {
@@ -45,6 +62,8 @@ impl Computed {
     pub fn value(&self) -> Option<Value> {
         Some(match self {
             Self::Null => return None,
+            Self::Int2(value) => Value::Int(i64::from(*value)),
+            Self::Int4(value) => Value::Int(i64::from(*value)),
             Self::Int8(value) => Value::Int(*value),
             Self::Numeric(value) => Value::Numeric(value.clone()),
             Self::Float4(value) => Value::Float(f64::from(*value)),

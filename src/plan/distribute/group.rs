@@ -6,7 +6,7 @@ use sqlparser::ast::{
 
 use super::having;
 use super::items::Meant;
-use super::model::{Aggregate, Groups, Key, Merge, Output, Sort, SortBy};
+use super::model::{Aggregate, BitOperation, Groups, Key, Merge, Output, Sort, SortBy};
 use super::refuse::{clause, refuse};
 use super::scope::parts;
 use super::stream::{Job, calls_in};
@@ -157,6 +157,9 @@ fn merged(job: &mut Job<'_>, function: &Function) -> Result<Aggregate, Refusal> 
         }
         "bool_and" | "every" => Aggregate::BoolAnd { partial: partial(job, "bool_and") },
         "bool_or" => Aggregate::BoolOr { partial: partial(job, "bool_or") },
+        "bit_and" => Aggregate::Bits { partial: partial(job, name), operation: BitOperation::And },
+        "bit_or" => Aggregate::Bits { partial: partial(job, name), operation: BitOperation::Or },
+        "bit_xor" => Aggregate::Bits { partial: partial(job, name), operation: BitOperation::Xor },
         _ => return Err(unsupported()),
     })
 }

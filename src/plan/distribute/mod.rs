@@ -25,8 +25,8 @@ mod write;
 
 pub use ddl::ddl;
 pub use model::{
-    Aggregate, Collating, Condition, Distributed, Gathered, Groups, Input, Key, Merge, Output, Parameters, Session,
-    Shipment, Sort, SortBy, Streamed,
+    Aggregate, BitOperation, Collating, Condition, Distributed, Gathered, Groups, Input, Key, Merge, Output,
+    Parameters, Session, Shipment, Sort, SortBy, Streamed,
 };
 pub use scatter::{Part, Scattered, Tally, marker};
 

@@ -260,6 +260,24 @@ pub enum Aggregate {
         /// The hidden column with `bool_or(...)`.
         partial: usize,
     },
+    /// Bit by bit, of integers.
+    Bits {
+        /// The hidden column with the same aggregate.
+        partial: usize,
+        /// How two of them become one.
+        operation: BitOperation,
+    },
+}
+
+/// What `bit_and`, `bit_or` and `bit_xor` do with two values.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BitOperation {
+    /// `&`
+    And,
+    /// `|`
+    Or,
+    /// `#`
+    Xor,
 }
 
 /// Where a visible column of a group comes from.
