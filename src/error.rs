@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use bytes::Bytes;
+
 use crate::wire::sqlstate::SqlState;
 
 /// What went wrong, coarse enough to be a metric label.
@@ -63,6 +65,7 @@ struct Inner {
     detail: Option<String>,
     hint: Option<String>,
     fatal: bool,
+    verbatim: Option<Bytes>,
     cause: Option<Box<dyn std::error::Error + Send + Sync>>,
 }
 
@@ -76,6 +79,7 @@ impl Error {
             detail: None,
             hint: None,
             fatal: false,
+            verbatim: None,
             cause: None,
         }))
     }
@@ -109,6 +113,13 @@ impl Error {
         self
     }
 
+    /// What the client is told instead: the body of a server's ErrorResponse that speaks of the client's own statement.
+    #[must_use]
+    pub fn verbatim(mut self, body: Bytes) -> Self {
+        self.0.verbatim = Some(body);
+        self
+    }
+
     /// Adds the error below this one, for the log only.
     #[must_use]
     pub fn cause(mut self, cause: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
@@ -119,9 +130,10 @@ impl Error {
     /// The same error for somebody else, without what is below it.
     #[must_use]
     pub fn again(&self) -> Self {
-        let Inner { kind, sqlstate, message, detail, hint, fatal, cause: _ } = &*self.0;
-        let (message, detail, hint) = (message.clone(), detail.clone(), hint.clone());
-        Self(Box::new(Inner { kind: *kind, sqlstate: *sqlstate, message, detail, hint, fatal: *fatal, cause: None }))
+        let Inner { kind, sqlstate, message, detail, hint, fatal, verbatim, cause: _ } = &*self.0;
+        let (kind, sqlstate, fatal) = (*kind, *sqlstate, *fatal);
+        let (message, detail, hint, verbatim) = (message.clone(), detail.clone(), hint.clone(), verbatim.clone());
+        Self(Box::new(Inner { kind, sqlstate, message, detail, hint, fatal, verbatim, cause: None }))
     }
 
     /// Marks the error as one that ends the session (severity FATAL).
@@ -154,6 +166,11 @@ impl Error {
     /// The hint, if there is one.
     pub fn hint_text(&self) -> Option<&str> {
         self.0.hint.as_deref()
+    }
+
+    /// The body of the ErrorResponse that the client is told as it is, unless the session ends with the error.
+    pub fn verbatim_body(&self) -> Option<&[u8]> {
+        self.0.verbatim.as_deref().filter(|_| !self.0.fatal)
     }
 
     /// Whether the session ends with it.

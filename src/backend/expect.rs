@@ -5,8 +5,8 @@ use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 
+use super::own::read_types;
 use super::statements::Identity;
-use crate::wire::frame::Body;
 
 /// ParseComplete.
 const PARSE_COMPLETE: &[u8] = b"1\0\0\0\x04";
@@ -197,10 +197,7 @@ impl Expects {
     /// A ParameterDescription has come: notes the types, if somebody wants them.
     pub fn learn_types(&self, body: &[u8]) {
         let Some(Expect::Describe(Some(learned), _)) = self.queue.front() else { return };
-        let mut body = Body::new(body);
-        let count = body.i16().map_or(0, |count| usize::from(count as u16));
-        let types: Option<Vec<u32>> = (0..count).map(|_| body.i32().map(|oid| oid as u32)).collect();
-        if let Some(types) = types {
+        if let Some(types) = read_types(body) {
             let _ = learned.set(types);
         }
     }

@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
+
 use super::failure::{misbehaved, server_error};
 use super::pool::ProcessObserver;
 use super::server::ServerConn;
@@ -27,26 +29,28 @@ impl ServerConn {
         writer::query(&mut self.outbuf, text.as_bytes());
         self.unnamed = None;
         self.flush().await?;
-        let before = std::mem::replace(&mut self.broken, true);
-        let rows = self.collect().await?;
-        self.broken = before;
-        rows
+        let Answer { rows, error, .. } = self.collect().await?;
+        error.map_or(Ok(rows), |body| Err(server_error(&body)))
     }
 
-    /// The outer error is the socket's or the protocol's, the inner one the statement's.
-    async fn collect(&mut self) -> Result<Result<Vec<Vec<Option<String>>>, Error>, Error> {
-        let (mut rows, mut failure) = (Vec::new(), None);
+    /// Takes all up to the next ReadyForQuery. The connection is broken if it is not waited for.
+    async fn collect(&mut self) -> Result<Answer, Error> {
+        let before = std::mem::replace(&mut self.broken, true);
+        let mut answer = Answer::default();
         loop {
             let frame = self.read_frame().await?;
             self.note(&frame);
             match frame.tag() {
-                b'D' => rows.push(text_row(frame.body()).ok_or_else(|| misbehaved("a DataRow is cut short"))?),
-                b'E' => failure = Some(server_error(frame.body())),
+                b'D' => answer.rows.push(text_row(frame.body()).ok_or_else(|| misbehaved("a DataRow is cut short"))?),
+                b't' => answer.types = read_types(frame.body()).ok_or_else(|| misbehaved("types are cut short"))?,
+                b'E' => answer.error = Some(Bytes::copy_from_slice(frame.body())),
                 b'G' | b'W' => return Err(misbehaved("COPY where none was asked for")),
-                b'Z' => return Ok(failure.map_or(Ok(rows), Err)),
+                b'Z' => break,
                 _ => {}
             }
         }
+        self.broken = before;
+        Ok(answer)
     }
 
     /// Prepares a statement and waits for the answer, closing another first if `evicted` names one.
@@ -60,10 +64,20 @@ impl ServerConn {
         statement.write_parse(&mut self.outbuf);
         writer::sync(&mut self.outbuf);
         self.flush().await?;
-        let before = std::mem::replace(&mut self.broken, true);
-        let outcome = self.collect().await?;
-        self.broken = before;
-        outcome.map(|_| ())
+        self.collect().await?.of_clients_statement()
+    }
+
+    /// Asks for a statement's parameter types, and thereby whether its result type is still what it was.
+    ///
+    /// # Errors
+    /// The server failed, or has refused: `cached plan must not change result type`.
+    pub async fn parameter_types(&mut self, statement: &Identity) -> Result<Vec<u32>, Error> {
+        writer::describe(&mut self.outbuf, b'S', statement.server_name.as_bytes());
+        writer::sync(&mut self.outbuf);
+        self.flush().await?;
+        let answer = self.collect().await?;
+        let types = answer.types.clone();
+        answer.of_clients_statement().map(|()| types)
     }
 
     /// Closes every statement that it holds by name, and waits until it has.
@@ -80,11 +94,32 @@ impl ServerConn {
         self.held.clear();
         writer::sync(&mut self.outbuf);
         self.flush().await?;
-        let before = std::mem::replace(&mut self.broken, true);
-        let outcome = self.collect().await?;
-        self.broken = before;
-        outcome.map(|_| ())
+        self.collect().await?.of_clients_statement()
     }
+}
+
+/// What a server has answered to pgherd.
+#[derive(Debug, Default)]
+struct Answer {
+    rows: Vec<Vec<Option<String>>>,
+    /// Of a statement's parameters.
+    types: Vec<u32>,
+    /// The body of an ErrorResponse.
+    error: Option<Bytes>,
+}
+
+impl Answer {
+    /// An error in it speaks of what the client has sent: it is told as it is.
+    fn of_clients_statement(self) -> Result<(), Error> {
+        self.error.map_or(Ok(()), |body| Err(server_error(&body).verbatim(body)))
+    }
+}
+
+/// Reads a ParameterDescription.
+pub(super) fn read_types(body: &[u8]) -> Option<Vec<u32>> {
+    let mut body = frame::Body::new(body);
+    let count = usize::from(body.i16()? as u16);
+    (0..count).map(|_| body.i32().map(|oid| oid as u32)).collect()
 }
 
 /// Reads a DataRow's values as text.

@@ -50,6 +50,10 @@ const PARSE_RELEVANT: [&str; 15] = [
 ];
 const XMLOPTION: &str = "xmloption";
 
+/// Of these, what decides in which schemas names are looked up. PostgreSQL reads a prepared statement anew where that has changed
+/// since it read it last, and then under everything else that is set by then.
+const PATH_RELEVANT: [&str; 3] = ["role", "search_path", "session_authorization"];
+
 /// Whether a change of `name` is announced by the server on its own.
 pub fn is_reported(name: &str) -> bool {
     REPORTED.contains(&name)
@@ -94,6 +98,24 @@ impl Settings {
     /// Whether parse analysis reads that setting.
     pub fn is_parse_relevant(name: &str) -> bool {
         PARSE_RELEVANT.contains(&name) || name == XMLOPTION
+    }
+
+    /// Whether that setting decides in which schemas names are looked up.
+    pub fn is_path_relevant(name: &str) -> bool {
+        PATH_RELEVANT.contains(&name)
+    }
+
+    /// Whether both have the same settings but for those that decide in which schemas names are looked up.
+    pub fn is_same_beyond_path(&self, other: &Self) -> bool {
+        fn beyond(settings: &Settings) -> impl Iterator<Item = (&str, &str)> {
+            settings.iter().filter(|(name, _)| !Settings::is_path_relevant(name))
+        }
+        beyond(self).eq(beyond(other))
+    }
+
+    /// Whether both name the same schemas in the same order for the same role.
+    pub fn has_same_path(&self, other: &Self) -> bool {
+        PATH_RELEVANT.iter().all(|name| self.get(name) == other.get(name))
     }
 
     /// Every setting that parse analysis reads.

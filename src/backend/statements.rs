@@ -1,7 +1,8 @@
 //! Prepared statements: who they are, and which of them a server connection holds.
 //!
 //! A statement is known by its text, its parameter types and every setting that parse analysis reads; clients' own names
-//! never reach a server.
+//! never reach a server. One that is used under other settings than it was prepared under is another statement, too: a server may
+//! read it anew at any time, and under these then.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
@@ -22,6 +23,7 @@ struct Key {
     text: Bytes,
     types: Box<[u32]>,
     parsed_under: Option<SharedSettings>,
+    used_under: Option<SharedSettings>,
 }
 
 /// One statement, the same for every client that prepares the same thing.
@@ -57,6 +59,11 @@ impl Identity {
     /// server where it was prepared, and nowhere else.
     pub fn parsed_under(&self) -> Option<&SharedSettings> {
         self.key.parsed_under.as_ref()
+    }
+
+    /// The parse-relevant settings that all who use it have, where they are others, and not only where names are looked up.
+    pub fn used_under(&self) -> Option<&SharedSettings> {
+        self.key.used_under.as_ref()
     }
 
     /// Whether a server has accepted it, and none has refused it since: a Parse of it needs no server then. What a later
@@ -95,7 +102,26 @@ pub struct Registry {
 impl Registry {
     /// The identity of that statement, made if nobody holds it yet.
     pub fn intern(&self, text: Bytes, types: &[u32], parsed_under: &SharedSettings) -> Arc<Identity> {
-        let key = Key { text, types: types.into(), parsed_under: Some(Arc::clone(parsed_under)) };
+        self.intern_key(Key {
+            text,
+            types: types.into(),
+            parsed_under: Some(Arc::clone(parsed_under)),
+            used_under: None,
+        })
+    }
+
+    /// The same statement for those who use it under other settings than it was prepared under.
+    pub fn intern_used_under(
+        &self,
+        of: &Identity,
+        parsed_under: &SharedSettings,
+        used_under: &SharedSettings,
+    ) -> Arc<Identity> {
+        let (parsed_under, used_under) = (Some(Arc::clone(parsed_under)), Some(Arc::clone(used_under)));
+        self.intern_key(Key { text: of.text().clone(), types: of.types().into(), parsed_under, used_under })
+    }
+
+    fn intern_key(&self, key: Key) -> Arc<Identity> {
         let mut known = self.known.lock();
         if let Some(identity) = known.get(&key).and_then(Weak::upgrade) {
             return identity;
@@ -137,7 +163,7 @@ impl Registry {
 
     /// An identity that nobody shares: for a statement whose settings are not known exactly.
     pub fn private(&self, text: Bytes, types: &[u32]) -> Arc<Identity> {
-        self.identity(Arc::new(Key { text, types: types.into(), parsed_under: None }))
+        self.identity(Arc::new(Key { text, types: types.into(), parsed_under: None, used_under: None }))
     }
 
     fn identity(&self, key: Arc<Key>) -> Arc<Identity> {
@@ -182,9 +208,14 @@ impl Held {
         evicted.map(|(_, identity)| identity)
     }
 
+    /// Gives up a statement. Returns whether the server holds it, where it must be closed then.
+    pub fn take(&mut self, id: u64) -> bool {
+        self.statements.remove(&id).is_some()
+    }
+
     /// Notes that a Parse failed or the statement was closed.
     pub fn remove(&mut self, id: u64) {
-        self.statements.remove(&id);
+        self.take(id);
     }
 
     /// Notes `DEALLOCATE ALL` or `DISCARD ALL`.
@@ -235,6 +266,19 @@ mod tests {
         let a = registry.intern(Bytes::from_static(b"select '01/02/2003'::date"), &[], &defaults);
         let b = registry.intern(Bytes::from_static(b"select '01/02/2003'::date"), &[], &Arc::new(dmy));
         assert_ne!(a.id, b.id);
+    }
+
+    #[test]
+    fn other_settings_at_its_use_make_another_statement() {
+        let (registry, defaults) = (Registry::default(), default_parse_settings());
+        let mut dmy = Settings::default();
+        dmy.set("datestyle", "ISO, DMY");
+        let dmy = Arc::new(dmy);
+        let a = registry.intern(Bytes::from_static(b"select '01/02/2003'::date"), &[], &defaults);
+        let b = registry.intern_used_under(&a, &defaults, &dmy);
+        assert_ne!(a.id, b.id);
+        assert_eq!(registry.intern_used_under(&b, &defaults, &dmy).id, b.id);
+        assert_eq!((b.text(), b.parsed_under(), b.used_under()), (a.text(), Some(&defaults), Some(&dmy)));
     }
 
     #[test]

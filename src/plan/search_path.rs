@@ -7,18 +7,24 @@ use crate::catalog::model::Catalog;
 /// `pg_temp` is left out: whether a session has temporary objects is asked separately. A setting that PostgreSQL could not
 /// have accepted yields `pg_catalog` alone.
 pub fn resolve_search_path(setting: &str, role: &str, catalog: &Catalog) -> Vec<Box<str>> {
-    let mut path: Vec<Box<str>> = Vec::new();
-    for name in split(setting).unwrap_or_default() {
-        let name = if name == "$user" { role.to_owned() } else { name };
-        let exists = catalog.schemas.iter().any(|schema| **schema == *name);
-        if exists && !path.iter().any(|schema| **schema == *name) {
-            path.push(name.into());
-        }
-    }
+    let exists = |name: &String| catalog.schemas.iter().any(|schema| **schema == **name);
+    let mut path: Vec<Box<str>> = listed(setting, role).into_iter().filter(exists).map(Into::into).collect();
     if !path.iter().any(|schema| &**schema == "pg_catalog") {
         path.insert(0, "pg_catalog".into());
     }
     path
+}
+
+/// The schemas that `setting` names for `role`, `"$user"` replaced, each where it comes first, whether they exist or not.
+pub fn listed(setting: &str, role: &str) -> Vec<String> {
+    let mut names: Vec<String> = Vec::new();
+    for name in split(setting).unwrap_or_default() {
+        let name = if name == "$user" { role.to_owned() } else { name };
+        if !names.contains(&name) {
+            names.push(name);
+        }
+    }
+    names
 }
 
 /// Whether what is created without a schema becomes temporary: `pg_temp` comes before every schema that exists.

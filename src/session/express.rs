@@ -199,8 +199,11 @@ impl Session {
             b"" => Arc::clone(self.unnamed.as_ref()?),
             name => Arc::clone(self.named.get(name)?),
         };
-        let accepted = prepared.identity.as_ref().is_none_or(|identity| identity.is_accepted());
-        accepted.then_some(prepared)
+        let is_ready = match &prepared.identity {
+            Some(identity) => identity.is_accepted() && self.is_read_as_things_are(&prepared),
+            None => true,
+        };
+        is_ready.then_some(prepared)
     }
 
     /// The statement of the Parse at the front, if it is one that goes by express.
@@ -212,10 +215,15 @@ impl Session {
             && last.conforming == conforming
         {
             // Nothing is on its way (`is_clear`), so that no answer can mistake one for the other.
-            let is_the_same = Arc::ptr_eq(&last.under, &self.settings.current) && last.described.get().is_none();
+            let is_the_same = Arc::ptr_eq(&last.under, &self.settings.current)
+                && last.described.get().is_none()
+                && last.identity.is_none();
             return Some(match is_the_same {
                 true => Arc::clone(last),
-                false => Arc::new(last.again(self.db.statements.next_serial(), &self.settings.current)),
+                false => {
+                    let serial = self.db.statements.next_serial();
+                    Arc::new(last.again(serial, &self.settings.current, self.settings.exact()))
+                }
             });
         }
         let text = frontend::parse_names(message.get(HEADER_LEN..)?)?.1;

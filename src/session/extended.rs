@@ -5,12 +5,10 @@ use std::sync::Arc;
 use bytes::{BufMut, Bytes, BytesMut};
 
 use super::context::Target;
+use super::meaning::send_parse;
 use super::{Prepared, Session};
 use crate::backend::expect::{About, Expect, LearnedTypes};
-use crate::backend::reset;
-use crate::backend::server::ServerConn;
-use crate::backend::settings::Settings;
-use crate::backend::statements::{Identity, NAME_PREFIX};
+use crate::backend::statements::NAME_PREFIX;
 use crate::error::{Error, ErrorKind};
 use crate::limits;
 use crate::sql::facts::{Class, Facts};
@@ -95,7 +93,8 @@ impl Session {
                 described,
                 facts,
                 conforming: self.conforming_strings(),
-                under: Arc::clone(&self.settings.current),
+                under: self.settings.as_they_are(),
+                read_under: self.settings.exact(),
             }),
         ))
     }
@@ -181,21 +180,22 @@ impl Session {
             return Err(malformed("Bind", Malformed("a name has no end")));
         };
         let prepared = self.statement(name);
-        if let Some(prepared) = &prepared {
-            self.keep_portal(portal, Arc::clone(prepared))?;
-        } else {
-            self.portals.remove(portal);
-        }
         let target =
             prepared.as_ref().map_or(Ok(self.default_target()), |prepared| self.target_for(&prepared.facts))?;
         self.attach(target).await?;
         if let Some(prepared) = &prepared {
             self.hide_statements(&prepared.facts, target).await?;
         }
+        let prepared = self.as_read_now(name, prepared, target).await?;
         let server_name = match &prepared {
-            Some(prepared) => self.ensure_held(prepared).await?,
+            Some(prepared) => self.ensure_held(prepared, target).await?,
             None => self.unknown_name(name),
         };
+        // Behind whatever had to be waited for: a transaction that ends takes its portals with it.
+        match &prepared {
+            Some(prepared) => self.keep_portal(portal, Arc::clone(prepared))?,
+            None => drop(self.portals.remove(portal)),
+        }
         let server = self.attach(target).await?;
         if server.expects.is_skipping() {
             return Ok(());
@@ -260,8 +260,9 @@ impl Session {
         let target =
             prepared.as_ref().map_or(Ok(self.default_target()), |prepared| self.target_for(&prepared.facts))?;
         self.attach(target).await?;
+        let prepared = self.as_read_now(describe.name, prepared, target).await?;
         let server_name = match &prepared {
-            Some(prepared) => self.ensure_held(prepared).await?,
+            Some(prepared) => self.ensure_held(prepared, target).await?,
             None => self.unknown_name(describe.name),
         };
         let may_repeat = prepared.as_ref().is_some_and(|prepared| self.is_under_its_own_settings(prepared));
@@ -409,99 +410,6 @@ impl Session {
         Ok(())
     }
 
-    /// Sees to it that the attached server holds a statement, and returns its name there.
-    async fn ensure_held(&mut self, prepared: &Arc<Prepared>) -> Result<Bytes, Error> {
-        let Some(identity) = &prepared.identity else {
-            #[cfg(feature = "faults")]
-            if *self.db.leak.lock() == Some(super::context::Leak::Unnamed) {
-                return Ok(Bytes::new());
-            }
-            if let Some(server) = self.held_server()
-                && server.unnamed != Some(prepared.serial)
-                && !server.expects.is_skipping()
-            {
-                server.unnamed = Some(prepared.serial);
-                server.outbuf.extend_from_slice(&prepared.parse);
-                server.expects.push(Expect::Parse { hidden: true, statement: None, client_name: None });
-            }
-            return Ok(Bytes::new());
-        };
-        let name = Bytes::copy_from_slice(identity.server_name.as_bytes());
-        let Some(server) = self.held_server() else { return Ok(name) };
-        if server.held.touch(identity.id) || server.expects.is_skipping() {
-            return Ok(name);
-        }
-        self.learn_exact_settings().await?;
-        let now = self.settings.exact();
-        // A failed transaction takes nothing but its own end, which no setting changes the meaning of.
-        let failed = self.status == TransactionStatus::Failed;
-        let same = now.is_some_and(|now| identity.parsed_under().is_some_and(|then| *then == now));
-        let Some(server) = self.held_server() else { return Ok(name) };
-        if same || failed {
-            send_parse(server, identity, None);
-        } else {
-            self.prepare_under_its_own_settings(identity).await?;
-        }
-        Ok(name)
-    }
-
-    /// Asks the server what parse analysis reads now, where a SET in the transaction at hand has made that uncertain. In the
-    /// middle of a pipeline it cannot be asked.
-    async fn learn_exact_settings(&mut self) -> Result<(), Error> {
-        if self.settings.exact().is_some() || self.skipping {
-            return Ok(());
-        }
-        if self.held_server().is_none_or(|server| server.expects.is_unsynced() || server.unfinished > 0) {
-            return Ok(());
-        }
-        self.wait_for_answers().await?;
-        let Some(attached) = &mut self.server else { return Ok(()) };
-        let baseline = self.db.pool(&self.user, attached.target).baseline();
-        let server = attached.lease.server();
-        if server.status != TransactionStatus::InTransaction {
-            return Ok(());
-        }
-        server.spill(&mut self.client.outbuf);
-        let names = Settings::parse_relevant_names().map(Box::from).collect();
-        let exact = reset::read_back(server, &Settings::default(), &names, baseline.as_deref()).await?;
-        self.settings.note_exact(Arc::new(exact));
-        Ok(())
-    }
-
-    /// Prepares a statement under the settings it had when the client prepared it: `'01/02/2003'::date` stays 2 January
-    /// after `SET DateStyle = DMY`.
-    async fn prepare_under_its_own_settings(&mut self, identity: &Arc<Identity>) -> Result<(), Error> {
-        let in_pipeline = self.held_server().is_some_and(|server| server.expects.is_unsynced());
-        let uncertain = self.settings.is_uncertain();
-        let then = match identity.parsed_under() {
-            Some(then) if !in_pipeline && !uncertain => then,
-            _ => {
-                let when =
-                    if in_pipeline { "in the middle of a pipeline" } else { "behind a SET in the same transaction" };
-                return Err(Error::refused(format!("a statement prepared under other settings cannot be used {when}"))
-                    .hint("Send Sync before it, or prepare it again."));
-            }
-        };
-        self.wait_for_answers().await?;
-        let now = Arc::clone(&self.settings.current);
-        let then = Arc::new(now.with_parse_relevant_of(then));
-        let Some(server) = self.held_server() else { return Ok(()) };
-        reset::apply(server, &then).await?;
-        let evicted = server.held.insert(Arc::clone(identity));
-        let prepared = server.prepare(identity, evicted.as_deref()).await;
-        if prepared.is_err() {
-            server.held.remove(identity.id);
-        }
-        if server.status == TransactionStatus::Failed {
-            // The transaction's end undoes what was set in it; whether all of it is not worth finding out.
-            server.settings = now;
-            server.dirty = true;
-        } else {
-            reset::apply(server, &now).await?;
-        }
-        prepared
-    }
-
     /// The name under which an unknown statement is passed on, so that the server's own error speaks of it; never one that
     /// means something on the server.
     fn unknown_name(&mut self, name: &[u8]) -> Bytes {
@@ -537,17 +445,6 @@ impl Session {
 /// Whether a failed transaction takes it.
 fn ends_transaction(facts: &Facts) -> bool {
     facts.statements.iter().all(|statement| matches!(statement.class, Class::Empty | Class::Transaction(_)))
-}
-
-/// Prepares a statement on a server, making room if need be. `client_name` is set where the client waits for the answer.
-pub(super) fn send_parse(server: &mut ServerConn, identity: &Arc<Identity>, client_name: Option<(Bytes, u64)>) {
-    if let Some(evicted) = server.held.insert(Arc::clone(identity)) {
-        writer::close(&mut server.outbuf, b'S', evicted.server_name.as_bytes());
-        server.expects.push(Expect::Close { hidden: true });
-    }
-    identity.write_parse(&mut server.outbuf);
-    let hidden = client_name.is_none();
-    server.expects.push(Expect::Parse { hidden, statement: Some(Arc::clone(identity)), client_name });
 }
 
 /// A message whose body its type does not allow.

@@ -36,6 +36,8 @@ struct Asked {
     facts: SharedFacts,
     text: Bytes,
     types: Vec<u32>,
+    /// It was prepared in an earlier flight.
+    is_earlier: bool,
 }
 
 impl Session {
@@ -269,6 +271,7 @@ impl Session {
             unanswered: b"",
         };
         let way = self.way(&execution).await?;
+        let way = if asked.is_earlier { self.way_as_read(bound.statement, way)? } else { way };
         if matches!(way, Way::Relay(_) | Way::ReadOnly(_)) && self.bound_before(execute.portal).is_some() {
             return Err(Error::refused("a portal that was bound over several shards would run on one server now")
                 .hint("Bind it again."));
@@ -280,9 +283,12 @@ impl Session {
     fn asked_of_portal(&self, unit: &[Frame], portal: &[u8], statement: &[u8]) -> Result<Option<Asked>, Error> {
         let bound = self.bound_before(portal).and_then(|_| self.portals.get(portal));
         match bound.filter(|_| !binds(unit, portal)) {
-            Some(prepared) => {
-                Ok(Some(Asked { facts: prepared.facts.clone(), text: prepared.text(), types: prepared.known_types() }))
-            }
+            Some(prepared) => Ok(Some(Asked {
+                facts: prepared.facts.clone(),
+                text: prepared.text(),
+                types: prepared.known_types(),
+                is_earlier: false,
+            })),
             None => self.asked(unit, statement),
         }
     }
@@ -398,13 +404,14 @@ impl Session {
                     Some((read, facts)) if std::ptr::eq(&**read, &*text) => facts.clone(),
                     _ => self.db.shared.analyzer.facts_of_parse(parse.text, self.conforming_strings()),
                 };
-                return Ok(Some(Asked { facts, text, types: parse.types }));
+                return Ok(Some(Asked { facts, text, types: parse.types, is_earlier: false }));
             }
         }
         Ok(self.statement(name).map(|prepared| Asked {
             facts: prepared.facts.clone(),
             text: prepared.text(),
             types: prepared.known_types(),
+            is_earlier: true,
         }))
     }
 

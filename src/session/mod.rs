@@ -19,6 +19,7 @@ pub mod handshake;
 mod late_begin;
 mod lease;
 mod listen;
+mod meaning;
 mod memo;
 mod named;
 pub mod pin;
@@ -101,20 +102,22 @@ struct Prepared {
     facts: SharedFacts,
     /// `standard_conforming_strings` was on when it was read.
     conforming: bool,
-    /// The settings under which it was read.
+    /// The session's settings when PostgreSQL would have read it last for this client; nobody's if they were not certain.
     under: SharedSettings,
+    /// What of them parse analysis reads; `None` where it is not known.
+    read_under: Option<SharedSettings>,
 }
 
 impl Prepared {
     /// The same statement, which is another one on servers now: nothing that they said of the first holds for it.
     fn renewed(&self, identity: Arc<Identity>) -> Self {
-        Self { identity: Some(identity), ..self.again(self.serial, &self.under) }
+        Self { identity: Some(identity), ..self.again(self.serial, &self.under, self.read_under.clone()) }
     }
 
     /// The same message once more: its settings may be others, so nothing that a server said of the first holds for it.
-    fn again(&self, serial: u64, under: &SharedSettings) -> Self {
+    fn again(&self, serial: u64, under: &SharedSettings, read_under: Option<SharedSettings>) -> Self {
         Self {
-            identity: self.identity.clone(),
+            identity: None,
             serial,
             parse: self.parse.clone(),
             text: self.text.clone(),
@@ -123,7 +126,14 @@ impl Prepared {
             facts: Arc::clone(&self.facts),
             conforming: self.conforming,
             under: Arc::clone(under),
+            read_under,
         }
+    }
+
+    /// The same statement for a client that has changed its settings.
+    fn read_again(&self, identity: Arc<Identity>, under: SharedSettings, read_under: SharedSettings) -> Self {
+        let described = Arc::clone(&self.described);
+        Self { identity: Some(identity), described, ..self.again(self.serial, &under, Some(read_under)) }
     }
 }
 

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use bytes::{BufMut, Bytes, BytesMut};
 
-use super::extended::send_parse;
+use super::meaning::send_parse;
 use super::{Prepared, Session};
 use crate::backend::expect::Expect;
 use crate::backend::scan::StatementError;
@@ -106,9 +106,8 @@ impl Session {
         let Some(server) = self.held_server() else { return };
         server.end_refused();
         if let Some(old) = &old.identity
-            && server.held.touch(old.id)
+            && server.held.take(old.id)
         {
-            server.held.remove(old.id);
             writer::close(&mut server.outbuf, b'S', old.server_name.as_bytes());
             server.expects.push(Expect::Close { hidden: true });
         }

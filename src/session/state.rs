@@ -19,6 +19,8 @@ pub(super) struct SessionSettings {
     local: bool,
     /// Something that parse analysis reads may have changed.
     parse_is_uncertain: bool,
+    /// That is more than the schemas in which names are looked up.
+    beyond_path_is_uncertain: bool,
     /// What parse analysis reads in the transaction at hand, once it was asked for.
     exact: Option<SharedSettings>,
 }
@@ -33,6 +35,7 @@ impl Default for SessionSettings {
             everything_touched: false,
             local: false,
             parse_is_uncertain: false,
+            beyond_path_is_uncertain: false,
             exact: None,
         }
     }
@@ -67,6 +70,29 @@ impl SessionSettings {
         if self.parse_is_uncertain { self.exact.clone() } else { Some(Arc::clone(&self.parse_relevant)) }
     }
 
+    /// What parse analysis reads, as far as that is certain, if nothing is uncertain but where names are looked up.
+    pub(super) fn exact_beyond_path(&self) -> Option<&SharedSettings> {
+        match &self.exact {
+            _ if !self.beyond_path_is_uncertain => Some(&self.parse_relevant),
+            exact => exact.as_ref(),
+        }
+    }
+
+    /// The session's settings as they are now; nobody's while what parse analysis reads may be something else.
+    pub(super) fn as_they_are(&self) -> SharedSettings {
+        if self.parse_is_uncertain { Arc::default() } else { Arc::clone(&self.current) }
+    }
+
+    /// Whether what parse analysis reads is as it was outside the transaction at hand.
+    pub(super) fn parse_is_certain(&self) -> bool {
+        !self.parse_is_uncertain
+    }
+
+    /// Whether that is what parse analysis reads.
+    pub(super) fn is_parse_relevant_part(&self, settings: &SharedSettings) -> bool {
+        !self.parse_is_uncertain && (Arc::ptr_eq(&self.parse_relevant, settings) || self.parse_relevant == *settings)
+    }
+
     /// Notes what parse analysis reads in the transaction at hand.
     pub(super) fn note_exact(&mut self, exact: SharedSettings) {
         self.exact = Some(exact);
@@ -84,19 +110,28 @@ impl SessionSettings {
 
     /// Notes what a statement that is about to be sent may change.
     pub(super) fn note_effect(&mut self, effect: &Effect) {
-        self.parse_is_uncertain |= match effect {
+        match effect {
             Effect::Set(name) | Effect::SetLocal(name) | Effect::Reset(name) | Effect::ResetLocal(name) => {
-                Settings::is_parse_relevant(name)
+                self.doubt(name);
             }
-            Effect::ResetAll | Effect::DiscardAll | Effect::OpaqueSettings => true,
-            _ => false,
-        };
+            Effect::ResetAll | Effect::DiscardAll | Effect::OpaqueSettings => {
+                (self.parse_is_uncertain, self.beyond_path_is_uncertain) = (true, true);
+            }
+            _ => {}
+        }
         match effect {
             Effect::Set(name) | Effect::Reset(name) => self.touch(name.clone()),
             Effect::SetLocal(_) | Effect::ResetLocal(_) => self.local = true,
             Effect::ResetAll | Effect::DiscardAll => self.everything_touched = true,
             _ => {}
         }
+    }
+
+    /// A setting may have changed, and its value is not known.
+    fn doubt(&mut self, name: &str) {
+        let is_relevant = Settings::is_parse_relevant(name);
+        self.parse_is_uncertain |= is_relevant;
+        self.beyond_path_is_uncertain |= is_relevant && !Settings::is_path_relevant(name);
     }
 
     /// Notes that a setting may have changed. Another session authorization takes the role with it.
@@ -111,7 +146,7 @@ impl SessionSettings {
     pub(super) fn note_reported(&mut self, name: &str) {
         let name = name.to_ascii_lowercase();
         if is_reported(&name) {
-            self.parse_is_uncertain |= Settings::is_parse_relevant(&name);
+            self.doubt(&name);
             self.exact = None;
             self.touch(name.into());
         }
@@ -149,6 +184,7 @@ impl SessionSettings {
     pub(super) fn transaction_ended(&mut self) {
         self.local = false;
         self.parse_is_uncertain = self.must_read_back();
+        self.beyond_path_is_uncertain &= self.parse_is_uncertain;
         self.exact = None;
     }
 

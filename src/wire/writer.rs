@@ -139,6 +139,10 @@ pub fn data_row<'a>(out: &mut BytesMut, values: impl ExactSizeIterator<Item = Op
 pub fn error_response(out: &mut BytesMut, error: &Error) {
     let severity = if error.is_fatal() { "FATAL" } else { "ERROR" };
     message(out, b'E', |out| {
+        if let Some(body) = error.verbatim_body() {
+            out.put_slice(body);
+            return;
+        }
         let mut field = |code: u8, text: &str| {
             out.put_u8(code);
             cstr(out, text.as_bytes());

@@ -212,7 +212,8 @@ async fn a_replica_that_lags_fills_nothing() {
     let client = stage.client("postgres").await;
     let text = "select sum(a) from t";
     stage.cached(&client, text).await;
-    replica.sql(&stage.database.name, "select pg_wal_replay_pause()").expect("paused");
+    let pause = || async { replica.sql(&stage.database.name, "select pg_wal_replay_pause()").is_ok() };
+    eventually(Duration::from_secs(20), "the replica has the database, and stops", pause).await;
     for _ in 0..3 {
         client.batch_execute("insert into t values (1000)").await.expect("insert");
         let truth = stage.truth(text).await;

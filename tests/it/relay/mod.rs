@@ -2,6 +2,7 @@
 
 mod copies;
 mod guards;
+mod meaning;
 mod pipelines;
 pub(super) mod proxy;
 mod renewal;
