@@ -24,6 +24,8 @@ struct Key {
     types: Box<[u32]>,
     parsed_under: Option<SharedSettings>,
     used_under: Option<SharedSettings>,
+    /// Of which statement it is that for which what it is used under is its own.
+    of: Option<u64>,
 }
 
 /// One statement, the same for every client that prepares the same thing.
@@ -34,6 +36,7 @@ pub struct Identity {
     /// The name it has on servers.
     pub server_name: Box<str>,
     key: Arc<Key>,
+    of: Option<Arc<Identity>>,
     standing: AtomicU8,
 }
 
@@ -64,6 +67,11 @@ impl Identity {
     /// The parse-relevant settings that all who use it have, where they are others, and not only where names are looked up.
     pub fn used_under(&self) -> Option<&SharedSettings> {
         self.key.used_under.as_ref()
+    }
+
+    /// The same statement for those who use it under the settings that it was prepared under.
+    pub fn own(self: &Arc<Self>) -> &Arc<Self> {
+        self.of.as_ref().unwrap_or(self)
     }
 
     /// Whether a server has accepted it, and none has refused it since: a Parse of it needs no server then. What a later
@@ -102,26 +110,24 @@ pub struct Registry {
 impl Registry {
     /// The identity of that statement, made if nobody holds it yet.
     pub fn intern(&self, text: Bytes, types: &[u32], parsed_under: &SharedSettings) -> Arc<Identity> {
-        self.intern_key(Key {
-            text,
-            types: types.into(),
-            parsed_under: Some(Arc::clone(parsed_under)),
-            used_under: None,
-        })
+        let parsed_under = Some(Arc::clone(parsed_under));
+        self.intern_key(Key { text, types: types.into(), parsed_under, used_under: None, of: None }, None)
     }
 
-    /// The same statement for those who use it under other settings than it was prepared under.
+    /// The same statement, prepared and used under other settings than those of `of`.
     pub fn intern_used_under(
         &self,
-        of: &Identity,
+        of: &Arc<Identity>,
         parsed_under: &SharedSettings,
         used_under: &SharedSettings,
     ) -> Arc<Identity> {
+        let of = of.own();
         let (parsed_under, used_under) = (Some(Arc::clone(parsed_under)), Some(Arc::clone(used_under)));
-        self.intern_key(Key { text: of.text().clone(), types: of.types().into(), parsed_under, used_under })
+        let (text, types) = (of.text().clone(), of.types().into());
+        self.intern_key(Key { text, types, parsed_under, used_under, of: Some(of.id) }, Some(Arc::clone(of)))
     }
 
-    fn intern_key(&self, key: Key) -> Arc<Identity> {
+    fn intern_key(&self, key: Key, of: Option<Arc<Identity>>) -> Arc<Identity> {
         let mut known = self.known.lock();
         if let Some(identity) = known.get(&key).and_then(Weak::upgrade) {
             return identity;
@@ -131,7 +137,7 @@ impl Registry {
         }
         // A text cut out of a socket buffer would keep the whole buffer alive.
         let key = Arc::new(Key { text: Bytes::copy_from_slice(&key.text), ..key });
-        let identity = self.identity(Arc::clone(&key));
+        let identity = self.identity(Arc::clone(&key), of);
         known.insert(key, Arc::downgrade(&identity));
         identity
     }
@@ -144,7 +150,7 @@ impl Registry {
         if let Some(identity) = known.get(&old.key).and_then(Weak::upgrade).filter(|known| !known.is_retired()) {
             return identity;
         }
-        let identity = self.identity(Arc::clone(&old.key));
+        let identity = self.identity(Arc::clone(&old.key), old.of.clone());
         known.insert(Arc::clone(&old.key), Arc::downgrade(&identity));
         identity
     }
@@ -163,15 +169,17 @@ impl Registry {
 
     /// An identity that nobody shares: for a statement whose settings are not known exactly.
     pub fn private(&self, text: Bytes, types: &[u32]) -> Arc<Identity> {
-        self.identity(Arc::new(Key { text, types: types.into(), parsed_under: None, used_under: None }))
+        let key = Key { text, types: types.into(), parsed_under: None, used_under: None, of: None };
+        self.identity(Arc::new(key), None)
     }
 
-    fn identity(&self, key: Arc<Key>) -> Arc<Identity> {
+    fn identity(&self, key: Arc<Key>, of: Option<Arc<Identity>>) -> Arc<Identity> {
         let id = self.next.fetch_add(1, Ordering::Relaxed);
         Arc::new(Identity {
             id,
             server_name: format!("{NAME_PREFIX}{id}").into(),
             key,
+            of,
             standing: AtomicU8::new(UNPROVEN),
         })
     }
@@ -279,6 +287,7 @@ mod tests {
         assert_ne!(a.id, b.id);
         assert_eq!(registry.intern_used_under(&b, &defaults, &dmy).id, b.id);
         assert_eq!((b.text(), b.parsed_under(), b.used_under()), (a.text(), Some(&defaults), Some(&dmy)));
+        assert!(a.own().id == a.id && b.own().id == a.id);
     }
 
     #[test]

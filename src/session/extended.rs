@@ -188,7 +188,7 @@ impl Session {
         }
         let prepared = self.as_read_now(name, prepared, target).await?;
         let server_name = match &prepared {
-            Some(prepared) => self.ensure_held(prepared, target).await?,
+            Some(prepared) => self.ensure_held(name, prepared, target).await?,
             None => self.unknown_name(name),
         };
         // Behind whatever had to be waited for: a transaction that ends takes its portals with it.
@@ -262,7 +262,7 @@ impl Session {
         self.attach(target).await?;
         let prepared = self.as_read_now(describe.name, prepared, target).await?;
         let server_name = match &prepared {
-            Some(prepared) => self.ensure_held(prepared, target).await?,
+            Some(prepared) => self.ensure_held(describe.name, prepared, target).await?,
             None => self.unknown_name(describe.name),
         };
         let may_repeat = prepared.as_ref().is_some_and(|prepared| self.is_under_its_own_settings(prepared));

@@ -80,13 +80,14 @@ impl Session {
         };
         let identity = match &prepared.identity {
             Some(identity) if identity.parsed_under().is_none() => return Ok(prepared),
-            Some(identity) => Arc::clone(identity),
+            Some(identity) if *identity.used_under().unwrap_or(&then) == now => return Ok(prepared),
+            Some(identity) => Arc::clone(identity.own()),
             None if then.is_same_beyond_path(&now) => return Ok(prepared),
             None => self.db.statements.intern(prepared.text.clone(), &prepared.types, &then),
         };
         let (identity, read_under) = if then.is_same_beyond_path(&now) {
             // Where names are looked up elsewhere now, the server sees for itself.
-            (self.as_used_under_its_own(&identity, &then), now)
+            (identity, now)
         } else if self.path_has_moved(&then, &now, target).await? {
             let before = self.keep_as_read(name, &prepared, &identity, then);
             return self.read_elsewhere(name, &before, now, target).await;
@@ -94,14 +95,6 @@ impl Session {
             (self.db.statements.intern_used_under(&identity, &then, &now), then)
         };
         Ok(self.keep_as_read(name, &prepared, &identity, read_under))
-    }
-
-    /// The identity of a statement for those who have the settings that it was read under last.
-    fn as_used_under_its_own(&self, identity: &Arc<Identity>, then: &SharedSettings) -> Arc<Identity> {
-        match identity.used_under() {
-            None => Arc::clone(identity),
-            Some(_) => self.db.statements.intern(identity.text().clone(), identity.types(), then),
-        }
     }
 
     /// A statement that PostgreSQL reads anew under all that is set now. It must still give what it gave, which only a server can tell,
@@ -114,19 +107,35 @@ impl Session {
         target: Target,
     ) -> Result<Arc<Prepared>, Error> {
         let Some(before) = prepared.identity.clone() else { return Ok(Arc::clone(prepared)) };
-        self.ensure_held(prepared, target).await?;
+        self.ensure_held(name, prepared, target).await?;
         let server = self.ask_now(target).await?;
+        let told = server.parameters.clone();
         let types = server.parameter_types(&before).await;
         // It has been read under what are not its settings.
         if server.held.take(before.id) {
             writer::close(&mut server.outbuf, b'S', before.server_name.as_bytes());
             server.expects.push(Expect::Close { hidden: true });
         }
-        let of_now = types.as_ref().map_or(before.types(), Vec::as_slice);
-        let identity = self.db.statements.intern(before.text().clone(), of_now, &now);
-        // Even if it gives something else now: then the client is told so once.
-        let prepared = self.keep_as_read(name, prepared, &identity, now);
-        types.map(|_| prepared)
+        match types {
+            Ok(types) => {
+                let identity = self.db.statements.intern(before.text().clone(), &types, &now);
+                Ok(self.keep_as_read(name, prepared, &identity, now))
+            }
+            Err(error) => {
+                self.tell_what_was_undone(&told);
+                self.keep_as_unread(name, prepared);
+                Err(error)
+            }
+        }
+    }
+
+    /// An error of what pgherd has asked has ended the client's transaction: settings went back with it, which the client is to know.
+    fn tell_what_was_undone(&mut self, told: &[(String, String)]) {
+        let Some(attached) = &mut self.server else { return };
+        let server = attached.lease.server();
+        for (name, value) in server.parameters.iter().filter(|parameter| !told.contains(parameter)) {
+            writer::parameter_status(&mut self.client.outbuf, name, value);
+        }
     }
 
     /// Where a statement of an earlier flight goes that is planned as if it were read now: what has constants in it that PostgreSQL
@@ -144,8 +153,7 @@ impl Session {
         if then.is_same_beyond_path(&now) {
             if let Some(identity) = &prepared.identity {
                 // Names may be looked up elsewhere now: PostgreSQL has read it anew by then.
-                let identity = self.as_used_under_its_own(identity, then);
-                self.keep_as_read(name, &prepared, &identity, now);
+                self.keep_as_read(name, &prepared, identity.own(), now);
             }
             return Ok(way);
         }
@@ -178,6 +186,14 @@ impl Session {
         let prepared = Arc::new(prepared.read_again(Arc::clone(identity), under, read_under));
         self.keep_statement(&Bytes::copy_from_slice(name), Arc::clone(&prepared));
         prepared
+    }
+
+    /// Notes that a statement could not be read: PostgreSQL tries once more at its next use, wherever names are looked up by then.
+    fn keep_as_unread(&mut self, name: &[u8], prepared: &Prepared) {
+        let Some(own) = prepared.identity.as_ref().map(|identity| Arc::clone(identity.own())) else { return };
+        let mut then = own.parsed_under().map(|then| Settings::clone(then)).unwrap_or_default();
+        then.set("search_path", UNKNOWN_PATH);
+        self.keep_as_read(name, prepared, &own, Arc::new(then));
     }
 
     /// What parse analysis reads now; the path may be unknown where it is set for one transaction.
@@ -245,7 +261,12 @@ impl Session {
     }
 
     /// Sees to it that the attached server holds a statement, and returns its name there.
-    pub(super) async fn ensure_held(&mut self, prepared: &Arc<Prepared>, target: Target) -> Result<Bytes, Error> {
+    pub(super) async fn ensure_held(
+        &mut self,
+        client_name: &[u8],
+        prepared: &Arc<Prepared>,
+        target: Target,
+    ) -> Result<Bytes, Error> {
         let Some(identity) = &prepared.identity else {
             self.ensure_unnamed(prepared);
             return Ok(Bytes::new());
@@ -270,7 +291,11 @@ impl Session {
         if same || failed {
             send_parse(server, identity, None);
         } else {
-            self.prepare_under_its_own_settings(identity, target).await?;
+            let done = self.prepare_under_its_own_settings(identity, target).await;
+            if done.is_err() && identity.used_under().is_some() {
+                self.keep_as_unread(client_name, prepared);
+            }
+            done?;
         }
         Ok(name)
     }
@@ -356,12 +381,17 @@ impl Session {
             return Err(self.read_under_others());
         };
         let server = self.ask_now(target).await?;
-        server.run(&there).await?;
-        let prepared = prepare(server, identity).await;
-        if server.status == TransactionStatus::Failed {
-            return prepared;
+        let told = server.parameters.clone();
+        let mut prepared = server.run(&there).await.map(|_| ());
+        if prepared.is_ok() {
+            prepared = prepare(server, identity).await;
         }
-        server.run(&back).await?;
+        if server.status != TransactionStatus::Failed {
+            prepared = prepared.and(server.run(&back).await.map(|_| ()));
+        }
+        if prepared.is_err() {
+            self.tell_what_was_undone(&told);
+        }
         prepared
     }
 

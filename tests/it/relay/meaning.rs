@@ -271,3 +271,20 @@ async fn a_statement_prepared_for_one_tenant_runs_for_the_next_on_any_server() {
     proxy.examine().await;
     proxy.database.execute(&format!("drop owned by {role}; drop role {role}")).await;
 }
+
+#[tokio::test]
+async fn where_its_table_is_not_there_it_fails_and_works_again_behind() {
+    let mut play = vec![("one", Say("set search_path to a")), ("one", Prepare(OF_T)), ("one", Run)];
+    for (away, back) in [
+        ("set search_path to empty", "set search_path to a"),
+        ("set search_path to empty; set datestyle to dmy", "set search_path to a"),
+        ("set search_path to empty; set datestyle to ymd", "reset all; set search_path to a"),
+        ("set search_path to b; set datestyle to dmy", "set search_path to empty, a"),
+    ] {
+        play.extend([("one", Say(away)), ("one", Run), ("one", Run), ("one", Say(back)), ("one", Run), ("one", Run)]);
+        play.extend([("one", Say("begin")), ("one", Say(away)), ("one", Run), ("one", Run), ("one", Say("rollback"))]);
+        play.extend([("one", Run), ("two", Say("set search_path to a")), ("two", Prepare(OF_T)), ("two", Run)]);
+        play.push(("two", Say("deallocate s")));
+    }
+    is_the_same_as_on_postgresql("s", &play).await;
+}
