@@ -150,6 +150,14 @@ impl Expects {
         self.queue.iter().any(|expect| matches!(expect, Expect::Query | Expect::Spliced(_) | Expect::Execute))
     }
 
+    /// Whether a Parse of that statement is on its way.
+    pub fn prepares(&self, id: u64) -> bool {
+        self.queue.iter().any(|expect| match expect {
+            Expect::Reparse(statement, ..) | Expect::Parse { statement: Some(statement), .. } => statement.id == id,
+            _ => false,
+        })
+    }
+
     /// Whether the next error is to be told in pgherd's words.
     pub fn is_poisoned(&self) -> bool {
         matches!(self.queue.front(), Some(Expect::Poison(_)))

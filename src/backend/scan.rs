@@ -268,7 +268,10 @@ impl ServerConn {
     /// Parses and Closes that did not happen: what is believed of the server follows.
     fn act_on_losses(&mut self, seen: &mut Seen) {
         for statement in seen.consequences.lost_statements.drain(..) {
-            self.held.remove(statement.id);
+            // Behind the next Sync it may have been sent once more, for what was believed of the server until now.
+            if !self.expects.prepares(statement.id) {
+                self.held.remove(statement.id);
+            }
         }
         let lost_close = std::mem::take(&mut seen.consequences.lost_close);
         if lost_close || std::mem::take(&mut seen.consequences.lost_unnamed) {

@@ -181,6 +181,40 @@ async fn a_close_that_was_skipped_does_not_confuse_the_next_parse() {
     }
 }
 
+/// What a skipped Parse was to prepare is prepared behind the Sync, before anybody has heard that it was skipped, and then once more.
+#[tokio::test]
+async fn a_statement_that_was_skipped_and_sent_again_is_known_to_be_there() {
+    let proxy = Proxy::start("max_connections = 1").await;
+    let mut client = proxy.wire().await;
+    for n in 0..20 {
+        let text = format!("select 'the same', {n}");
+        client
+            .say(|out| {
+                writer::parse(out, b"", b"select 1/0", &[]);
+                bind(out, "", "", &[], 0);
+                writer::execute(out, b"", 0);
+                writer::parse(out, b"a", text.as_bytes(), &[]);
+                writer::sync(out);
+                writer::parse(out, b"b", text.as_bytes(), &[]);
+            })
+            .await;
+        assert_eq!(tags(&client.until_ready().await), "1EZ");
+        client
+            .say(|out| {
+                writer::parse(out, b"c", text.as_bytes(), &[]);
+                bind(out, "", "c", &[], 0);
+                writer::execute(out, b"", 0);
+                writer::close(out, b'S', b"b");
+                writer::close(out, b'S', b"c");
+                writer::sync(out);
+            })
+            .await;
+        assert_eq!(tags(&client.until_ready().await), "112DC33Z");
+    }
+    drop(client);
+    proxy.examine().await;
+}
+
 #[tokio::test]
 async fn a_constant_keeps_the_meaning_of_the_settings_it_was_prepared_under() {
     const DATE: &str = "select to_char('01/02/2003'::date, 'YYYY-MM-DD')";
