@@ -36,7 +36,7 @@ pub struct Identity {
     /// The name it has on servers.
     pub server_name: Box<str>,
     key: Arc<Key>,
-    of: Option<Arc<Identity>>,
+    of: Option<Arc<Self>>,
     standing: AtomicU8,
 }
 
