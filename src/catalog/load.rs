@@ -247,6 +247,7 @@ fn column(row: &Row) -> Result<Column, tokio_postgres::Error> {
         collation: row.try_get(5)?,
         not_null: row.try_get(6)?,
         has_default: row.try_get(7)?,
+        is_generated: row.try_get(11)?,
         default,
         moment,
     })

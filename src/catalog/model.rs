@@ -131,6 +131,8 @@ pub struct Column {
     pub not_null: bool,
     /// Whether it has a default, is generated, or is an identity column.
     pub has_default: bool,
+    /// Whether it is computed from the row's other columns.
+    pub is_generated: bool,
     /// What sort of default.
     pub default: DefaultKind,
     /// Its expression and the column's type, where it is of [`DefaultKind::Moment`] and made of PostgreSQL's own functions.

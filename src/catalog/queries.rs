@@ -29,7 +29,7 @@ select a.attrelid, a.attnum, a.attname, a.atttypid, a.atttypmod, a.attcollation,
        case when d.adbin::text ~ '\{SQLVALUEFUNCTION|:funcid ' and not exists
               (select from regexp_matches(d.adbin::text, ':(?:funcid|opfuncid) (\d+)', 'g') m where m[1]::oid >= 16384)
             then pg_catalog.pg_get_expr(d.adbin, d.adrelid) end,
-       pg_catalog.format_type(a.atttypid, a.atttypmod)
+       pg_catalog.format_type(a.atttypid, a.atttypmod), a.attgenerated <> ''
 from pg_catalog.pg_attribute a join pg_catalog.pg_class c on c.oid = a.attrelid
 join pg_catalog.pg_namespace n on n.oid = c.relnamespace join pg_catalog.pg_type t on t.oid = a.atttypid
 left join pg_catalog.pg_attrdef d on d.adrelid = a.attrelid and d.adnum = a.attnum

@@ -1,6 +1,7 @@
 //! Carrying a plan out.
 
 pub mod coordinator;
+pub mod copy_in;
 pub mod explain;
 pub mod fanout;
 pub mod merge;

@@ -69,6 +69,7 @@ fn way(rows: &mut Rows, plan: &Plan, scs: bool) {
             }
             rows.add("runs", masked(&gathered.sql, scs));
         }
+        Plan::CopyIn(copied) => rows.add("shards", copied.shards.to_string()),
         Plan::Scatter(scattered) => {
             for part in &scattered.parts {
                 let what = match part.rows.len() {

@@ -35,6 +35,8 @@ pub enum Plan {
     Explain(Arc<Explained>),
     /// A write on several shards, in one transaction over them.
     Scatter(Arc<distribute::Scattered>),
+    /// COPY FROM STDIN whose rows go to several shards.
+    CopyIn(Arc<distribute::CopiedIn>),
     /// Over sharded tables, with parameters that decide where and are not known yet: describe it on any shard, decide again after Bind.
     NeedsBind(Reason),
     /// Answered by pgherd itself.
@@ -56,6 +58,7 @@ impl Plan {
             Self::Cursor(_) => "cursor",
             Self::Explain(_) => "explain",
             Self::Scatter(_) => "scatter",
+            Self::CopyIn(_) => "copy-in",
             Self::NeedsBind(_) => "needs-bind",
             Self::Local(_) => "local",
             Self::Refuse(_) => "refuse",
@@ -73,6 +76,7 @@ impl Plan {
             Self::Gather(gathered) | Self::Cursor(gathered) => Some(&gathered.reason),
             Self::Explain(explained) => explained.plan.reason(),
             Self::Scatter(scattered) => Some(&scattered.reason),
+            Self::CopyIn(copied) => Some(&copied.reason),
             Self::Local(_) | Self::Refuse(_) => None,
         }
     }

@@ -126,6 +126,7 @@ pub(super) fn relation(oid: Oid, name: &str, kind: RelationKind) -> Relation {
         collation: 0,
         not_null: false,
         has_default: false,
+        is_generated: false,
         default: crate::catalog::model::DefaultKind::None,
         moment: None,
     };

@@ -30,6 +30,7 @@ pub(super) fn decide(input: &Input<'_>) -> Option<Plan> {
         return None;
     }
     match input.facts.single() {
+        Some(statement) if statement.class == Class::CopyIn => Some(copy_in(input, statement)),
         Some(statement) if wrapped::holds_a_query(statement) => wrapped::decide(input),
         Some(statement) => distribute(input, statement),
         None => Some(Plan::Refuse(refusal(
@@ -55,11 +56,7 @@ pub(super) fn planned(
     only_gathered: bool,
 ) -> Result<Distributed, Refusal> {
     let Some(shards) = input.shards else {
-        return Err(refusal(
-            "no-catalog",
-            "the shards' catalog has not been read yet".into(),
-            "Try again when the shards can be reached.",
-        ));
+        return Err(no_catalog());
     };
     distribute::plan(&for_shards(input, text, statement, shards, only_gathered))
 }
@@ -124,6 +121,22 @@ fn ddl(input: &Input<'_>, statement: &Statement) -> Result<Option<Plan>, Refusal
         Distributed::Shard { shard, reason } => Ok(Some(Plan::Shard { shard, detachable: false, reason })),
         _ => Ok(None),
     }
+}
+
+fn copy_in(input: &Input<'_>, statement: &Statement) -> Plan {
+    let Some(shards) = input.shards else { return Plan::Refuse(no_catalog()) };
+    match distribute::copy_in(&for_shards(input, input.text, statement, shards, false)) {
+        Ok(copied) => Plan::CopyIn(copied),
+        Err(refusal) => Plan::Refuse(refusal),
+    }
+}
+
+fn no_catalog() -> Refusal {
+    refusal(
+        "no-catalog",
+        "the shards' catalog has not been read yet".into(),
+        "Try again when the shards can be reached.",
+    )
 }
 
 fn is_index(input: &Input<'_>, name: &Name) -> bool {

@@ -50,6 +50,9 @@ impl Session {
                     Box::pin(self.close_halted(None)).await;
                 }
                 self.only_statements = true;
+                if std::mem::take(&mut self.ignores_sync) {
+                    return Ok(());
+                }
                 self.on_sync(frame).await
             }
             b'H' => {

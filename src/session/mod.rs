@@ -6,6 +6,7 @@ mod call;
 pub mod cancel;
 pub mod clients;
 pub mod context;
+mod copy_in;
 mod cursor;
 mod explain;
 mod express;
@@ -206,6 +207,8 @@ pub struct Session {
     only_statements: bool,
     /// The client's Flush became a Sync on the server: an error there must still skip to the client's own Sync.
     hidden_sync: bool,
+    /// The next Sync was sent while COPY data was awaited.
+    ignores_sync: bool,
     /// A BEGIN that no server knows of yet, and the savepoints behind it; empty where there is none.
     lazy_begin: Vec<Bytes>,
     /// The transaction's other servers, and what one that joins is told, in a database with shards.
@@ -285,6 +288,7 @@ impl Session {
             flight_target: None,
             only_statements: true,
             hidden_sync: false,
+            ignores_sync: false,
             lazy_begin: Vec::new(),
             span: None,
             isolated: false,

@@ -11,7 +11,7 @@ use super::memo::World;
 use crate::cache::{Audit, Entry, Failure, FillTicket};
 use crate::catalog::model::Catalog;
 use crate::error::{Error, ErrorKind};
-use crate::plan::distribute::{Gathered, Scattered, Streamed};
+use crate::plan::distribute::{CopiedIn, Gathered, Scattered, Streamed};
 use crate::plan::rules::{self, Bound, Input, SessionView, Transaction, resolve_search_path};
 use crate::plan::{CachedRead, Explained, Local, Plan, Refusal};
 use crate::sql::facts::{Class, Facts, SharedFacts, TransactionControl};
@@ -66,6 +66,8 @@ pub(super) enum Way {
     ExplainOver(Arc<Explained>),
     /// Writes on several shards.
     Scatter(Arc<Scattered>),
+    /// Copies the client's rows to several shards.
+    CopyIn(Arc<CopiedIn>),
     /// Shows where it would run.
     Explain(Vec<(String, String)>),
     /// Executes a portal again that a row limit has suspended.
@@ -129,7 +131,7 @@ impl Way {
             Self::Hit(..) | Self::Fill(..) | Self::Failed(_) => PlanClass::Cached,
             Self::FanOut(_) | Self::Resume => PlanClass::FanOut,
             Self::Gather(_) | Self::Cursor(_) | Self::ExplainOver(_) => PlanClass::Gather,
-            Self::Scatter(_) => PlanClass::Scatter,
+            Self::Scatter(_) | Self::CopyIn(_) => PlanClass::Scatter,
             Self::Explain(_)
             | Self::Bind
             | Self::Empty
@@ -200,6 +202,7 @@ impl Session {
             Plan::Gather(gathered) => self.way_of_fan_out(Way::Gather(gathered)),
             Plan::Cursor(gathered) => self.way_of_fan_out(Way::Cursor(gathered)),
             Plan::Explain(explained) => self.way_of_fan_out(Way::ExplainOver(explained)),
+            Plan::CopyIn(copied) => self.way_of_fan_out(Way::CopyIn(copied)),
             Plan::Scatter(scattered) => self.way_of_fan_out(Way::Scatter(scattered)),
             Plan::Local(Local::Empty) => Ok(Way::Empty),
             Plan::Local(Local::ExplainRoute(inner)) => self.explain(execution, &inner).await.map(Way::Explain),

@@ -177,7 +177,7 @@ impl Session {
 
     /// A write that commits by itself cannot stand in the middle of a pipeline, which is one transaction up to its Sync.
     pub(super) fn refuse_in_pipeline(&self, way: &Way, is_last: bool) -> Result<(), Error> {
-        if matches!(way, Way::Scatter(_)) && self.status == TransactionStatus::Idle && !is_last {
+        if matches!(way, Way::Scatter(_) | Way::CopyIn(_)) && self.status == TransactionStatus::Idle && !is_last {
             return Err(Error::refused("a write over several shards in a pipeline with other statements")
                 .hint("Send BEGIN before them, or Sync behind each."));
         }
@@ -206,7 +206,7 @@ async fn with_moments<'s>(
 }
 
 /// Writes of one name come in one order: whoever has the first server's lock is the first everywhere.
-async fn take_turn(servers: &mut [&mut ServerConn], name: &str) -> Result<(), Failure> {
+pub(super) async fn take_turn(servers: &mut [&mut ServerConn], name: &str) -> Result<(), Failure> {
     let name = name.replace('\'', "''");
     let sql = format!("SELECT pg_catalog.pg_advisory_xact_lock(pg_catalog.hashtextextended('pgherd write {name}', 0))");
     let of = |answer: Result<Result<(), Bytes>, Error>| match answer {

@@ -4,6 +4,7 @@ mod analysis;
 mod block;
 mod check;
 mod constant;
+mod copy;
 mod correlated;
 mod ddl;
 mod filters;
@@ -23,6 +24,7 @@ mod stream;
 mod tie;
 mod write;
 
+pub use copy::{CopiedIn, Form, Placed, copy_in};
 pub use ddl::ddl;
 pub use model::{
     Aggregate, BitOperation, Collating, Condition, Distributed, Gathered, Groups, Input, Key, Merge, Output,

@@ -1,6 +1,7 @@
 //! Writes and transactions over shards.
 
 mod commits;
+mod copies;
 mod crashes;
 mod random;
 mod recovery;

@@ -6,14 +6,14 @@ use crate::harness::wire::WireClient;
 use crate::harness::{self, Database, Pgherd};
 
 /// Shards behind pgherd, and one PostgreSQL with all of it.
-struct Twins {
-    stage: Stage,
-    pgherd: Pgherd,
-    whole: Database,
+pub(super) struct Twins {
+    pub(super) stage: Stage,
+    pub(super) pgherd: Pgherd,
+    pub(super) whole: Database,
 }
 
 impl Twins {
-    async fn set(shards: usize) -> Self {
+    pub(super) async fn set(shards: usize) -> Self {
         let stage = Stage::set(shards).await;
         let whole = harness::fresh_database().await;
         whole.execute(&super::stage::SCHEMA.replace("%shards%", "1").replace("%shard%", "0")).await;
@@ -21,7 +21,7 @@ impl Twins {
         Self { stage, pgherd, whole }
     }
 
-    async fn clients(&self) -> (WireClient, WireClient) {
+    pub(super) async fn clients(&self) -> (WireClient, WireClient) {
         (WireClient::login(self.whole.port, "postgres", &self.whole.name).await, self.pgherd.wire("app").await)
     }
 
@@ -40,7 +40,7 @@ impl Twins {
     }
 
     /// All tables hold the same on both sides, reference tables on every shard.
-    async fn is_same(&self) {
+    pub(super) async fn is_same(&self) {
         for (table, columns) in
             [("accounts", "id, owner, balance"), ("entries", "account_id, amount, note"), ("rates", "code, rate")]
         {

@@ -1,0 +1,310 @@
+//! A stream of COPY data cut into rows, as PostgreSQL's own reader cuts it.
+
+use bytes::{Buf, Bytes, BytesMut};
+
+use crate::error::{Error, ErrorKind};
+use crate::limits;
+use crate::plan::distribute::{CopiedIn, Form, Placed};
+use crate::wire::sqlstate::SqlState;
+
+/// What stands before the rows of a binary COPY, flags and the length of what may follow included.
+const BINARY_HEADER_LEN: usize = 19;
+const SIGNATURE: &[u8] = b"PGCOPY\n\xff\r\n\0";
+
+/// A piece of the stream.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Row {
+    /// Its bytes, end of line included.
+    pub bytes: Bytes,
+    /// Which shards get it.
+    pub placed: Placed,
+    /// How many lines of the input it takes.
+    pub lines: u32,
+}
+
+/// See the module's description.
+pub struct Splitter<'p> {
+    plan: &'p CopiedIn,
+    buf: BytesMut,
+    /// How far into the buffer the present row has been looked at, and what was found there.
+    seen: usize,
+    in_quote: bool,
+    was_escape: bool,
+    lines: u32,
+    /// Carriage returns outside of quotes.
+    returns: u32,
+    is_head: bool,
+    /// Whether lines end with a carriage return too; known from the first.
+    has_return: Option<bool>,
+    is_over: bool,
+}
+
+impl<'p> Splitter<'p> {
+    /// Before the first byte.
+    pub fn new(plan: &'p CopiedIn) -> Self {
+        let is_head = plan.has_header || plan.form == Form::Binary;
+        Self {
+            plan,
+            buf: BytesMut::new(),
+            seen: 0,
+            in_quote: false,
+            was_escape: false,
+            lines: 1,
+            returns: 0,
+            is_head,
+            has_return: None,
+            is_over: false,
+        }
+    }
+
+    /// More of the stream.
+    pub fn push(&mut self, bytes: &[u8]) {
+        if !self.is_over {
+            self.buf.extend_from_slice(bytes);
+        }
+    }
+
+    /// The next whole row.
+    ///
+    /// # Errors
+    /// It is longer than any message may be.
+    pub fn next_row(&mut self) -> Result<Option<Row>, Error> {
+        let row = match &self.plan.form {
+            Form::Binary => self.binary(),
+            _ => self.end_of_line().map(|end| self.line(end)),
+        };
+        if row.is_none() && self.buf.len() > limits::MESSAGE_BYTES {
+            let message = "a row of COPY data is too long";
+            return Err(Error::new(ErrorKind::Limit, SqlState::PROGRAM_LIMIT_EXCEEDED, message));
+        }
+        Ok(row)
+    }
+
+    /// What is left when the client has no more: a last line without its end.
+    pub fn rest(&mut self) -> Option<Row> {
+        if self.buf.is_empty() || self.is_over {
+            return None;
+        }
+        if self.plan.form == Form::Binary {
+            let bytes = self.buf.split().freeze();
+            return Some(Row { bytes, placed: Placed::Unreadable, lines: 1 });
+        }
+        let end = self.buf.len();
+        Some(self.line(end))
+    }
+
+    /// Behind the end of the first line that is not within quotes.
+    fn end_of_line(&mut self) -> Option<usize> {
+        while let Some(&byte) = self.buf.get(self.seen) {
+            self.seen += 1;
+            match &self.plan.form {
+                Form::Csv { quote, escape, .. } => {
+                    if self.in_quote && byte == *escape && escape != quote {
+                        self.was_escape = !self.was_escape;
+                    }
+                    if byte == *quote && !self.was_escape {
+                        self.in_quote = !self.in_quote;
+                    }
+                    if byte != *escape || escape == quote {
+                        self.was_escape = false;
+                    }
+                }
+                _ => {
+                    if self.was_escape {
+                        self.was_escape = false;
+                        self.lines += u32::from(byte == b'\n');
+                        continue;
+                    }
+                    self.was_escape = byte == b'\\';
+                }
+            }
+            self.returns += u32::from(byte == b'\r' && !self.in_quote);
+            if byte == b'\n' {
+                if !self.in_quote {
+                    return Some(self.seen);
+                }
+                self.lines += 1;
+            }
+        }
+        None
+    }
+
+    fn line(&mut self, end: usize) -> Row {
+        let bytes = self.buf.split_to(end).freeze();
+        let lines = std::mem::replace(&mut self.lines, 1);
+        (self.seen, self.in_quote, self.was_escape) = (0, false, false);
+        let placed = if std::mem::take(&mut self.is_head) {
+            self.body(&bytes);
+            Placed::Everywhere
+        } else {
+            self.place(&bytes)
+        };
+        Row { bytes, placed, lines }
+    }
+
+    /// A line without its end; `None` if it ends otherwise than the first one, or has such an end within.
+    fn body<'b>(&mut self, bytes: &'b [u8]) -> Option<&'b [u8]> {
+        let returns = std::mem::take(&mut self.returns);
+        let Some(line) = bytes.strip_suffix(b"\n") else { return (returns == 0).then_some(bytes) };
+        let stripped = line.strip_suffix(b"\r");
+        // PostgreSQL takes a carriage return for an end, or for an error: by what the first line was.
+        let is_alike = returns == u32::from(stripped.is_some())
+            && *self.has_return.get_or_insert(stripped.is_some()) == stripped.is_some();
+        is_alike.then_some(stripped.unwrap_or(line))
+    }
+
+    fn place(&mut self, bytes: &[u8]) -> Placed {
+        let plan = self.plan;
+        let Some(body) = self.body(bytes) else { return Placed::Unreadable };
+        match &plan.form {
+            Form::Csv { delimiter, quote, escape, null } => {
+                if body == b"\\." {
+                    return Placed::Unreadable;
+                }
+                match csv_field(body, plan.field, *delimiter, *quote, *escape) {
+                    Some((value, is_quoted)) if is_quoted || value != *null => plan.place(Some(&value)),
+                    Some(_) => plan.place(None),
+                    None => Placed::Unreadable,
+                }
+            }
+            Form::Text { delimiter, null } => {
+                if body == b"\\." {
+                    // What follows is no data.
+                    self.is_over = true;
+                    self.buf.clear();
+                    return Placed::Everywhere;
+                }
+                match text_field(body, plan.field, *delimiter) {
+                    Some(field) if field == null.as_slice() => plan.place(None),
+                    Some(field) if !field.contains(&b'\\') => plan.place(Some(field)),
+                    Some(field) => unescaped(field).map_or(Placed::Unreadable, |value| plan.place(Some(&value))),
+                    None => Placed::Unreadable,
+                }
+            }
+            Form::Binary => Placed::Unreadable,
+        }
+    }
+
+    fn binary(&mut self) -> Option<Row> {
+        let everywhere = |bytes| Row { bytes, placed: Placed::Everywhere, lines: 0 };
+        if self.is_head {
+            let head = self.buf.get(..BINARY_HEADER_LEN)?;
+            let extension = (&head[15..]).get_u32() as usize;
+            if !head.starts_with(SIGNATURE) || extension > limits::AUTH_MESSAGE_BYTES {
+                // PostgreSQL says what is wrong with it.
+                self.is_over = true;
+                return Some(everywhere(self.buf.split().freeze()));
+            }
+            if self.buf.len() < BINARY_HEADER_LEN + extension {
+                return None;
+            }
+            self.is_head = false;
+            return Some(everywhere(self.buf.split_to(BINARY_HEADER_LEN + extension).freeze()));
+        }
+        let mut rest = self.buf.as_ref();
+        let fields = rest.try_get_i16().ok()?;
+        if fields == -1 {
+            let bytes = self.buf.split_to(2).freeze();
+            self.is_over = true;
+            self.buf.clear();
+            return Some(everywhere(bytes));
+        }
+        let mut key = None;
+        for at in 0..usize::try_from(fields).unwrap_or(0) {
+            let len = rest.try_get_i32().ok()?;
+            let value = match usize::try_from(len) {
+                Err(_) => None,
+                Ok(len) => {
+                    let value = rest.get(..len)?;
+                    rest.advance(len);
+                    Some(value)
+                }
+            };
+            if at == self.plan.field {
+                key = Some(self.plan.place(value));
+            }
+        }
+        let len = self.buf.len() - rest.len();
+        let placed = match (key, self.plan.is_everywhere()) {
+            (_, true) => Placed::Everywhere,
+            (key, false) => key.unwrap_or(Placed::Unreadable),
+        };
+        Some(Row { bytes: self.buf.split_to(len).freeze(), placed, lines: 1 })
+    }
+}
+
+fn text_field(line: &[u8], field: usize, delimiter: u8) -> Option<&[u8]> {
+    let (mut at, mut start, mut number) = (0, 0, 0);
+    while at < line.len() {
+        if line[at] == b'\\' {
+            at += 2;
+            continue;
+        }
+        if line[at] == delimiter {
+            if number == field {
+                return line.get(start..at);
+            }
+            (number, start) = (number + 1, at + 1);
+        }
+        at += 1;
+    }
+    (number == field).then(|| line.get(start..)).flatten()
+}
+
+/// What a field with backslashes means; `None` for escapes by number, which nobody writes for a shard key.
+fn unescaped(field: &[u8]) -> Option<Vec<u8>> {
+    let mut value = Vec::with_capacity(field.len());
+    let mut bytes = field.iter();
+    while let Some(&byte) = bytes.next() {
+        if byte != b'\\' {
+            value.push(byte);
+            continue;
+        }
+        value.push(match bytes.next()? {
+            b'b' => 8,
+            b'f' => 12,
+            b'n' => b'\n',
+            b'r' => b'\r',
+            b't' => b'\t',
+            b'v' => 11,
+            b'x' | b'0'..=b'7' => return None,
+            other => *other,
+        });
+    }
+    Some(value)
+}
+
+fn csv_field(line: &[u8], field: usize, delimiter: u8, quote: u8, escape: u8) -> Option<(Vec<u8>, bool)> {
+    let mut at = 0;
+    for number in 0.. {
+        let (mut value, mut is_quoted, mut in_quote) = (Vec::new(), false, false);
+        while let Some(&byte) = line.get(at) {
+            if in_quote {
+                let next = line.get(at + 1).copied();
+                if byte == escape && next.is_some_and(|next| next == escape || next == quote) {
+                    value.extend(next);
+                    at += 1;
+                } else if byte == quote {
+                    in_quote = false;
+                } else {
+                    value.push(byte);
+                }
+            } else if byte == delimiter {
+                break;
+            } else if byte == quote {
+                (in_quote, is_quoted) = (true, true);
+            } else {
+                value.push(byte);
+            }
+            at += 1;
+        }
+        if number == field {
+            return (!in_quote).then_some((value, is_quoted));
+        }
+        if at >= line.len() {
+            return None;
+        }
+        at += 1;
+    }
+    None
+}
