@@ -129,7 +129,7 @@ fn measure(criterion: &mut Criterion, runtime: &Runtime, tier: &str, redis: Opti
     group.bench_function("miss and store of 1 KiB", |bench| {
         bench.iter(|| {
             runtime.block_on(async {
-                cache.purge_relation(RELATIONS[0]);
+                let _ = cache.purge(pgherd::cache::Purge::Relations(&RELATIONS[..1]));
                 if let Lookup::Fill(ticket) = cache.lookup(&other, &RELATIONS, 1).await {
                     let answer = Bytes::from_static(&[b'x'; 1024]);
                     ticket.store(Entry::new(answer, 0, 1, Duration::ZERO, Duration::from_secs(300))).await;

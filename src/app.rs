@@ -472,7 +472,7 @@ impl House {
             self.handover.offer(name, listener.as_fd().try_clone_to_owned());
         }
         let (metrics, readiness, stop) = (Arc::clone(&self.metrics), self.readiness.clone(), self.http_stop.clone());
-        self.tasks.spawn(http::serve(listener, metrics, readiness, stop));
+        self.tasks.spawn(http::serve(listener, metrics, readiness, self.view(), stop));
         Ok(Some(bound))
     }
 

@@ -1,6 +1,7 @@
 //! The console's language: words, quoted names and strings, semicolons; what it means, or why it means nothing.
 
 use crate::error::{Error, ErrorKind};
+use crate::session::purge::{self, Purge, TableName};
 use crate::wire::sqlstate::SqlState;
 
 /// Drivers' settings that a console need not heed.
@@ -37,6 +38,8 @@ pub(super) enum Topic {
     Version,
     State,
     Cache,
+    CacheEntries,
+    CacheQuarantine,
     Shards,
     Pins,
     Listeners,
@@ -45,7 +48,7 @@ pub(super) enum Topic {
 }
 
 /// Every topic by its word.
-pub(super) const TOPICS: [(&str, Topic); 21] = [
+pub(super) const TOPICS: [(&str, Topic); 23] = [
     ("help", Topic::Help),
     ("pools", Topic::Pools),
     ("clients", Topic::Clients),
@@ -62,6 +65,8 @@ pub(super) const TOPICS: [(&str, Topic); 21] = [
     ("version", Topic::Version),
     ("state", Topic::State),
     ("cache", Topic::Cache),
+    ("cache entries", Topic::CacheEntries),
+    ("cache quarantine", Topic::CacheQuarantine),
     ("shards", Topic::Shards),
     ("pins", Topic::Pins),
     ("listeners", Topic::Listeners),
@@ -93,6 +98,8 @@ pub(super) enum Command {
     Disable(String),
     Enable(String),
     Suspend,
+    /// Lets the cache of one database, or all caches, forget.
+    Purge(Option<String>, Purge),
     Reload,
     Shutdown(Shutdown),
     /// A driver's setting, which changes nothing here.
@@ -113,6 +120,7 @@ impl Command {
             Self::Disable(_) => "DISABLE",
             Self::Enable(_) => "ENABLE",
             Self::Suspend => "SUSPEND",
+            Self::Purge(..) => "PURGE",
             Self::Reload => "RELOAD",
             Self::Shutdown(_) => "SHUTDOWN",
             Self::Set => "SET",
@@ -148,8 +156,10 @@ pub(super) fn read(text: &str) -> Result<Vec<Command>, Error> {
 
 fn one(tokens: &[Token]) -> Option<Command> {
     let (Token::Word(verb), rest) = tokens.split_first()? else { return None };
-    if verb == "set" {
-        return set(rest);
+    match verb.as_str() {
+        "set" => return set(rest),
+        "purge" => return purge(rest),
+        _ => {}
     }
     let arguments = rest.iter().map(|token| match token {
         Token::Word(text) | Token::Quoted(text) => Some(text.as_str()),
@@ -158,8 +168,8 @@ fn one(tokens: &[Token]) -> Option<Command> {
     let arguments: Vec<&str> = arguments.collect::<Option<_>>()?;
     let name = |name: &&str| (*name).to_owned();
     Some(match (verb.as_str(), arguments.as_slice()) {
-        ("show", [topic]) => {
-            let topic = topic.to_ascii_lowercase();
+        ("show", [_, ..]) => {
+            let topic = arguments.join(" ").to_ascii_lowercase();
             Command::Show(TOPICS.iter().find(|(word, _)| *word == topic)?.1)
         }
         ("pause", [] | [_]) => Command::Pause(arguments.first().map(name)),
@@ -177,6 +187,44 @@ fn one(tokens: &[Token]) -> Option<Command> {
         ("shutdown", ["wait_for_clients"]) => Command::Shutdown(Shutdown::WaitForClients),
         _ => return None,
     })
+}
+
+/// `PURGE [db]`, `PURGE [db] TABLE [schema.]table`, `PURGE [db] STATEMENT fingerprint`. A database that is called as one of those
+/// two words needs double quotes.
+fn purge(tokens: &[Token]) -> Option<Command> {
+    let is_what = |token: &Token| matches!(token, Token::Word(word) if word == "table" || word == "statement");
+    let (database, rest) = match tokens {
+        [] => (None, tokens),
+        [first, ..] if is_what(first) => (None, tokens),
+        [Token::Word(name) | Token::Quoted(name), rest @ ..] => (Some(name.clone()), rest),
+        _ => return None,
+    };
+    let what = match rest {
+        [] => Purge::All,
+        [Token::Word(what), Token::Word(digits) | Token::Quoted(digits)] if what == "statement" => {
+            Purge::Statement(purge::fingerprint(digits)?)
+        }
+        [Token::Word(what), name @ ..] if what == "table" => Purge::Table(table(name)?),
+        _ => return None,
+    };
+    Some(Command::Purge(database, what))
+}
+
+/// A name in one or two parts: dots in words divide, those in quotes do not.
+fn table(tokens: &[Token]) -> Option<TableName> {
+    let mut parts = vec![String::new()];
+    for token in tokens {
+        match token {
+            Token::Quoted(name) => parts.last_mut()?.push_str(name),
+            Token::Word(word) => {
+                let mut pieces = word.split('.');
+                parts.last_mut()?.push_str(pieces.next()?);
+                parts.extend(pieces.map(str::to_owned));
+            }
+            Token::Other(_) => return None,
+        }
+    }
+    TableName::of(parts)
 }
 
 /// `SET name = value` and `SET name TO value`, for what drivers set when they connect.
@@ -271,10 +319,32 @@ mod tests {
         assert_eq!(only("PAUSE \"My \"\"App\""), Command::Pause(Some("My \"App".into())));
         assert_eq!(only("kill_client 12"), Command::KillClient(12));
         assert_eq!(only("shutdown wait_for_clients"), Command::Shutdown(Shutdown::WaitForClients));
+        assert_eq!(only("SHOW CACHE Entries"), Command::Show(Topic::CacheEntries));
         assert_eq!(only("SET extra_float_digits = 3"), Command::Set);
         assert_eq!(only("set client_encoding to 'UTF8'"), Command::Set);
         assert_eq!(read(" ; ;").expect("nothing"), []);
         assert_eq!(read("show users; show lists").expect("two").len(), 2);
+    }
+
+    #[test]
+    fn purges_are_read_with_and_without_a_database() {
+        let table = |database: Option<&str>, schema: Option<&str>, name: &str| {
+            let table = TableName { schema: schema.map(str::to_owned), name: name.to_owned() };
+            Command::Purge(database.map(str::to_owned), Purge::Table(table))
+        };
+        assert_eq!(only("PURGE"), Command::Purge(None, Purge::All));
+        assert_eq!(only("purge \"table\""), Command::Purge(Some("table".into()), Purge::All));
+        assert_eq!(only("purge table Orders"), table(None, None, "orders"));
+        assert_eq!(only("purge app table shop.orders"), table(Some("app"), Some("shop"), "orders"));
+        assert_eq!(only("purge app table \"Shop\".orders"), table(Some("app"), Some("Shop"), "orders"));
+        assert_eq!(only("purge app table shop.\"My.Orders\""), table(Some("app"), Some("shop"), "My.Orders"));
+        let digits = "0000000000000000000000000000002a";
+        let statement = Purge::Statement(42);
+        assert_eq!(only(&format!("PURGE STATEMENT {digits}")), Command::Purge(None, statement.clone()));
+        assert_eq!(only(&format!("PURGE app STATEMENT '{digits}'")), Command::Purge(Some("app".into()), statement));
+        for text in ["purge app all", "purge statement 2a", "purge table", "purge table a.b.c", "purge table (a)"] {
+            assert!(read(text).is_err(), "{text}");
+        }
     }
 
     #[test]

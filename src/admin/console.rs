@@ -156,13 +156,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Console<'_, S> {
         }
         for command in commands {
             self.may(&command)?;
-            if let Command::Show(topic) = &command {
-                let columns = show::columns(*topic);
-                if !columns.is_empty() {
-                    value::row_description(&mut self.out, &columns, &[]);
-                }
-            }
             let mut rows = self.carry_out(&command).await?;
+            let columns = columns(&command);
+            if !columns.is_empty() {
+                value::row_description(&mut self.out, &columns, &[]);
+            }
             self.send_rows(&command, &mut rows, &[], usize::MAX);
             writer::command_complete(&mut self.out, command.tag());
         }
@@ -187,14 +185,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Console<'_, S> {
             tracing::info!(?command, "console");
         }
         // A client that leaves meanwhile is noticed afterwards; what it asked for goes on, as in PgBouncer.
-        control::carry_out(self.world, command).await?;
+        let told = control::carry_out(self.world, command).await?;
         Ok(match command {
             Command::Show(Topic::Help) => {
                 notice(&mut self.out, "Console usage", &show::help());
                 Vec::new()
             }
             Command::Show(topic) => show::rows(self.world, *topic),
-            _ => Vec::new(),
+            _ => told,
         }
         .into_iter())
     }
@@ -293,6 +291,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Console<'_, S> {
 fn columns(command: &Command) -> Vec<Column> {
     match command {
         Command::Show(topic) => show::columns(*topic),
+        Command::Purge(..) => control::PURGED.to_vec(),
         _ => Vec::new(),
     }
 }

@@ -5,18 +5,31 @@ use std::sync::Arc;
 use super::World;
 use super::command::Command;
 use super::show::clients_of;
+use super::value::{Column, Row, Type};
 use crate::backend::gate::Passage;
 use crate::error::{Error, ErrorKind};
 use crate::session::context::Database;
+use crate::session::purge;
 use crate::wire::sqlstate::SqlState;
 
-/// Carries a command out; returns when what it asks for has come about.
+/// What PURGE answers: how many answers went from this process's memory.
+pub(super) const PURGED: [Column; 1] = [("entries", Type::Numeric)];
+
+/// Carries a command out; returns when what it asks for has come about, with the rows that tell of it.
 ///
 /// # Errors
 /// There is no such database or client, or it is not in the state that the command is for.
-pub(super) async fn carry_out(world: &dyn World, command: &Command) -> Result<(), Error> {
+pub(super) async fn carry_out(world: &dyn World, command: &Command) -> Result<Vec<Row>, Error> {
+    if let Command::Purge(name, what) = command {
+        let entries = purge::purge(&named(world, name.as_deref())?, what).await?;
+        return Ok(vec![vec![entries.into()]]);
+    }
+    steer(world, command).await.map(|()| Vec::new())
+}
+
+async fn steer(world: &dyn World, command: &Command) -> Result<(), Error> {
     match command {
-        Command::Show(_) | Command::Set => Ok(()),
+        Command::Show(_) | Command::Set | Command::Purge(..) => Ok(()),
         Command::Pause(name) => pause(&named(world, name.as_deref())?, name.is_some()).await,
         Command::Resume(name) => resume(&named(world, name.as_deref())?, name.as_deref()),
         Command::Suspend => suspend(&named(world, None)?).await,

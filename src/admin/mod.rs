@@ -1,5 +1,6 @@
 //! The console: the virtual database `pgherd` (and `pgbouncer`), in which operators look at a running pgherd and steer it.
 
+mod cache;
 mod command;
 mod connections;
 mod console;

@@ -4,8 +4,7 @@ use super::World;
 use super::command::{TOPICS, Topic};
 use super::stats::{self, Part};
 use super::value::{Column, Row, Type, Value};
-use super::{connections, limits, settings};
-use crate::cache::CacheStatsSnapshot;
+use super::{cache, connections, limits, settings};
 use crate::session::clients::{Client, Clients};
 
 use Type::{Int, Numeric, Text};
@@ -31,7 +30,9 @@ pub(super) fn columns(topic: Topic) -> Vec<Column> {
         Topic::Version => vec![("version", Text)],
         Topic::State => vec![("key", Text), ("value", Text)],
         Topic::Limits => limits::COLUMNS.to_vec(),
-        Topic::Cache => cache_columns(),
+        Topic::Cache => cache::columns(),
+        Topic::CacheEntries => cache::ENTRIES.to_vec(),
+        Topic::CacheQuarantine => cache::QUARANTINE.to_vec(),
         Topic::Statements => vec![
             ("database", Text),
             ("id", Numeric),
@@ -66,7 +67,9 @@ pub(super) fn rows(world: &dyn World, topic: Topic) -> Vec<Row> {
         Topic::Version => vec![vec![format!("pgherd {}", env!("CARGO_PKG_VERSION")).into()]],
         Topic::State => state(world),
         Topic::Limits => limits::rows(world),
-        Topic::Cache => caches(world),
+        Topic::Cache => cache::rows(world),
+        Topic::CacheEntries => cache::entries(world),
+        Topic::CacheQuarantine => cache::quarantine(world),
         Topic::Statements => statements(world),
     }
 }
@@ -84,6 +87,7 @@ pub(super) fn help() -> String {
         "KILL_CLIENT <id>",
         "DISABLE <db>",
         "ENABLE <db>",
+        "PURGE [<db>] [TABLE [<schema>.]<table>|STATEMENT <fingerprint>]",
         "RELOAD",
         "SHUTDOWN [WAIT_FOR_SERVERS|WAIT_FOR_CLIENTS]",
     ];
@@ -141,9 +145,10 @@ fn memory(world: &dyn World) -> Vec<Row> {
         slot("client_slots", size_of::<Client>(), world.clients().count()),
         slot("server_slots", size_of::<crate::backend::roster::Listed>(), servers),
     ];
-    for (name, stats) in distinct_caches(world) {
+    for (database, cache) in cache::distinct(world) {
+        let stats = cache.stats();
         rows.push(vec![
-            format!("cache_{name}").into(),
+            format!("cache_{}", database.config.name).into(),
             Value::from(stats.bytes.checked_div(stats.entries).unwrap_or(0)),
             stats.entries.into(),
             0_u64.into(),
@@ -197,65 +202,6 @@ fn listeners(world: &dyn World) -> Vec<Row> {
         ])
     };
     world.databases().into_iter().filter_map(row).collect()
-}
-
-type CacheFigure = (&'static str, fn(&CacheStatsSnapshot) -> u64);
-
-const CACHE_FIGURES: [CacheFigure; 27] = [
-    ("entries", |stats| stats.entries),
-    ("bytes", |stats| stats.bytes),
-    ("hits_memory", |stats| stats.memory_hits),
-    ("hits_redis", |stats| stats.redis_hits),
-    ("misses", |stats| stats.misses),
-    ("waits", |stats| stats.waits),
-    ("outdated", |stats| stats.outdated),
-    ("fills", |stats| stats.fills),
-    ("fills_abandoned", |stats| stats.abandoned_fills),
-    ("rejected_stale", |stats| stats.rejected_stale),
-    ("rejected_large", |stats| stats.rejected_large),
-    ("evictions", |stats| stats.evictions),
-    ("bypass_doubt", |stats| stats.bypass_doubt),
-    ("bypass_catalog", |stats| stats.bypass_catalog),
-    ("bypass_redis", |stats| stats.bypass_redis),
-    ("bypass_uncacheable", |stats| stats.bypass_uncacheable),
-    ("doubts", |stats| stats.doubts),
-    ("invalidations", |stats| stats.invalidations),
-    ("redis_errors", |stats| stats.redis_errors + stats.redis_timeouts),
-    ("saved_us", |stats| stats.saved_us),
-    ("rejected_cheap", |stats| stats.rejected_cheap),
-    ("refreshes", |stats| stats.refreshes),
-    ("failed_fills", |stats| stats.failed_fills),
-    ("shared_failures", |stats| stats.shared_failures),
-    ("stale_on_error", |stats| stats.stale_on_error),
-    ("audits_equal", |stats| stats.audits_equal),
-    ("audits_different", |stats| stats.audits_different),
-];
-
-fn cache_columns() -> Vec<Column> {
-    std::iter::once(("database", Text)).chain(CACHE_FIGURES.iter().map(|(name, _)| (*name, Numeric))).collect()
-}
-
-/// Databases of one primary share a cache: it is shown under the first of them.
-fn distinct_caches(world: &dyn World) -> Vec<(String, CacheStatsSnapshot)> {
-    let mut seen = Vec::new();
-    let mut found = Vec::new();
-    for database in world.databases() {
-        if let Some(cache) = &database.cache
-            && !seen.contains(&std::sync::Arc::as_ptr(cache))
-        {
-            seen.push(std::sync::Arc::as_ptr(cache));
-            found.push((database.config.name.clone(), cache.stats()));
-        }
-    }
-    found
-}
-
-fn caches(world: &dyn World) -> Vec<Row> {
-    let row = |(name, stats): (String, CacheStatsSnapshot)| {
-        let figures = CACHE_FIGURES.iter().map(|(_, figure)| Value::from(figure(&stats)));
-        std::iter::once(name.into()).chain(figures).collect()
-    };
-    distinct_caches(world).into_iter().map(row).collect()
 }
 
 fn statements(world: &dyn World) -> Vec<Row> {

@@ -1,4 +1,4 @@
-//! What the console may do with the house.
+//! What the console, and the HTTP side, may do with the house.
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -13,8 +13,9 @@ use tokio_util::sync::CancellationToken;
 use super::House;
 use crate::admin::{self, Averages, Shutdown, World};
 use crate::backend::ledger::Standing;
-use crate::config::{self, model::Config};
+use crate::config::{self, model::Config, model::Secret};
 use crate::error::{Error, ErrorKind};
+use crate::http;
 use crate::session::clients::Clients;
 use crate::session::context::Database;
 use crate::session::handshake::Operator;
@@ -104,7 +105,22 @@ impl World for View {
     }
 }
 
+impl http::World for View {
+    fn token(&self) -> Option<Secret> {
+        self.0.config.load().admin.http_token.clone()
+    }
+
+    fn databases(&self) -> Vec<Arc<Database>> {
+        World::databases(self)
+    }
+}
+
 impl House {
+    /// What the HTTP side may do with the house.
+    pub(super) fn view(self: &Arc<Self>) -> Arc<dyn http::World> {
+        Arc::new(View(Arc::clone(self)))
+    }
+
     /// Serves a console until its client leaves or pgherd ends.
     pub(super) async fn open_console(self: &Arc<Self>, operator: Operator) {
         self.console.consoles.fetch_add(1, Ordering::Relaxed);

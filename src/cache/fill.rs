@@ -1,6 +1,7 @@
 //! A turn to fill one key, from the lookup that missed to the answer that is stored.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 
 use bytes::Bytes;
 
@@ -38,6 +39,8 @@ pub struct FillTicket {
     is_pinned: bool,
     /// What was there, older than a write.
     stale: Option<Arc<Entry>>,
+    /// Purges by fingerprint before the lookup.
+    statements_purged: u64,
 }
 
 impl FillTicket {
@@ -49,7 +52,18 @@ impl FillTicket {
         relations: Box<[u32]>,
         catalog: CatalogEpoch,
     ) -> Self {
-        Self { cache, turn: Some(turn), noted, epochs, relations, catalog, is_pinned: false, stale: None }
+        let statements_purged = cache.statements_purged.load(Relaxed);
+        Self {
+            cache,
+            turn: Some(turn),
+            noted,
+            epochs,
+            relations,
+            catalog,
+            is_pinned: false,
+            stale: None,
+            statements_purged,
+        }
     }
 
     pub(crate) fn with_stale(mut self, stale: Option<Arc<Entry>>) -> Self {
@@ -97,6 +111,11 @@ impl FillTicket {
         }
         if cache.faults.store_without_comparing() {
             self.restamp(&key).await;
+        }
+        if cache.statements_purged.load(Relaxed) != self.statements_purged {
+            // By whatever fingerprint: purges are rare, and this answer is filled again.
+            cache.stats.add(|stats| &stats.rejected_stale);
+            return Stored::No("purged meanwhile");
         }
         if !cache.epochs.local.holds(&self.noted) {
             cache.stats.add(|stats| &stats.rejected_stale);

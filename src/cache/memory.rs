@@ -225,6 +225,11 @@ impl Memory {
         (ledger.entries, ledger.bytes)
     }
 
+    /// Bytes that may be held.
+    pub(crate) fn capacity(&self) -> u64 {
+        self.capacity_bytes
+    }
+
     fn shard(&self, key: &Key) -> &Shard {
         // `% SHARDS` of a table of SHARDS elements; other bits than those that place it within the shard's map.
         &self.shards[(key.hash() >> 64) as usize % SHARDS]

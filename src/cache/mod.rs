@@ -11,13 +11,14 @@ mod flight;
 mod key;
 mod lookup;
 mod memory;
+mod purge;
 mod redis;
 mod stats;
 mod steer;
 
 use std::collections::HashSet;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use moka::sync::Cache as Memo;
@@ -33,6 +34,7 @@ pub use self::faults::Faults;
 pub use self::fill::{FillTicket, Stored};
 pub use self::flight::Failure;
 pub use self::key::{Key, KeyBuilder, Protocol};
+pub use self::purge::{Purge, Purged};
 pub use self::stats::{CacheStats, CacheStatsSnapshot};
 pub use self::steer::{Audit, Listed, Verdict};
 
@@ -41,7 +43,7 @@ use self::epochs::DATABASE;
 use self::faults::Switches;
 use self::flight::Flights;
 use self::memory::Memory;
-use self::redis::Shared;
+use self::redis::{Announced, Shared};
 use crate::config::model::{Cache, Consistency};
 use crate::error::Error;
 
@@ -126,6 +128,8 @@ pub struct ResultCache {
     is_auditing: AtomicBool,
     stale_on_error: bool,
     quarantine: steer::Quarantine,
+    /// Purges by fingerprint so far.
+    statements_purged: AtomicU64,
     fill_wait: Duration,
     /// Writes made past every pgherd, where they are followed.
     elsewhere: Option<Elsewhere>,
@@ -176,6 +180,7 @@ impl ResultCache {
             is_auditing: AtomicBool::new(false),
             stale_on_error: config.stale_on_error,
             quarantine: steer::Quarantine::default(),
+            statements_purged: AtomicU64::new(0),
             fill_wait: FILL_WAIT,
             elsewhere: config.wal.as_ref().map(|wal| Elsewhere::new(wal.max_lag)),
             was_solo: Mutex::new(solo.load(Ordering::Acquire)),
@@ -284,7 +289,7 @@ impl ResultCache {
     pub fn catalog_changed(&self) {
         let epoch = self.epochs.local.catalog_changed(None);
         if let Some(shared) = &self.shared {
-            shared.announce(&[DATABASE], Some(epoch));
+            shared.announce(Announced { relations: &[DATABASE], catalog: Some(epoch), ..Announced::default() });
         }
     }
 
@@ -299,7 +304,8 @@ impl ResultCache {
         let doubts = self.epochs.open.load(Ordering::Relaxed);
         let lag = self.elsewhere.as_ref().and_then(Elsewhere::lag).unwrap_or_default();
         let elsewhere_lag_ms = u64::try_from(lag.as_millis()).unwrap_or(u64::MAX);
-        CacheStatsSnapshot { entries, bytes, doubts, elsewhere_lag_ms, ..self.stats.snapshot() }
+        let (capacity, quarantined) = (self.memory.capacity(), self.quarantine.size());
+        CacheStatsSnapshot { entries, bytes, capacity, quarantined, doubts, elsewhere_lag_ms, ..self.stats.snapshot() }
     }
 
     /// Names the PostgreSQL server that answers come from: its system identifier, timeline and start. Until this is known

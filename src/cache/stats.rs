@@ -18,6 +18,10 @@ macro_rules! counters {
             pub entries: u64,
             /// Bytes in memory now, keys and overhead included.
             pub bytes: u64,
+            /// Bytes that memory may hold.
+            pub capacity: u64,
+            /// Fingerprints whose answers are not served because a check found another one.
+            pub quarantined: u64,
             /// Writes now in doubt in this pgherd.
             pub doubts: u64,
             /// How long ago all writes made past pgherd were known, in milliseconds; 0 if they are not followed.
@@ -109,6 +113,8 @@ counters! {
     unmarked_writes,
     /// Writes refused because Redis could not be told of them.
     refused_writes,
+    /// Purges asked for.
+    purges,
 }
 
 impl CacheStats {

@@ -1,4 +1,4 @@
-//! Looking into a cache and steering it: its entries, purges, and checks of what it serves.
+//! Looking into a cache: its entries, and checks of what it serves.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use super::entry::Entry;
 use super::epochs::DATABASE;
 use super::key::Key;
 use super::memory::Held;
-use super::redis::Found;
+use super::redis::{Announced, Found};
 use super::{Freshness, ResultCache};
 use crate::config::model::Consistency;
 
@@ -61,8 +61,8 @@ pub struct Audit {
 }
 
 impl ResultCache {
-    /// Every entry in memory, those that save most first.
-    pub fn entries(&self) -> Vec<Listed> {
+    /// What is in memory: so many at most, those that have saved most.
+    pub fn entries(&self, most: usize) -> Vec<Listed> {
         let list = |(key, held, bytes, is_pinned): (Key, Arc<Held>, u64, bool)| Listed {
             fingerprint: key.fingerprint(),
             bytes,
@@ -76,11 +76,14 @@ impl ResultCache {
             is_current: self.epochs.local.holds(&held.noted),
             is_pinned,
         };
-        let mut all: Vec<Listed> = self.memory.all().into_iter().map(list).collect();
-        all.sort_by_key(|one| {
-            std::cmp::Reverse((one.cost.saturating_mul(u32::try_from(one.hits).unwrap_or(u32::MAX)), one.bytes))
-        });
-        all
+        let saved = |held: &Held| {
+            let hits = u32::try_from(held.hits.load(Relaxed)).unwrap_or(u32::MAX);
+            held.entry.cost.saturating_mul(hits)
+        };
+        let mut all: Vec<_> = self.memory.all().into_iter().map(|one| (saved(&one.1), one)).collect();
+        all.sort_by_key(|(saved, one)| std::cmp::Reverse((*saved, one.2)));
+        all.truncate(most);
+        all.into_iter().map(|(_, one)| list(one)).collect()
     }
 
     /// What an answer that was read from these relations promises now.
@@ -95,51 +98,12 @@ impl ResultCache {
         }
     }
 
-    /// Forgets everything, in the whole fleet, and lifts every quarantine. Returns how many answers went from memory.
-    pub fn purge(&self) -> u64 {
-        let (entries, _) = self.memory.size();
-        self.quarantine.clear();
-        self.forget_everywhere();
-        entries
-    }
-
     /// Forgets everything, in the whole fleet.
     pub(super) fn forget_everywhere(&self) {
         self.forget();
         if let Some(shared) = &self.shared {
-            shared.announce(&[DATABASE], None);
+            shared.announce(Announced { relations: &[DATABASE], ..Announced::default() });
         }
-    }
-
-    /// Forgets every answer that was read from that relation, in the whole fleet. Returns how many went from memory.
-    pub fn purge_relation(&self, oid: u32) -> usize {
-        self.epochs.local.renew(oid);
-        let gone = self.memory.sweep(|_, held| held.noted.relations().any(|relation| relation == oid));
-        if let Some(shared) = &self.shared {
-            shared.announce(&[oid], None);
-        }
-        gone
-    }
-
-    /// Forgets every answer to statements of that fingerprint that this process holds, and lifts its quarantine. The fleet
-    /// forgets all that was read from the same relations. Returns how many went from memory.
-    pub fn purge_fingerprint(&self, fingerprint: u128) -> usize {
-        self.quarantine.lift(fingerprint);
-        let is_it = |key: &Key| key.fingerprint() == fingerprint;
-        let mut relations: Vec<u32> = Vec::new();
-        for (key, held, ..) in self.memory.all() {
-            if is_it(&key) {
-                relations.extend(held.noted.relations());
-            }
-        }
-        relations.sort_unstable();
-        relations.dedup();
-        let gone = self.memory.sweep(|key, _| is_it(key));
-        if let Some(shared) = self.shared.as_ref().filter(|_| !relations.is_empty()) {
-            relations.iter().for_each(|&oid| self.epochs.local.renew(oid));
-            shared.announce(&relations, None);
-        }
-        gone
     }
 
     /// Statements whose answers are not served because one was found to be wrong.
@@ -184,13 +148,17 @@ impl Quarantine {
         self.is_any.store(true, Relaxed);
     }
 
-    fn lift(&self, fingerprint: u128) {
+    pub(super) fn size(&self) -> u64 {
+        if self.is_any.load(Relaxed) { self.fingerprints.read().len() as u64 } else { 0 }
+    }
+
+    pub(super) fn lift(&self, fingerprint: u128) {
         let mut fingerprints = self.fingerprints.write();
         fingerprints.remove(&fingerprint);
         self.is_any.store(!fingerprints.is_empty(), Relaxed);
     }
 
-    fn clear(&self) {
+    pub(super) fn clear(&self) {
         self.fingerprints.write().clear();
         self.is_any.store(false, Relaxed);
     }

@@ -94,7 +94,8 @@ fn the_shipped_file_loads_with_all_that_it_shows() {
     fs::write(at("tls/server.key"), made.signing_key.serialize_pem()).expect("a file");
     fs::write(at("secrets/reporting"), "secret\n").expect("a file");
     let text = uncommented().replace("/run/pgherd", "run");
-    let loaded = parse(&text, Path::new("proxy.toml"), folder.path(), &|_| None);
+    let environment = |name: &str| (name == "PGHERD_HTTP_TOKEN").then(|| "0123456789abcdef".to_owned());
+    let loaded = parse(&text, Path::new("proxy.toml"), folder.path(), &environment);
     let config = loaded.unwrap_or_else(|faults| panic!("{faults}\n{text}")).config;
     assert_eq!(config.databases["app"].tables.len(), 4);
     assert_eq!(config.users.len(), 2);

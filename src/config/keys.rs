@@ -305,8 +305,11 @@ static FANOUT: Section = Section {
     )],
 };
 
-static ADMIN: Section =
-    Section { path: "admin", keys: &[key("users", Texts, None), key("stats_users", Texts, None)], unsupported: &[] };
+static ADMIN: Section = Section {
+    path: "admin",
+    keys: &[key("users", Texts, None), key("stats_users", Texts, None), key("http_token", Secret, None)],
+    unsupported: &[],
+};
 
 static LIMITS: Section = Section {
     path: "limits",

@@ -482,6 +482,8 @@ pub struct Admin {
     pub users: Vec<String>,
     /// Users who may look.
     pub stats_users: Vec<String>,
+    /// What an HTTP request must bear that changes something; without it none may.
+    pub http_token: Option<Secret>,
 }
 
 /// The names that the console answers to.

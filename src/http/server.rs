@@ -5,10 +5,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
-use axum::extract::State;
+use axum::extract::{FromRef, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use axum::routing::get;
+use axum::routing::{get, post};
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
 
-use super::Readiness;
+use super::{Readiness, World, purge};
 use crate::limits;
 use crate::telemetry::metrics::{CONTENT_TYPE, Metrics};
 
@@ -35,11 +35,24 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 struct Shared {
     metrics: Arc<Metrics>,
     readiness: Readiness,
+    world: Arc<dyn World>,
+}
+
+impl FromRef<Shared> for Arc<dyn World> {
+    fn from_ref(shared: &Shared) -> Self {
+        Arc::clone(&shared.world)
+    }
 }
 
 /// Serves until `stop`, then lets answers under way end.
-pub async fn serve(listener: TcpListener, metrics: Arc<Metrics>, readiness: Readiness, stop: CancellationToken) {
-    let router = router(Shared { metrics, readiness });
+pub async fn serve(
+    listener: TcpListener,
+    metrics: Arc<Metrics>,
+    readiness: Readiness,
+    world: Arc<dyn World>,
+    stop: CancellationToken,
+) {
+    let router = router(Shared { metrics, readiness, world });
     let permits = Arc::new(Semaphore::new(limits::HTTP_CONNECTIONS));
     let connections = TaskTracker::new();
     loop {
@@ -94,6 +107,7 @@ fn router(shared: Shared) -> Router {
         .route("/metrics", get(metrics))
         .route("/healthz/live", get(live))
         .route("/healthz/ready", get(ready))
+        .route("/cache/purge", post(purge::purge))
         .fallback(not_found)
         .with_state(shared)
 }
@@ -117,7 +131,7 @@ async fn ready(State(shared): State<Shared>) -> Response {
 }
 
 async fn not_found() -> (StatusCode, &'static str) {
-    (StatusCode::NOT_FOUND, "there is /metrics, /healthz/live and /healthz/ready\n")
+    (StatusCode::NOT_FOUND, "there is /metrics, /healthz/live, /healthz/ready and POST /cache/purge\n")
 }
 
 #[cfg(test)]

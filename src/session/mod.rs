@@ -27,6 +27,7 @@ pub mod pin;
 mod pinned;
 mod planned;
 mod portals;
+pub mod purge;
 mod query;
 mod renewal;
 mod replica;

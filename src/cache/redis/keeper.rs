@@ -85,6 +85,7 @@ impl Shared {
             registry.registered(&registration);
             self.connection.store(Some(connection.clone()));
             self.changes.send_modify(|count| *count += 1);
+            self.told.notify_waiters();
         }
         self.follow_catalog(local, reply.number(2));
         self.failures.store(0, std::sync::atomic::Ordering::Relaxed);
@@ -185,14 +186,16 @@ impl Shared {
         for settled in batch {
             args.push(text(&self.token(settled.token)));
             args.push(settled.catalog.map_or_else(|| text(""), |epoch| number(epoch.0)));
-            args.push(number(settled.relations.len() as u64));
+            args.push(number((settled.relations.len() + usize::from(settled.statement.is_some())) as u64));
             args.extend(settled.relations.iter().map(|oid| number(u64::from(*oid))));
+            args.extend(settled.statement.map(|fingerprint| text(&format!("p{fingerprint:032x}"))));
         }
         self.expect_ok(connection.call(Script::Settle, args, PATIENCE).await?)?;
         let mut registry = self.registry.lock();
         for settled in batch {
             registry.forget(settled.token);
         }
+        self.told.notify_waiters();
         Ok(true)
     }
 

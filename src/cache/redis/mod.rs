@@ -23,6 +23,7 @@ use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
 
 use self::connection::{Connection, Failure, Reply};
+pub(crate) use self::registry::Announced;
 use self::registry::Registry;
 use self::script::Script;
 use self::sight::Sight;
@@ -79,6 +80,8 @@ pub(crate) struct Shared {
     sight: Mutex<Option<Sight>>,
     /// Something is there for the settler.
     work: Notify,
+    /// Redis has been told of something.
+    told: Notify,
     suspects: Mutex<Vec<String>>,
     suspected: Notify,
     failures: AtomicU32,
@@ -128,6 +131,7 @@ impl Shared {
             registry: Mutex::default(),
             sight: Mutex::default(),
             work: Notify::new(),
+            told: Notify::new(),
             suspects: Mutex::default(),
             suspected: Notify::new(),
             failures: AtomicU32::new(0),
@@ -169,6 +173,7 @@ impl Shared {
             number(catalog.0),
             Value::Bytes(Bytes::copy_from_slice(&nonce)),
             Value::Bytes(Bytes::copy_from_slice(held)),
+            statement(key),
         ];
         push_relations(&mut args, relations);
         match connection.call_for(Script::Lookup, key, args, self.settings.timeout).await {
@@ -229,6 +234,7 @@ impl Shared {
             Value::Bytes(noted.clone()),
             Value::Bytes(codec::encode(key, entry)),
             number(u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX).clamp(1, i64::MAX as u64)),
+            statement(key),
         ];
         push_relations(&mut args, relations);
         match connection.call_for(Script::Store, key, args, self.settings.timeout.max(PATIENCE)).await {
@@ -359,6 +365,11 @@ fn text(value: &str) -> Value {
 
 fn number(value: u64) -> Value {
     Value::String(value.to_string().into())
+}
+
+/// A statement's fingerprint as the scripts know it.
+fn statement(key: &Key) -> Value {
+    text(&format!("{:032x}", key.fingerprint()))
 }
 
 /// The oids as the scripts read them, the database among them.

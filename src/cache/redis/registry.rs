@@ -23,6 +23,8 @@ struct Open {
     settled: bool,
     /// The catalog's state that it brings when it is settled.
     catalog: Option<CatalogEpoch>,
+    /// The fingerprint whose answers are to be forgotten.
+    statement: Option<u128>,
 }
 
 #[derive(Debug, Default)]
@@ -73,6 +75,18 @@ pub(super) struct Settled {
     pub(super) token: u64,
     pub(super) relations: Vec<u32>,
     pub(super) catalog: Option<CatalogEpoch>,
+    pub(super) statement: Option<u128>,
+}
+
+/// Something that was changed elsewhere, or is to be forgotten.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Announced<'a> {
+    /// Relations with a new epoch; 0 is the database.
+    pub(crate) relations: &'a [u32],
+    /// The catalog's new state.
+    pub(crate) catalog: Option<CatalogEpoch>,
+    /// The fingerprint whose answers are to be forgotten.
+    pub(crate) statement: Option<u128>,
 }
 
 impl Registry {
@@ -86,8 +100,15 @@ impl Registry {
         }
         self.backends.entry(backend).or_default().open += 1;
         let relations = relations.to_vec();
-        let open =
-            Open { relations, backend: Some(backend), renewed_before, sent: false, settled: false, catalog: None };
+        let open = Open {
+            relations,
+            backend: Some(backend),
+            renewed_before,
+            sent: false,
+            settled: false,
+            catalog: None,
+            statement: None,
+        };
         self.open.insert(token, open);
     }
 
@@ -136,10 +157,12 @@ impl Registry {
         true
     }
 
-    /// Something was changed elsewhere, or is to be forgotten: Redis is told as of a write that is settled.
-    pub(super) fn announce(&mut self, token: u64, relations: &[u32], catalog: Option<CatalogEpoch>) {
+    /// Redis is told as of a write that is settled.
+    pub(super) fn announce(&mut self, token: u64, announced: Announced<'_>) {
+        let Announced { relations, catalog, statement } = announced;
         let open = Open {
             relations: relations.to_vec(),
+            statement,
             backend: None,
             renewed_before: None,
             sent: true,
@@ -158,7 +181,12 @@ impl Registry {
         while batch.len() < most {
             let Some(token) = self.to_settle.pop_front() else { break };
             if let Some(open) = self.open.get(&token) {
-                batch.push(Settled { token, relations: open.relations.clone(), catalog: open.catalog });
+                batch.push(Settled {
+                    token,
+                    relations: open.relations.clone(),
+                    catalog: open.catalog,
+                    statement: open.statement,
+                });
             }
         }
         batch
@@ -178,6 +206,11 @@ impl Registry {
         if let Some(backend) = open.backend.and_then(|backend| self.backends.get_mut(&backend)) {
             backend.open = backend.open.saturating_sub(1);
         }
+    }
+
+    /// Whether Redis has yet to be told of it.
+    pub(super) fn has(&self, token: u64) -> bool {
+        self.open.contains_key(&token)
     }
 
     /// A server connection was opened.

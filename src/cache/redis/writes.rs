@@ -8,6 +8,7 @@ use fred::types::Value;
 use tokio::time::Instant as Deadline;
 
 use super::connection::Connection;
+use super::registry::Announced;
 use super::script::Script;
 use super::{PATIENCE, REFUSAL, Shared, number, text};
 use crate::cache::doubt::BackendId;
@@ -141,11 +142,26 @@ impl Shared {
         }
     }
 
-    /// The relations (0 is the database), or the catalog, have changed without a write of ours. Redis is told in the background.
-    pub(crate) fn announce(&self, relations: &[u32], catalog: Option<CatalogEpoch>) {
+    /// Something has changed without a write of ours. Redis is told in the background; see [`Shared::is_told`].
+    pub(crate) fn announce(&self, announced: Announced<'_>) -> u64 {
         let token = self.announced.fetch_add(1, Ordering::Relaxed);
-        self.registry.lock().announce(token, relations, catalog);
+        self.registry.lock().announce(token, announced);
         self.work.notify_one();
+        token
+    }
+
+    /// Waits until Redis has been told of that announcement; whether it was within that time.
+    pub(crate) async fn is_told(&self, token: u64, within: Duration) -> bool {
+        let told = async {
+            loop {
+                let next = self.told.notified();
+                if !self.registry.lock().has(token) {
+                    return;
+                }
+                next.await;
+            }
+        };
+        tokio::time::timeout(within, told).await.is_ok()
     }
 
     /// A server connection was opened: it may write later while Redis cannot be reached.

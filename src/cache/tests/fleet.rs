@@ -124,11 +124,11 @@ async fn a_purge_and_a_change_made_elsewhere_reach_the_fleet() {
     let names = key(&one.cache, "SELECT name FROM customers");
     other.fill(&count, &[ORDERS], "10").await;
     other.fill(&names, &[CUSTOMERS], "Ada").await;
-    one.cache.purge_relation(ORDERS);
+    one.cache.purge(Purge::Relations(&[ORDERS])).told().await.expect("told");
     one.settled().await;
     assert_eq!(must_hit(&other.cache, &names, &[CUSTOMERS]).await.0, "Ada");
     other.fill(&count, &[ORDERS], "11").await;
-    one.cache.purge();
+    one.cache.purge(Purge::All).told().await.expect("told");
     one.settled().await;
     other.fill(&names, &[CUSTOMERS], "Bea").await;
     let mut changes = other.cache.catalog_epoch();
@@ -140,10 +140,66 @@ async fn a_purge_and_a_change_made_elsewhere_reach_the_fleet() {
     // Made while Redis cannot be reached, it is made good after.
     let shared = one.cache.shared.as_ref().expect("with Redis");
     shared.cut_off(true);
-    one.cache.purge_relation(ORDERS);
+    let purged = one.cache.purge(Purge::Relations(&[ORDERS]));
     shared.cut_off(false);
-    one.settled().await;
+    purged.told().await.expect("told");
     other.fill(&count, &[ORDERS], "13").await;
+}
+
+#[tokio::test]
+async fn a_statement_that_is_purged_by_one_is_forgotten_by_all() {
+    let (_redis, _, one, other) = two().await;
+    let of = |cache: &ResultCache, text: &str, fingerprint| {
+        cache
+            .key(Protocol::Simple)
+            .identity("app", "a", "a")
+            .statement(text.as_bytes())
+            .fingerprint(fingerprint)
+            .build()
+    };
+    let (count, names) = (of(&one.cache, "SELECT count(*)", 7), of(&one.cache, "SELECT name", 8));
+    other.fill(&count, &[ORDERS], "10").await;
+    other.fill(&names, &[ORDERS], "Ada").await;
+    let slow = must_fill(&other.cache, &of(&one.cache, "SELECT count( * )", 7), &[ORDERS]).await;
+    // The one that is told to holds nothing of it itself.
+    assert_eq!(one.cache.purge(Purge::Statement(7)).told().await.expect("told"), 0);
+    must_fill(&other.cache, &count, &[ORDERS]).await;
+    must_fill(&one.cache, &count, &[ORDERS]).await;
+    assert_eq!(must_hit(&other.cache, &names, &[ORDERS]).await.0, "Ada");
+    assert_eq!(slow.store(answer("10")).await, Stored::No("written to meanwhile"));
+    other.fill(&count, &[ORDERS], "11").await;
+    assert_eq!(must_hit(&one.cache, &count, &[ORDERS]).await.0, "11");
+}
+
+#[tokio::test]
+async fn a_purge_reaches_those_that_answer_from_memory_alone() {
+    let redis = RedisServer::start().await;
+    let settings = Cache { consistency: Consistency::Bounded, redis: Some(redis.settings()), ..config() };
+    let backends = Arc::new(Backends::default());
+    let one = Member::join_with(settings.clone(), &backends, 1, Faults::default()).await;
+    let other = Member::join_with(settings, &backends, 2, Faults::default()).await;
+    let count = key(&one.cache, "SELECT count(*) FROM orders");
+    other.fill(&count, &[ORDERS], "10").await;
+    assert_eq!(must_hit(&other.cache, &count, &[ORDERS]).await.2, Freshness::Bounded);
+    one.cache.purge(Purge::Relations(&[ORDERS])).told().await.expect("told");
+    until("the other has heard of it", || async {
+        !matches!(other.cache.lookup(&count, &[ORDERS], CATALOG).await, Lookup::Hit { .. })
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_purge_that_redis_does_not_hear_of_says_so() {
+    let (redis, _, one, other) = two().await;
+    let count = key(&one.cache, "SELECT count(*) FROM orders");
+    one.fill(&count, &[ORDERS], "10").await;
+    let shared = one.cache.shared.as_ref().expect("with Redis");
+    shared.cut_off(true);
+    let error = one.cache.purge(Purge::All).told().await.expect_err("nobody was told");
+    assert!(error.to_string().contains("Redis cannot be told"), "{error}");
+    // By now its registration has lapsed, and the other serves nothing until it is back.
+    other.refuses(&count, &[ORDERS], "a pgherd's registration has lapsed").await;
+    drop(redis);
 }
 
 #[tokio::test]

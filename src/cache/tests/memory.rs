@@ -333,11 +333,15 @@ async fn a_purge_forgets() {
     let (one, other) = (key(&cache, "SELECT 1"), key(&cache, "SELECT 2"));
     must_fill(&cache, &one, &[ORDERS]).await.store(answer("1")).await;
     must_fill(&cache, &other, &[CUSTOMERS]).await.store(answer("2")).await;
-    cache.purge_relation(ORDERS);
+    let _ = cache.purge(Purge::Relations(&[ORDERS]));
     must_fill(&cache, &one, &[ORDERS]).await.store(answer("1")).await;
     must_hit(&cache, &other, &[CUSTOMERS]).await;
-    cache.purge();
+    let _ = cache.purge(Purge::All);
     assert_eq!(cache.stats().entries, 0);
+    // What was asked before a purge is not kept after it.
+    let before = must_fill(&cache, &one, &[ORDERS]).await;
+    assert_eq!(cache.purge(Purge::Statement(0)).entries(), 0);
+    assert_eq!(before.store(answer("1")).await, Stored::No("purged meanwhile"));
     must_fill(&cache, &one, &[ORDERS]).await;
     must_fill(&cache, &other, &[CUSTOMERS]).await;
 }

@@ -3,12 +3,15 @@
 use tracing_subscriber::EnvFilter;
 
 use super::pool::MAX_CONNECTIONS;
-use crate::config::model::{Admin, Fanout, Limits, LogFormat, Security, Telemetry};
+use crate::config::model::{Admin, Fanout, Limits, LogFormat, Secret, Security, Telemetry};
 use crate::config::names;
 use crate::config::raw::Table;
 
 /// Bytes that one leg must at least be able to hold: one frame of a usual row.
 const LEAST_MEMORY_BYTES: u64 = 64 << 10;
+
+/// What nobody guesses over a network.
+const LEAST_TOKEN_BYTES: usize = 16;
 
 pub(super) fn fanout(table: &Table<'_>) -> Fanout {
     let memory = table.size("memory");
@@ -34,7 +37,20 @@ pub(super) fn fanout(table: &Table<'_>) -> Fanout {
 }
 
 pub(super) fn admin(table: &Table<'_>) -> Admin {
-    Admin { users: table.texts("users"), stats_users: table.texts("stats_users") }
+    let http_token = table.text("http_token");
+    if http_token
+        .as_ref()
+        .is_some_and(|token| token.len() < LEAST_TOKEN_BYTES || !token.bytes().all(|b| b.is_ascii_graphic()))
+    {
+        let problem = format!("this is no token of {LEAST_TOKEN_BYTES} characters or more, without spaces");
+        table.fault(
+            "http_token",
+            problem,
+            "write \"${PGHERD_HTTP_TOKEN}\" and set that to the output of: openssl rand -hex 32",
+        );
+    }
+    let http_token = http_token.map(Secret::new);
+    Admin { users: table.texts("users"), stats_users: table.texts("stats_users"), http_token }
 }
 
 pub(super) fn limits(table: &Table<'_>) -> Limits {

@@ -5,6 +5,8 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
 use super::*;
+use crate::config::model::Secret;
+use crate::session::context::Database;
 
 const DEADLINE: Duration = Duration::from_secs(10);
 
@@ -16,11 +18,28 @@ struct Server {
     task: JoinHandle<()>,
 }
 
+/// Lets requests with that token change what there is: nothing.
+struct Empty(Option<&'static str>);
+
+impl World for Empty {
+    fn token(&self) -> Option<Secret> {
+        self.0.map(Secret::new)
+    }
+
+    fn databases(&self) -> Vec<Arc<Database>> {
+        Vec::new()
+    }
+}
+
 async fn start() -> Server {
+    start_with(None).await
+}
+
+async fn start_with(token: Option<&'static str>) -> Server {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let address = listener.local_addr().expect("an address");
     let (metrics, readiness, stop) = (Arc::new(Metrics::new()), Readiness::default(), CancellationToken::new());
-    let task = tokio::spawn(serve(listener, metrics.clone(), readiness.clone(), stop.clone()));
+    let task = tokio::spawn(serve(listener, metrics.clone(), readiness.clone(), Arc::new(Empty(token)), stop.clone()));
     Server { address, metrics, readiness, stop, task }
 }
 
@@ -49,6 +68,41 @@ async fn each_page_answers() {
     assert!(get_path(server.address, "/nope").await.starts_with("HTTP/1.1 404"));
     let post = "POST /metrics HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
     assert!(ask(server.address, post).await.starts_with("HTTP/1.1 405"));
+}
+
+async fn post(address: SocketAddr, path: &str, headers: &str) -> String {
+    let rest = "Host: x\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
+    ask(address, &format!("POST {path} HTTP/1.1\r\n{headers}{rest}")).await
+}
+
+#[tokio::test]
+async fn nothing_is_changed_without_the_token() {
+    const BEARER: &str = "Authorization: Bearer a-token-of-some-length\r\n";
+    let server = start().await;
+    let refused = post(server.address, "/cache/purge", BEARER).await;
+    assert!(refused.starts_with("HTTP/1.1 403") && refused.contains("admin.http_token is not set"), "{refused}");
+
+    let server = start_with(Some("a-token-of-some-length")).await;
+    for headers in [
+        "",
+        "Authorization: Bearer \r\n",
+        "Authorization: Bearer a-token-of-some-lengtH\r\n",
+        "Authorization: Basic eDp5\r\n",
+    ] {
+        let refused = post(server.address, "/cache/purge", headers).await;
+        assert!(
+            refused.starts_with("HTTP/1.1 401") && refused.contains("www-authenticate: Bearer"),
+            "{headers}: {refused}"
+        );
+    }
+    assert!(get_path(server.address, "/cache/purge").await.starts_with("HTTP/1.1 405"));
+    // With it, it is looked at.
+    for wrong in ["?table=a.b.c", "?statement=2a", "?tabel=a", "?table=a&statement=0000000000000000000000000000002a"] {
+        let refused = post(server.address, &format!("/cache/purge{wrong}"), BEARER).await;
+        assert!(refused.starts_with("HTTP/1.1 400"), "{wrong}: {refused}");
+    }
+    assert!(post(server.address, "/cache/purge?database=none", BEARER).await.starts_with("HTTP/1.1 404"));
+    assert!(post(server.address, "/cache/purge", BEARER).await.contains("there is no result cache"));
 }
 
 #[tokio::test]

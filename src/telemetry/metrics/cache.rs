@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use parking_lot::RwLock;
 use prometheus_client::collector::Collector;
@@ -12,7 +13,7 @@ use prometheus_client::metrics::gauge::ConstGauge;
 
 use super::LabelText;
 
-/// A cache's figures at one moment. Counts only grow; the last three are what there is now.
+/// A cache's figures at one moment. Counts only grow; those that say "now" or "may hold" do not.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct CacheSnapshot {
     /// Answers from memory.
@@ -57,6 +58,44 @@ pub struct CacheSnapshot {
     pub invalidations: u64,
     /// Writes refused because Redis could not be told of them.
     pub refused_writes: u64,
+    /// Answers dropped from memory for want of room.
+    pub evictions: u64,
+    /// Fills not stored because they cost PostgreSQL too little.
+    pub rejected_cheap: u64,
+    /// Fills not stored because everything else in memory is pinned.
+    pub rejected_full: u64,
+    /// Fills whose statement failed.
+    pub failed_fills: u64,
+    /// Lookups that were given the error of a fill that they waited for.
+    pub shared_failures: u64,
+    /// Old answers served because PostgreSQL could not be reached.
+    pub stale_on_error: u64,
+    /// Entries filled again before their time was up.
+    pub refreshes: u64,
+    /// Microseconds that PostgreSQL would have taken for what was served.
+    pub saved_us: u64,
+    /// Hits that were run again and found to be right.
+    pub audits_equal: u64,
+    /// Hits that were run again and found to be wrong.
+    pub audits_different: u64,
+    /// Hits that were run again while something was written.
+    pub audits_inconclusive: u64,
+    /// Lookups turned away because a check of the statement's answers found another one.
+    pub bypass_quarantine: u64,
+    /// Writes whose outcome became unknown.
+    pub unknown_outcomes: u64,
+    /// Writes that went on without a mark after waiting out the lease.
+    pub unmarked_writes: u64,
+    /// Times that this pgherd registered with Redis.
+    pub registrations: u64,
+    /// Dead members that this pgherd removed.
+    pub members_removed: u64,
+    /// Purges asked for.
+    pub purges: u64,
+    /// Bytes that memory may hold.
+    pub capacity: u64,
+    /// Fingerprints whose answers are not served because a check found another one.
+    pub quarantined: u64,
     /// Redis commands that failed.
     pub redis_errors: u64,
     /// Redis commands that were late.
@@ -116,7 +155,7 @@ const HITS: [(&str, Field); 2] = [("memory", |s| s.hits_memory), ("redis", |s| s
 type Reason = (&'static str, Field);
 
 /// Counters by reason.
-const BY_REASON: [(&str, &str, &[Reason]); 3] = [
+const BY_REASON: [(&str, &str, &[Reason]); 4] = [
     (
         "cache_bypasses",
         "Lookups turned away, by reason",
@@ -127,12 +166,28 @@ const BY_REASON: [(&str, &str, &[Reason]); 3] = [
             ("wait", |s| s.bypass_wait),
             ("elsewhere", |s| s.bypass_elsewhere),
             ("uncacheable", |s| s.bypass_uncacheable),
+            ("quarantine", |s| s.bypass_quarantine),
         ],
     ),
     (
         "cache_stores_rejected",
         "Fills that were not stored, by reason",
-        &[("stale", |s| s.rejected_stale), ("large", |s| s.rejected_large), ("redis", |s| s.rejected_redis)],
+        &[
+            ("stale", |s| s.rejected_stale),
+            ("large", |s| s.rejected_large),
+            ("cheap", |s| s.rejected_cheap),
+            ("full", |s| s.rejected_full),
+            ("redis", |s| s.rejected_redis),
+        ],
+    ),
+    (
+        "cache_audits",
+        "Hits that were run again and compared, by what came of it",
+        &[
+            ("equal", |s| s.audits_equal),
+            ("different", |s| s.audits_different),
+            ("inconclusive", |s| s.audits_inconclusive),
+        ],
     ),
     (
         "cache_redis_errors",
@@ -141,7 +196,7 @@ const BY_REASON: [(&str, &str, &[Reason]); 3] = [
     ),
 ];
 
-const COUNTERS: [(&str, &str, Field); 9] = [
+const COUNTERS: [(&str, &str, Field); 19] = [
     ("cache_misses", "Lookups that found nothing and led to a fill", |s| s.misses),
     ("cache_waits", "Lookups that waited for another session's fill", |s| s.waits),
     ("cache_outdated", "Lookups that found an entry older than a write", |s| s.outdated),
@@ -151,11 +206,23 @@ const COUNTERS: [(&str, &str, Field); 9] = [
     ("cache_invalidations", "Relations and databases given a new epoch", |s| s.invalidations),
     ("cache_told_elsewhere", "Transactions that the primary's WAL told of", |s| s.told_elsewhere),
     ("cache_refused_writes", "Writes refused because Redis could not be told of them", |s| s.refused_writes),
+    ("cache_evictions", "Results dropped from memory for want of room", |s| s.evictions),
+    ("cache_failed_fills", "Fills whose statement failed", |s| s.failed_fills),
+    ("cache_shared_failures", "Lookups given the error of a fill that they waited for", |s| s.shared_failures),
+    ("cache_stale_on_error", "Old results served because PostgreSQL could not be reached", |s| s.stale_on_error),
+    ("cache_refreshes", "Results filled again before their time was up", |s| s.refreshes),
+    ("cache_unknown_outcomes", "Writes whose outcome became unknown", |s| s.unknown_outcomes),
+    ("cache_unmarked_writes", "Writes that went on without Redis after waiting out the lease", |s| s.unmarked_writes),
+    ("cache_registrations", "Times that this pgherd registered with Redis", |s| s.registrations),
+    ("cache_members_removed", "Dead pgherds that this one removed from Redis", |s| s.members_removed),
+    ("cache_purges", "Purges asked for", |s| s.purges),
 ];
 
-const GAUGES: [(&str, &str, Field); 4] = [
+const GAUGES: [(&str, &str, Field); 6] = [
     ("cache_memory_bytes", "Bytes of results held in memory", |s| s.bytes),
+    ("cache_memory_max_bytes", "Bytes of results that memory may hold", |s| s.capacity),
     ("cache_entries", "Results held in memory", |s| s.entries),
+    ("cache_quarantined", "Statements whose results are not served because one was wrong", |s| s.quarantined),
     ("cache_doubts", "Writes now in doubt", |s| s.doubts),
     ("cache_elsewhere_lag_milliseconds", "How long ago all writes made past pgherd were known", |s| s.elsewhere_lag_ms),
 ];
@@ -189,6 +256,12 @@ impl Collector for Caches {
                 let labels = CacheLabels { cache: name.clone() };
                 ConstCounter::new(field(snapshot)).encode(family.encode_family(&labels)?)?;
             }
+        }
+        let help = "Seconds that PostgreSQL would have taken for what was served";
+        let mut saved = encoder.encode_descriptor("cache_saved_seconds", help, None, MetricType::Counter)?;
+        for (name, snapshot) in &snapshots {
+            let seconds = Duration::from_micros(snapshot.saved_us).as_secs_f64();
+            ConstCounter::new(seconds).encode(saved.encode_family(&CacheLabels { cache: name.clone() })?)?;
         }
         for (metric, help, field) in GAUGES {
             let mut family = encoder.encode_descriptor(metric, help, None, MetricType::Gauge)?;

@@ -88,6 +88,9 @@ fn a_cache_is_read_at_each_scrape() {
             hits_memory,
             bytes: 4096,
             bypass_doubt: 3,
+            saved_us: 2_500_000,
+            rejected_cheap: 5,
+            audits_different: 1,
             ..CacheSnapshot::default()
         })
     };
@@ -98,6 +101,9 @@ fn a_cache_is_read_at_each_scrape() {
     assert_eq!(value(&text, "pgherd_cache_hits_total{cache=\"app\",tier=\"redis\"}"), Some(0.0));
     assert_eq!(value(&text, "pgherd_cache_memory_bytes{cache=\"app\"}"), Some(4096.0));
     assert_eq!(value(&text, "pgherd_cache_bypasses_total{cache=\"app\",reason=\"doubt\"}"), Some(3.0));
+    assert_eq!(value(&text, "pgherd_cache_saved_seconds_total{cache=\"app\"}"), Some(2.5), "{text}");
+    assert_eq!(value(&text, "pgherd_cache_stores_rejected_total{cache=\"app\",reason=\"cheap\"}"), Some(5.0));
+    assert_eq!(value(&text, "pgherd_cache_audits_total{cache=\"app\",reason=\"different\"}"), Some(1.0));
     assert_eq!(text.matches("# TYPE pgherd_cache_hits counter").count(), 1);
     hits.store(0, Relaxed);
     assert!(!metrics.encode().expect("text").contains("pgherd_cache"));

@@ -12,6 +12,9 @@ use tokio_postgres::Client;
 
 use crate::harness::{Database, eventually, ground, try_connect};
 
+/// What lets a story steer a fleet over HTTP.
+pub(super) const TOKEN: &str = "a-token-for-stories";
+
 /// What to start a fleet with.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Plan {
@@ -75,6 +78,26 @@ impl Fleet {
         self.herds[herd].address().port()
     }
 
+    /// Its console.
+    pub(super) async fn console(&self, herd: usize) -> Client {
+        let conninfo = format!("host=127.0.0.1 port={} user=postgres dbname=pgherd", self.port(herd));
+        try_connect(&conninfo).await.expect("a console")
+    }
+
+    /// The head and body of an answer to an HTTP request to one of them.
+    pub(super) async fn http(&self, herd: usize, request: &str, headers: &str) -> (String, String) {
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+        let address = self.herds[herd].http_address().expect("[listen] http is set");
+        let mut stream = tokio::net::TcpStream::connect(address).await.expect("connect");
+        let request =
+            format!("{request} HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\nConnection: close\r\n{headers}\r\n");
+        stream.write_all(request.as_bytes()).await.expect("send");
+        let mut text = String::new();
+        stream.read_to_string(&mut text).await.expect("read");
+        let (head, body) = text.split_once("\r\n\r\n").expect("a head");
+        (head.to_owned(), body.to_owned())
+    }
+
     /// What a pgherd's cache has counted.
     pub(super) fn stats(&self, herd: usize) -> CacheStatsSnapshot {
         let databases = self.herds[herd].databases();
@@ -113,7 +136,8 @@ fn configuration(database: &Database, plan: &Plan, redis: Option<&str>) -> Confi
     let redis = redis.map(|url| format!("redis = {{ url = \"{url}\", timeout = \"100ms\", lease = \"1s\" }}\n"));
     let (name, address) = (&database.name, database.address());
     let text = format!(
-        "[listen]\naddress = \"127.0.0.1:0\"\n[pool]\nmin_connections = 4\nmax_connections = 30\n\
+        "[listen]\naddress = \"127.0.0.1:0\"\nhttp = \"127.0.0.1:0\"\n\
+         [admin]\nusers = [\"postgres\"]\nhttp_token = \"{TOKEN}\"\n[pool]\nmin_connections = 4\nmax_connections = 30\n\
          [[database]]\nname = \"{name}\"\nprimary = \"{address}\"\n{}{users}\
          [cache]\nenabled = true\n{}\n{}",
         plan.database,

@@ -1,5 +1,5 @@
--- KEYS: state, entry. ARGV: gen, v, nonce, the epochs of what memory holds ('' for nothing), oids.
-local why, epochs = current(ARGV[1], ARGV[2], 5, ARGV[3])
+-- KEYS: state, entry. ARGV: gen, v, nonce, the epochs of what memory holds ('' for nothing), fingerprint, oids.
+local why, epochs = current(ARGV[1], ARGV[2], 6, ARGV[3])
 if why then return { why, epochs or '' } end
 if ARGV[4] == epochs then return { 'same' } end
 local entry = redis.call('HMGET', KEYS[2], 'e', 'b')

@@ -5,6 +5,7 @@
 --   m:<id>             expiry in ms ':' fence
 --   b:<id>:<pid>@<start>   a server process that this member writes through
 --   e:<oid>            the relation's epoch; absent: neither served nor filled until a lookup makes one
+--   p:<fingerprint>    the last purge of that statement's answers, by its token; absent: none
 --   d:<oid>            the relation's set of doubts: tokens, each followed by ';'; absent: none
 -- Relation 0 is the whole database. A token is <member id>:<counter>.
 local H = KEYS[1]
@@ -127,15 +128,16 @@ local function turned_away(gen, id, fence)
   return nil
 end
 
--- Why nothing can be served or stored now, or nil and the epochs in the form that is compared and kept.
+-- Why nothing can be served or stored now, or nil and the epochs in the form that is compared and kept. The statement's
+-- fingerprint stands before the first oid.
 local function current(gen, v, from, nonce)
   local now = clock()
-  local head = redis.call('HMGET', H, 'gen', 'born', 'lease', 'minexp', 'v')
+  local head = redis.call('HMGET', H, 'gen', 'born', 'lease', 'minexp', 'v', 'p:' .. ARGV[from - 1])
   if head[1] ~= gen then return 'generation' end
   if now < tonumber(head[2]) + tonumber(head[3]) then return 'young' end
   if tonumber(head[4]) < now then return 'lapsed' end
   if head[5] ~= v then return 'catalog', head[5] end
-  local packed = {}
+  local packed = head[6] and { 'p=' .. head[6] .. ';' } or {}
   local chunk = 500
   for first = from, #ARGV, chunk do
     local doubts, epochs = {}, {}

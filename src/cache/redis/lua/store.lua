@@ -1,5 +1,5 @@
--- KEYS: state, entry. ARGV: gen, v, the epochs noted before the fill, the entry, its ms to live, oids.
-local why, epochs = current(ARGV[1], ARGV[2], 6, nil)
+-- KEYS: state, entry. ARGV: gen, v, the epochs noted before the fill, the entry, its ms to live, fingerprint, oids.
+local why, epochs = current(ARGV[1], ARGV[2], 7, nil)
 if why then return { why } end
 if ARGV[3] ~= epochs then return { 'moved' } end
 redis.call('HSET', KEYS[2], 'e', epochs, 'b', ARGV[4])

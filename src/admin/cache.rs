@@ -1,0 +1,160 @@
+//! SHOW CACHE and its kin: each cache's figures, its entries, and statements whose answers are not served.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::World;
+use super::value::{Column, Row, Type, Value};
+use crate::cache::{CacheStatsSnapshot, ResultCache};
+use crate::session::context::Database;
+
+use Type::{Int, Numeric, Text};
+
+/// Entries that SHOW CACHE ENTRIES shows of each cache: those that have saved most.
+const SHOWN: usize = 1000;
+
+type Figure = (&'static str, fn(&CacheStatsSnapshot) -> u64);
+
+const FIGURES: [Figure; 45] = [
+    ("entries", |stats| stats.entries),
+    ("bytes", |stats| stats.bytes),
+    ("hits_memory", |stats| stats.memory_hits),
+    ("hits_redis", |stats| stats.redis_hits),
+    ("misses", |stats| stats.misses),
+    ("waits", |stats| stats.waits),
+    ("outdated", |stats| stats.outdated),
+    ("fills", |stats| stats.fills),
+    ("fills_abandoned", |stats| stats.abandoned_fills),
+    ("rejected_stale", |stats| stats.rejected_stale),
+    ("rejected_large", |stats| stats.rejected_large),
+    ("evictions", |stats| stats.evictions),
+    ("bypass_doubt", |stats| stats.bypass_doubt),
+    ("bypass_catalog", |stats| stats.bypass_catalog),
+    ("bypass_redis", |stats| stats.bypass_redis),
+    ("bypass_uncacheable", |stats| stats.bypass_uncacheable),
+    ("doubts", |stats| stats.doubts),
+    ("invalidations", |stats| stats.invalidations),
+    ("redis_errors", |stats| stats.redis_errors + stats.redis_timeouts),
+    ("saved_us", |stats| stats.saved_us),
+    ("rejected_cheap", |stats| stats.rejected_cheap),
+    ("refreshes", |stats| stats.refreshes),
+    ("failed_fills", |stats| stats.failed_fills),
+    ("shared_failures", |stats| stats.shared_failures),
+    ("stale_on_error", |stats| stats.stale_on_error),
+    ("audits_equal", |stats| stats.audits_equal),
+    ("audits_different", |stats| stats.audits_different),
+    ("audits_inconclusive", |stats| stats.audits_inconclusive),
+    ("quarantined", |stats| stats.quarantined),
+    ("capacity", |stats| stats.capacity),
+    ("rejected_full", |stats| stats.rejected_full),
+    ("rejected_redis", |stats| stats.rejected_redis),
+    ("bypass_elsewhere", |stats| stats.bypass_elsewhere),
+    ("bypass_wait", |stats| stats.bypass_wait),
+    ("bypass_quarantine", |stats| stats.bypass_quarantine),
+    ("told_elsewhere", |stats| stats.told_elsewhere),
+    ("elsewhere_lag_ms", |stats| stats.elsewhere_lag_ms),
+    ("raises", |stats| stats.raises),
+    ("unknown_outcomes", |stats| stats.unknown_outcomes),
+    ("unmarked_writes", |stats| stats.unmarked_writes),
+    ("refused_writes", |stats| stats.refused_writes),
+    ("registrations", |stats| stats.registrations),
+    ("members_removed", |stats| stats.members_removed),
+    ("purges", |stats| stats.purges),
+    ("redis_late", |stats| stats.redis_timeouts),
+];
+
+pub(super) const ENTRIES: [Column; 13] = [
+    ("database", Text),
+    ("fingerprint", Text),
+    ("bytes", Numeric),
+    ("rows", Numeric),
+    ("cost_us", Numeric),
+    ("hits", Numeric),
+    ("saved_us", Numeric),
+    ("age_ms", Numeric),
+    ("remaining_ms", Numeric),
+    ("tables", Text),
+    ("freshness", Text),
+    ("current", Int),
+    ("pinned", Int),
+];
+
+pub(super) const QUARANTINE: [Column; 2] = [("database", Text), ("fingerprint", Text)];
+
+pub(super) fn columns() -> Vec<Column> {
+    std::iter::once(("database", Text)).chain(FIGURES.iter().map(|(name, _)| (*name, Numeric))).collect()
+}
+
+pub(super) fn rows(world: &dyn World) -> Vec<Row> {
+    let row = |(database, cache): (Arc<Database>, Arc<ResultCache>)| {
+        let stats = cache.stats();
+        let figures = FIGURES.iter().map(|(_, figure)| Value::from(figure(&stats)));
+        std::iter::once(database.config.name.as_str().into()).chain(figures).collect()
+    };
+    distinct(world).into_iter().map(row).collect()
+}
+
+/// Databases of one primary share a cache: it is shown under the first of them.
+pub(super) fn distinct(world: &dyn World) -> Vec<(Arc<Database>, Arc<ResultCache>)> {
+    let mut found: Vec<(Arc<Database>, Arc<ResultCache>)> = Vec::new();
+    for database in world.databases() {
+        if let Some(cache) = &database.cache
+            && !found.iter().any(|(_, known)| Arc::ptr_eq(known, cache))
+        {
+            let cache = Arc::clone(cache);
+            found.push((database, cache));
+        }
+    }
+    found
+}
+
+/// What memory holds, those that have saved most first.
+pub(super) fn entries(world: &dyn World) -> Vec<Row> {
+    let mut rows = Vec::new();
+    for (database, cache) in distinct(world) {
+        let catalog = database.catalog.current();
+        let name = |oid: &u32| match catalog.relations.get(oid) {
+            Some(relation) => format!("{}.{}", relation.schema, relation.name),
+            // Dropped since, or not known yet.
+            None => oid.to_string(),
+        };
+        for entry in cache.entries(SHOWN) {
+            let tables: Vec<String> = entry.relations.iter().map(name).collect();
+            rows.push(vec![
+                database.config.name.as_str().into(),
+                format!("{:032x}", entry.fingerprint).into(),
+                entry.bytes.into(),
+                entry.rows.into(),
+                micros(entry.cost).into(),
+                entry.hits.into(),
+                micros(entry.cost).saturating_mul(entry.hits).into(),
+                millis(entry.age).into(),
+                millis(entry.remaining).into(),
+                tables.join(", ").into(),
+                entry.freshness.label().into(),
+                entry.is_current.into(),
+                entry.is_pinned.into(),
+            ]);
+        }
+    }
+    rows
+}
+
+/// Statements whose answers are not served any more because a check found another one.
+pub(super) fn quarantine(world: &dyn World) -> Vec<Row> {
+    let mut rows = Vec::new();
+    for (database, cache) in distinct(world) {
+        for fingerprint in cache.quarantined() {
+            rows.push(vec![database.config.name.as_str().into(), format!("{fingerprint:032x}").into()]);
+        }
+    }
+    rows
+}
+
+fn micros(time: Duration) -> u64 {
+    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
+}
+
+fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
