@@ -57,6 +57,8 @@ async fn follow(house: &House, database: &Database, cache: &ResultCache, wal: &W
     let control = connect_control(house, database, Target::Primary).await?;
     let client = &control.client;
     see_that_all_is_published(client, &wal.publication).await?;
+    let sql = look_sql(client).await?;
+    let (_, publication) = look(client, &sql, &wal.publication).await?;
     let mut follower = begin(house, database, wal).await?;
     // What was written before is not known.
     cache.follows_anew();
@@ -83,7 +85,16 @@ async fn follow(house: &House, database: &Database, cache: &ResultCache, wal: &W
                 }
                 if asked.len() < OPEN_QUESTIONS {
                     let now = Instant::now();
-                    asked.push_back((now, end_of_wal(client).await?));
+                    let (end, state) = look(client, &sql, &wal.publication).await?;
+                    if state.is_none() || state != publication {
+                        // Since 18 a stream goes on without its publication, and tells of nothing.
+                        return Err(Error::new(
+                            ErrorKind::Config,
+                            SqlState::CONFIG_FILE_ERROR,
+                            format!("the publication \"{}\" of cache.wal has changed", wal.publication.escape_debug()),
+                        ));
+                    }
+                    asked.push_back((now, end));
                 }
                 follower.ask().await?;
             }
@@ -127,12 +138,29 @@ async fn apply(database: &Database, cache: &ResultCache, relations: &[u32]) -> R
     cache.written_elsewhere(&changed, !is_known, catalog.version).await
 }
 
-/// A position in the WAL behind everything that has been committed up to now.
-async fn end_of_wal(client: &Client) -> Result<u64, Error> {
-    // Not the flushed one: a commit may be acknowledged before it is flushed (synchronous_commit = off).
-    let sql = "SELECT pg_catalog.pg_current_wal_insert_lsn()::pg_catalog.text, \
-               pg_catalog.pg_current_wal_flush_lsn()::pg_catalog.text";
-    let row = client.query_one(sql, &[]).await.map_err(cannot_ask)?;
+/// What [`look`] asks this server.
+async fn look_sql(client: &Client) -> Result<String, Error> {
+    let row = client.query_one("SELECT pg_catalog.current_setting('server_version_num')::int4", &[]).await;
+    let version: i32 = row.and_then(|row| row.try_get(0)).map_err(cannot_ask)?;
+    let parts = |table: &str, of: &str| {
+        format!(
+            "(SELECT pg_catalog.concat(pg_catalog.count(*), ' ', pg_catalog.sum(r.oid::pg_catalog.int8 * 31 + \
+             r.xmin::pg_catalog.text::pg_catalog.int8)) FROM pg_catalog.{table} r WHERE r.{of} = p.oid)"
+        )
+    };
+    let schemas = if version >= 150_000 { parts("pg_publication_namespace", "pnpubid") } else { "''".to_owned() };
+    // Not the flushed position alone: a commit may be acknowledged before it is flushed (synchronous_commit = off).
+    Ok(format!(
+        "SELECT pg_catalog.pg_current_wal_insert_lsn()::pg_catalog.text, pg_catalog.pg_current_wal_flush_lsn()::pg_catalog.text, \
+         (SELECT pg_catalog.concat_ws('/', p.oid, p.xmin, {}, {schemas}) FROM pg_catalog.pg_publication p WHERE p.pubname = $1)",
+        parts("pg_publication_rel", "prpubid"),
+    ))
+}
+
+/// A position in the WAL behind everything that has been committed up to now, and the state of the publication by then: what names it
+/// and its parts, and who wrote that last. While it stays the same all that was committed meanwhile has been published.
+async fn look(client: &Client, sql: &str, publication: &str) -> Result<(u64, Option<String>), Error> {
+    let row = client.query_one(sql, &[&publication]).await.map_err(cannot_ask)?;
     let position = |at: usize| {
         let text: String = row.try_get(at).map_err(cannot_ask)?;
         parse_position(&text).ok_or_else(|| Error::internal("a position in the WAL cannot be read"))
@@ -140,7 +168,7 @@ async fn end_of_wal(client: &Client) -> Result<u64, Error> {
     let (inserted, flushed) = (position(0)?, position(1)?);
     // Where a page is full the next record goes behind the header of the next one, which no record ends at.
     let is_page_end = flushed % PAGE_BYTES == 0 && inserted.saturating_sub(flushed) <= LONG_HEADER_BYTES;
-    Ok(if is_page_end { flushed } else { inserted })
+    Ok((if is_page_end { flushed } else { inserted }, row.try_get(2).map_err(cannot_ask)?))
 }
 
 /// The publication must tell of everything that changes rows.

@@ -84,6 +84,25 @@ async fn what_is_written_while_nobody_follows_is_not_missed() {
     assert_eq!(stage.truth(slots).await, [[Some("1".to_owned())]], "no slot is left behind");
 }
 
+/// A publication that names its tables may lose one: what is written to it from then on is told to nobody.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_leaves_its_publication_is_not_served() {
+    let server = logical_server();
+    let database = database_on(&server).await;
+    let scene = "create table plain (id int primary key, v int); insert into plain values (1, 1), (2, 2);
+        create table other (id int primary key); create publication pgherd for table plain, other;";
+    let stage = Stage::with(database.clone(), scene, &[], FOLLOWED).await;
+    let (client, elsewhere) = (stage.client("postgres").await, database.client().await);
+    let read = "select sum(v) from plain";
+    for _ in 0..3 {
+        stage.cached(&client, read).await;
+        elsewhere.batch_execute("alter publication pgherd drop table plain").await.expect("dropped");
+        elsewhere.batch_execute("update plain set v = v + 1").await.expect("written");
+        is_seen_in_time(&stage, &client, read, Instant::now()).await;
+        elsewhere.batch_execute("alter publication pgherd add table plain").await.expect("added");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn without_its_publication_nothing_is_served() {
     let server = logical_server();

@@ -50,10 +50,14 @@ async fn a_privilege_taken_away_past_pgherd() {
     let text = "select sum(a) from secrets";
     // In another database of the server, by somebody who knows nothing of pgherd.
     let elsewhere = fresh_database().await;
-    for (taken, given) in [
-        (format!("revoke {ann}_group from {ann}"), format!("grant {ann}_group to {ann}")),
-        (format!("alter role {ann} noinherit"), format!("alter role {ann} inherit")),
-    ] {
+    let version = elsewhere.client().await.query_one("select current_setting('server_version_num')::int", &[]).await;
+    // Since PostgreSQL 16 it is each membership that is inherited or not.
+    let inherit = match version.expect("a version").get::<_, i32>(0) {
+        160_000.. => ["false", "true"].map(|it| format!("grant {ann}_group to {ann} with inherit {it}")),
+        _ => ["noinherit", "inherit"].map(|it| format!("alter role {ann} {it}")),
+    };
+    let member = [format!("revoke {ann}_group from {ann}"), format!("grant {ann}_group to {ann}")];
+    for [taken, given] in [member, inherit] {
         stage.cached(&as_ann, text).await;
         elsewhere.execute(&taken).await;
         eventually(Duration::from_secs(40), "the answer is refused", || async {

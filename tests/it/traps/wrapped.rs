@@ -226,7 +226,8 @@ async fn explain_shows_what_runs_where() {
         );
         let plan =
             lines(&ask(&mut client, manner, &format!("explain (analyze, timing off, costs off) {gathered}")).await);
-        assert!(plan.contains("Aggregate (actual rows=1 loops=1)") && plan.contains("(rows="), "{plan}");
+        // PostgreSQL 18 shows rows with two decimals.
+        assert!(plan.contains("Aggregate (actual rows=1") && plan.contains("(rows="), "{plan}");
         assert!(!plan.contains("time="), "{plan}");
         let shipped = plan.lines().find(|line| line.contains("Ship public.sales")).expect("a shipment").to_owned();
         let all = rows(&herd.oracle().await.query("select count(*) from sales").await)[0][0].clone().expect("count");
