@@ -274,6 +274,7 @@ impl Session {
                 Err(Error::refused("PREPARE TRANSACTION and AND CHAIN in a transaction over several servers")
                     .hint("Use COMMIT or ROLLBACK, and begin anew."))
             }
+            Control::Savepoint | Control::Release if self.status == TransactionStatus::Failed => Ok(None),
             Control::Savepoint | Control::Release | Control::RollbackTo => {
                 self.note_savepoint(facts, text);
                 Ok(None)
@@ -302,6 +303,10 @@ impl Session {
         let text = std::str::from_utf8(execution.text).map_err(|_| Error::refused("a text that is not UTF-8"))?;
         let goes_back =
             execution.facts.single().map(|it| it.class) == Some(Class::Transaction(TransactionControl::RollbackTo));
+        if self.status == TransactionStatus::Failed && !goes_back {
+            // Of its servers only those have failed that had a reason to: the others would take it.
+            return Err(aborted());
+        }
         self.settings.forget_exact();
         let mut script = text.to_owned();
         if goes_back && let Some(sql) = self.lock_timeout() {

@@ -196,7 +196,9 @@ async fn a_fill_that_a_commit_overtakes() {
             assert_eq!(rows(&filler, text).await, truth, "round {round}");
         }
     }
-    assert!(stage.fleet.stats(0).rejected_stale >= 3, "{:?}", stage.fleet.stats(0));
+    let stats = stage.fleet.stats(0);
+    // The insert before may still have been in doubt when a fill began: then nothing was to be kept from the first.
+    assert!(stats.rejected_stale >= 1 && stats.rejected_stale + stats.bypass_doubt >= 3, "{stats:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -75,6 +75,11 @@ async fn savepoints_reach_shards_that_were_there_and_shards_that_came_later() {
     ok(&mut client, &add(2, 10)).await;
     // A failure on one shard, then back on all of them: one of them came after the savepoint.
     assert_eq!(say(&mut client, &add(1, -1000)).await.code(), Some("23514"));
+    // A savepoint in a transaction that has failed is none, on the shards that have not failed either.
+    for control in ["savepoint s", "release s"] {
+        let refused = say(&mut client, control).await;
+        assert_eq!((refused.code(), refused.status), (Some("25P02"), 'E'), "{control}");
+    }
     let back = say(&mut client, "rollback to s").await;
     assert_eq!((back.tag.as_str(), back.status), ("ROLLBACK", 'T'), "{back:?}");
     assert_eq!(say(&mut client, "rollback to within").await.code(), Some("3B001"), "it is gone");
