@@ -1,5 +1,6 @@
 -- What every transcript finds, and must leave as it was.
-create table t (a int primary key, b text);
+-- Autovacuum would look at it in one of the databases and not yet in the other, whose plan then fails before its first row.
+create table t (a int primary key, b text) with (autovacuum_enabled = off);
 insert into t select n, 'row ' || n from generate_series(1, 10) n;
 create table empty (a int, b text);
 create table deferred (a int unique deferrable initially deferred);
