@@ -7,6 +7,7 @@ mod bulk;
 mod client;
 mod connect;
 mod figures;
+mod forwarder;
 #[path = "../../tests/harness/mod.rs"]
 #[allow(unused_imports, reason = "the benchmark uses a part of the harness")]
 mod harness;
@@ -45,7 +46,7 @@ struct Options {
     #[arg(long, value_enum, value_delimiter = ',', default_value = "simple,extended,prepared")]
     protocols: Vec<Protocol>,
     /// Through what to go.
-    #[arg(long, value_enum, value_delimiter = ',', default_value = "direct,pgbouncer,pgherd")]
+    #[arg(long, value_enum, value_delimiter = ',', default_value = "direct,forwarder,pgbouncer,pgherd")]
     only: Vec<Target>,
     /// Of `throughput`: `select` reads one row by its key, `tpcb` is pgbench's default transaction.
     #[arg(long, value_enum, default_value = "select")]
@@ -123,7 +124,7 @@ impl Options {
 
     /// The targets that are proxies.
     fn proxies(&self) -> Vec<Target> {
-        self.only.iter().copied().filter(|&target| target != Target::Direct).collect()
+        self.only.iter().copied().filter(|target| matches!(target, Target::Pgbouncer | Target::Pgherd)).collect()
     }
 }
 

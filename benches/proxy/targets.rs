@@ -10,6 +10,7 @@ use pgherd::auth::scram::{DEFAULT_ITERATIONS, ScramKeys, ScramVerifier};
 use pgherd::commands::demo::servers::{Ground, PostgresServer, ServerError, Supervisor, free_port};
 
 use crate::client::Door;
+use crate::forwarder::Forwarder;
 use crate::harness::certificates;
 
 /// Server connections that each proxy may open.
@@ -24,7 +25,10 @@ const SALT: &[u8] = b"sixteen bytes ok";
 /// Which way statements go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
 pub enum Target {
+    /// PostgreSQL itself.
     Direct,
+    /// Bytes copied both ways, and nothing else: what any proxy takes at least. Each client has a server connection of its own.
+    Forwarder,
     Pgbouncer,
     Pgherd,
 }
@@ -40,11 +44,15 @@ pub struct Entrance {
 pub struct Running {
     pub port: u16,
     process: Option<Supervisor>,
+    forwarder: Option<Forwarder>,
 }
 
 impl Running {
     /// Processor time that the proxy has used: nanoseconds from its threads' schedstat, or hundredths of seconds from its stat.
     pub fn cpu_time(&self) -> Option<Duration> {
+        if let Some(forwarder) = &self.forwarder {
+            return forwarder.cpu_time();
+        }
         let pid = self.pid()?;
         let threads = fs::read_dir(format!("/proc/{pid}/task")).ok()?;
         let of_thread =
@@ -106,7 +114,11 @@ impl Yard<'_> {
 
     fn start_one(&self, target: Target, entrance: Entrance) -> Result<Option<Running>, ServerError> {
         match target {
-            Target::Direct => Ok(Some(Running { port: self.server.port(), process: None })),
+            Target::Direct => Ok(Some(Running { port: self.server.port(), process: None, forwarder: None })),
+            Target::Forwarder => {
+                let forwarder = Forwarder::start(self.server.port())?;
+                Ok(Some(Running { port: forwarder.port, process: None, forwarder: Some(forwarder) }))
+            }
             Target::Pgbouncer => self.start_pgbouncer(entrance),
             Target::Pgherd => self.start_pgherd(entrance).map(Some),
         }
@@ -185,7 +197,7 @@ impl Yard<'_> {
         let mut process = Supervisor::new(self.ground, folder, command, "KILL")?;
         let door = door(port, entrance);
         process.start(|_| door.enter().and_then(|mut client| client.query("select 1")).is_ok())?;
-        Ok(Running { port, process: Some(process) })
+        Ok(Running { port, process: Some(process), forwarder: None })
     }
 
     fn write_certificate(&self, folder: &Path) -> Result<(PathBuf, PathBuf), ServerError> {

@@ -1,9 +1,9 @@
 //! The databases that are served now, by name; a reload replaces what changed and keeps the rest with its pools.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
+use foldhash::HashMap;
 
 use crate::config::model::{Config, Database as DatabaseConfig};
 use crate::session::context::Database;

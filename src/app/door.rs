@@ -1,11 +1,11 @@
 //! How many clients there may be: of all, of an address, of a user, of a database, and in a minute.
 
-use std::collections::HashMap;
 use std::net::IpAddr;
 use std::num::NonZeroU32;
 use std::sync::Arc;
 
 use arc_swap::ArcSwapOption;
+use foldhash::HashMap;
 use parking_lot::Mutex;
 
 use crate::config::model::{Config, Database, User};

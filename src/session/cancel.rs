@@ -1,12 +1,12 @@
 //! Cancel requests: pgherd's own keys, and the server or the work that each of them stands for at the moment.
 
-use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
+use foldhash::HashMap;
 use parking_lot::Mutex;
 use rand::RngCore as _;
 use tokio::sync::Notify;

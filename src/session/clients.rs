@@ -1,7 +1,6 @@
 //! Which clients there are and what they do, for whoever wants to look: a slot of atomics for each, written where a client
 //! asks for a server connection and gives it back. Only coming and going takes a lock.
 
-use std::collections::HashMap;
 use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::pin::Pin;
@@ -10,6 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering::Re
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant, SystemTime};
 
+use foldhash::HashMap;
 use parking_lot::Mutex;
 
 use super::pin::Pins;

@@ -80,7 +80,7 @@ type Kind = (Box<str>, SharedSettings);
 
 /// All memories of a database, one for each kind of session.
 #[derive(Debug, Default)]
-pub(super) struct PlanMemories(Mutex<HashMap<Kind, Arc<PlanMemory>>>);
+pub(super) struct PlanMemories(Mutex<foldhash::HashMap<Kind, Arc<PlanMemory>>>);
 
 impl PlanMemories {
     /// The memory of sessions with that login and these settings.

@@ -49,7 +49,7 @@ pub fn message(out: &mut BytesMut, tag: u8, fill: impl FnOnce(&mut BytesMut)) {
 
 /// Appends `text` and a NUL; bytes from a NUL on are left out, since the protocol could not carry them.
 pub fn cstr(out: &mut BytesMut, text: &[u8]) {
-    let end = text.iter().position(|&byte| byte == 0).unwrap_or(text.len());
+    let end = memchr::memchr(0, text).unwrap_or(text.len());
     out.put_slice(&text[..end]);
     out.put_u8(0);
 }
