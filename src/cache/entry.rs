@@ -36,17 +36,25 @@ impl Entry {
         }
     }
 
+    /// The same answer, of a statement that was sent at `began`: from then on others may have written what it does not show, and
+    /// from then on its time is counted.
+    #[must_use]
+    pub fn as_of(mut self, began: Instant) -> Self {
+        self.deadline = began + self.ttl;
+        self
+    }
+
     /// The same answer in memory that is no larger than it.
     #[must_use]
     pub(crate) fn fitted(self) -> Self {
         Self { bytes: Bytes::copy_from_slice(&self.bytes), ..self }
     }
 
-    /// The same answer, given at `created`, to be served for `remaining` only.
+    /// The same answer, given at `created`, to be served for `remaining` from `asked_at` only.
     #[must_use]
-    pub(crate) fn aged(mut self, created: SystemTime, remaining: Duration) -> Self {
+    pub(crate) fn aged(mut self, created: SystemTime, asked_at: Instant, remaining: Duration) -> Self {
         self.created = created;
-        self.deadline = Instant::now() + remaining.min(self.ttl);
+        self.deadline = asked_at + remaining.min(self.ttl);
         self
     }
 

@@ -136,7 +136,7 @@ impl FillTicket {
 
     async fn share(&self, shared: &Shared, key: &Key, entry: &Entry) -> Stored {
         let bounded = self.cache.consistency == Consistency::Bounded;
-        let ttl = shared.ttl(entry.ttl, self.cache.ttl, bounded);
+        let ttl = shared.ttl(entry, self.cache.ttl, bounded);
         match shared.store(key, entry, ttl, &self.relations, self.catalog, &self.epochs).await {
             Ok(()) => Stored::Yes,
             Err("written to meanwhile") => {

@@ -238,12 +238,12 @@ impl Session {
             return self.end_of_read(execution, target, outcome);
         };
         let cancels = self.cancel.slot.fired();
-        let (outcome, cost) = match self.run_aside(target, read, Some(self.db.cache_config.max_entry_bytes)).await {
+        let (outcome, took) = match self.run_aside(target, read, Some(self.db.cache_config.max_entry_bytes)).await {
             Ok(done) => done,
             Err(error) => return self.give_up_fill(execution, described, ticket, error).await,
         };
         match outcome {
-            Outcome::Done(Some(captured)) => self.keep(ticket, &kept, captured, cost, described).await?,
+            Outcome::Done(Some(captured)) => self.keep(ticket, &kept, captured, took, described).await?,
             Outcome::Done(None) => ticket.uncacheable("too large, or with notices"),
             outcome => {
                 match &outcome {
@@ -260,13 +260,13 @@ impl Session {
         Ok(Carried::Answered)
     }
 
-    /// Runs a read on a borrowed server connection; how it ended, and how long that took.
+    /// Runs a read on a borrowed server connection; how it ended, when it began and how long it took.
     async fn run_aside(
         &mut self,
         target: Target,
         read: Read<'_>,
         capture: Option<usize>,
-    ) -> Result<(Outcome, Duration), Error> {
+    ) -> Result<(Outcome, (Instant, Duration)), Error> {
         let mut borrowed = self.borrow_server(target).await?;
         let started = Instant::now();
         let running = readonly::run(borrowed.lease.server(), read, &mut self.client, capture);
@@ -282,7 +282,7 @@ impl Session {
             borrowed.lease.server().mark_broken();
         }
         self.give_back(borrowed).await;
-        Ok((outcome?, cost))
+        Ok((outcome?, (started, cost)))
     }
 
     fn end_of_read(&mut self, execution: &Execution<'_>, target: Target, outcome: Outcome) -> Result<Carried, Error> {

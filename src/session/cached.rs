@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 use std::task::Poll;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use tokio_util::sync::CancellationToken;
@@ -137,11 +137,17 @@ impl Session {
         ticket: FillTicket,
         read: &CachedRead,
         captured: Captured,
-        cost: Duration,
+        (began, cost): (Instant, Duration),
         described: bool,
     ) -> Result<(), Error> {
         let Captured { bytes, row_description_len, rows } = captured;
-        ticket.store(Entry::new(bytes.clone(), row_description_len, rows, cost, read.ttl)).await;
+        let entry = Entry::new(bytes.clone(), row_description_len, rows, cost, read.ttl).as_of(began);
+        if entry.remaining().is_zero() {
+            // Those who wait would fill one after the other, each in vain.
+            ticket.uncacheable("it takes longer than its answer may be kept");
+        } else {
+            ticket.store(entry).await;
+        }
         let unasked = if described { 0 } else { row_description_len };
         self.serve_bytes(&bytes.slice(unasked..)).await
     }

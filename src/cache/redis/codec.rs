@@ -3,7 +3,7 @@
 //! `version:u8 key:bytes created_ms:u64 cost_us:u64 ttl_ms:u64 rows:u64 row_description_len:u64 answer:bytes xxh3:u64`, where
 //! `bytes` is a u64 length and as many bytes, and all numbers are big endian. The checksum covers everything before it.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use xxhash_rust::xxh3::xxh3_64;
@@ -31,8 +31,8 @@ pub(super) fn encode(key: &Key, entry: &Entry) -> Bytes {
     out.freeze()
 }
 
-/// The entry, if the bytes are whole, of this version, and of this very key. It may be served for `remaining` more.
-pub(super) fn decode(bytes: &Bytes, key: &Key, remaining: Duration) -> Option<Entry> {
+/// The entry, if the bytes are whole, of this version, and of this very key. It may be served for `remaining` from `asked_at`.
+pub(super) fn decode(bytes: &Bytes, key: &Key, asked_at: Instant, remaining: Duration) -> Option<Entry> {
     let (body, mut sum) = bytes.split_at_checked(bytes.len().checked_sub(8)?)?;
     if sum.get_u64() != xxh3_64(body) {
         return None;
@@ -50,7 +50,11 @@ pub(super) fn decode(bytes: &Bytes, key: &Key, remaining: Duration) -> Option<En
     if row_description_len > answer.len() || !rest.is_empty() {
         return None;
     }
-    Some(Entry::new(answer, row_description_len, rows, cost, ttl).aged(created.min(SystemTime::now()), remaining))
+    Some(Entry::new(answer, row_description_len, rows, cost, ttl).aged(
+        created.min(SystemTime::now()),
+        asked_at,
+        remaining,
+    ))
 }
 
 fn part(rest: &mut Bytes) -> Option<Bytes> {
@@ -79,7 +83,7 @@ mod tests {
     #[test]
     fn an_entry_comes_back_as_it_was() {
         let bytes = encode(&key("SELECT 1"), &entry());
-        let back = decode(&bytes, &key("SELECT 1"), Duration::from_secs(9)).expect("whole");
+        let back = decode(&bytes, &key("SELECT 1"), Instant::now(), Duration::from_secs(9)).expect("whole");
         assert_eq!((&back.bytes[..], back.row_description_len, back.rows), (&b"Trows"[..], 1, 3));
         assert_eq!((back.cost, back.ttl), (Duration::from_micros(17), Duration::from_secs(60)));
         assert!(back.remaining() <= Duration::from_secs(9));
@@ -88,7 +92,7 @@ mod tests {
     #[test]
     fn a_key_of_the_same_hash_is_compared_in_full() {
         let (one, other) = (key("SELECT 1").with_hash(7), key("SELECT 2").with_hash(7));
-        assert!(decode(&encode(&one, &entry()), &other, Duration::from_secs(9)).is_none());
+        assert!(decode(&encode(&one, &entry()), &other, Instant::now(), Duration::from_secs(9)).is_none());
     }
 
     #[test]
@@ -97,8 +101,14 @@ mod tests {
         for at in 0..bytes.len() {
             let mut damaged = bytes.to_vec();
             damaged[at] ^= 1;
-            assert!(decode(&damaged.into(), &key("SELECT 1"), Duration::from_secs(9)).is_none(), "byte {at}");
-            assert!(decode(&bytes.slice(..at), &key("SELECT 1"), Duration::from_secs(9)).is_none(), "cut at {at}");
+            assert!(
+                decode(&damaged.into(), &key("SELECT 1"), Instant::now(), Duration::from_secs(9)).is_none(),
+                "byte {at}"
+            );
+            assert!(
+                decode(&bytes.slice(..at), &key("SELECT 1"), Instant::now(), Duration::from_secs(9)).is_none(),
+                "cut at {at}"
+            );
         }
     }
 
@@ -111,7 +121,7 @@ mod tests {
             out.put_u64(length);
             out.put_slice(b"short");
             out.put_u64(xxh3_64(&out));
-            assert!(decode(&out.freeze(), &key("SELECT 1"), Duration::from_secs(9)).is_none());
+            assert!(decode(&out.freeze(), &key("SELECT 1"), Instant::now(), Duration::from_secs(9)).is_none());
         }
     }
 
@@ -130,7 +140,7 @@ mod tests {
             }
             out.put_slice(&body);
             out.put_u64(xxh3_64(&out));
-            if let Some(entry) = decode(&out.freeze(), &key("SELECT 1"), Duration::from_secs(9)) {
+            if let Some(entry) = decode(&out.freeze(), &key("SELECT 1"), Instant::now(), Duration::from_secs(9)) {
                 assert!(entry.row_description_len <= entry.bytes.len());
                 assert!(entry.rows_and_tag().len() <= entry.bytes.len() && entry.age() >= Duration::ZERO);
             }

@@ -176,8 +176,9 @@ impl Shared {
             statement(key),
         ];
         push_relations(&mut args, relations);
+        let asked_at = Instant::now();
         match connection.call_for(Script::Lookup, key, args, self.settings.timeout).await {
-            Ok(reply) => self.found(&connection, key, &reply),
+            Ok(reply) => self.found(&connection, key, asked_at, &reply),
             Err(failure) => {
                 self.failed(&connection, &failure);
                 Found::Unavailable("Redis is late or gone")
@@ -185,13 +186,13 @@ impl Shared {
         }
     }
 
-    fn found(&self, connection: &Arc<Connection>, key: &Key, reply: &Reply) -> Found {
+    fn found(&self, connection: &Arc<Connection>, key: &Key, asked_at: Instant, reply: &Reply) -> Found {
         self.failures.store(0, Ordering::Relaxed);
         match reply.word() {
             "same" => Found::Same,
             "hit" => {
                 let remaining = Duration::from_millis(reply.number(3).unwrap_or(0));
-                match codec::decode(&reply.bytes(2), key, remaining) {
+                match codec::decode(&reply.bytes(2), key, asked_at, remaining) {
                     Some(entry) => Found::Entry(Box::new(entry), reply.bytes(1)),
                     None => Found::Nothing(reply.bytes(1)),
                 }
@@ -233,7 +234,8 @@ impl Shared {
             number(catalog.0),
             Value::Bytes(noted.clone()),
             Value::Bytes(codec::encode(key, entry)),
-            number(u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX).clamp(1, i64::MAX as u64)),
+            // By Redis' clock: a store that is late on its way makes nothing live longer.
+            number(connection.redis_ms(Instant::now()).saturating_add(millis(ttl)).clamp(1, i64::MAX as u64)),
             statement(key),
         ];
         push_relations(&mut args, relations);
@@ -256,10 +258,10 @@ impl Shared {
         }
     }
 
-    /// How long an entry may lie in Redis that memory may serve for `ttl`, of `usual` at most.
-    pub(crate) fn ttl(&self, ttl: Duration, usual: Duration, bounded: bool) -> Duration {
+    /// How long an entry may lie in Redis that memory may serve for a time, of `usual` at most.
+    pub(crate) fn ttl(&self, entry: &Entry, usual: Duration, bounded: bool) -> Duration {
         // A shorter time than usual was asked for by a rule or a hint: it holds in every tier.
-        if bounded || ttl < usual { self.settings.ttl.min(ttl) } else { self.settings.ttl }
+        if bounded || entry.ttl < usual { self.settings.ttl.min(entry.remaining()) } else { self.settings.ttl }
     }
 
     /// The connection, unless Redis has failed so often that it is left in peace.

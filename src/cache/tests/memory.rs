@@ -300,6 +300,19 @@ async fn an_answer_that_has_outlived_its_time_is_not_served() {
 }
 
 #[tokio::test]
+async fn an_answers_time_is_counted_from_when_its_statement_was_sent() {
+    let cache = cache();
+    let count = key(&cache, "SELECT count(*) FROM orders");
+    let second = Duration::from_secs(1);
+    let slow = Entry::new(Bytes::from_static(b"10"), 0, 1, 2 * second, 3 * second).as_of(Instant::now() - 2 * second);
+    assert!(slow.remaining() <= second, "{:?}", slow.remaining());
+    let slower = slow.clone().as_of(Instant::now() - 3 * second);
+    assert_eq!(must_fill(&cache, &count, &[ORDERS]).await.store(slow).await, Stored::Yes);
+    must_hit(&cache, &count, &[ORDERS]).await;
+    assert!(slower.remaining().is_zero());
+}
+
+#[tokio::test]
 async fn only_who_is_alone_calls_memory_strict() {
     let solo = Arc::new(AtomicBool::new(false));
     let cache = ResultCache::new("app", &config(), solo.clone()).expect("configuration");
