@@ -10,6 +10,7 @@ use tokio::sync::watch;
 use tokio_postgres::Client;
 
 use super::House;
+use super::solo::read_scope;
 use super::upkeep::connect_control;
 use crate::cache::ResultCache;
 use crate::error::Error;
@@ -29,10 +30,13 @@ pub(super) async fn keep_watch(house: Weak<House>, database: String, cache: Arc<
             let Some((house, database)) = present(&house, &database) else { return Ok(()) };
             let control = connect_control(&house, &database, Target::Primary).await?;
             drop((house, database));
-            watch_on(&control.client, &cache, &mut changes, lease).await
+            // A connection leads to one process of the server, for as long as it lasts.
+            let scope = read_scope(&control.client).await?;
+            let ended = watch_on(&control.client, &scope, &cache, &mut changes, lease).await;
+            cache.cannot_look();
+            ended
         };
         let Some(ended) = stop.run_until_cancelled(round).await else { return };
-        cache.says_it_is_cut_off(None);
         if let Err(error) = ended {
             tracing::warn!(%error, database, "cannot look for pgherds that cannot reach Redis");
         }
@@ -50,6 +54,7 @@ fn present(house: &Weak<House>, database: &str) -> Option<(Arc<House>, Arc<Datab
 
 async fn watch_on(
     client: &Client,
+    scope: &str,
     cache: &ResultCache,
     changes: &mut watch::Receiver<u64>,
     lease: Duration,
@@ -61,19 +66,17 @@ async fn watch_on(
         if !is_registered && !is_up {
             client.query_one(&sql("pg_catalog.pg_advisory_lock_shared"), &[]).await.map_err(failed)?;
             is_up = true;
-            cache.says_it_is_cut_off(Some(Instant::now()));
+            cache.says_it_is_cut_off(scope, Some(Instant::now()));
             changes.mark_unchanged();
         } else if is_registered && is_up {
-            cache.says_it_is_cut_off(None);
+            cache.says_it_is_cut_off(scope, None);
             client.query_one(&sql("pg_catalog.pg_advisory_unlock_shared"), &[]).await.map_err(failed)?;
             is_up = false;
             changes.mark_unchanged();
         }
         let asked_at = Instant::now();
         let row = client.query_one(FLAGS, &[]).await.map_err(failed)?;
-        if row.try_get::<_, i64>(0).map_err(failed)? == 0 {
-            cache.nobody_is_cut_off(asked_at);
-        }
+        cache.was_looked_at(scope, asked_at, row.try_get::<_, i64>(0).map_err(failed)? == 0);
         // A change that came while PostgreSQL was asked is looked at again at once.
         if cache.is_registered() != is_up {
             tokio::select! {

@@ -93,7 +93,7 @@ async fn ask(client: &Client, function: &str) -> Result<bool, Error> {
 }
 
 /// What names the server that answers come from: another cluster, a promotion or a restart gives another name.
-async fn read_scope(client: &tokio_postgres::Client) -> Result<String, Error> {
+pub(super) async fn read_scope(client: &tokio_postgres::Client) -> Result<String, Error> {
     let sql = "SELECT pg_catalog.format('%s:%s:%s:%s', \
                (SELECT system_identifier FROM pg_catalog.pg_control_system()), \
                (SELECT timeline_id FROM pg_catalog.pg_control_checkpoint()), \

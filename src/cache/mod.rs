@@ -205,14 +205,19 @@ impl ResultCache {
         self.shared.iter().for_each(|shared| shared.begin_watch());
     }
 
-    /// PostgreSQL was asked after `asked_at`, and nobody says that it cannot reach Redis: good for one lease.
-    pub fn nobody_is_cut_off(&self, asked_at: Instant) {
-        self.shared.iter().for_each(|shared| shared.no_flag_is_up(asked_at));
+    /// The server of that scope was asked after `asked_at` who says that it cannot reach Redis; `is_clear` is that nobody does. Good for one lease.
+    pub fn was_looked_at(&self, scope: &str, asked_at: Instant, is_clear: bool) {
+        self.shared.iter().for_each(|shared| shared.was_looked_at(scope, asked_at, is_clear));
     }
 
-    /// This pgherd says so in PostgreSQL since then; `None` is said before it is taken back, or when that may have been lost.
-    pub fn says_it_is_cut_off(&self, since: Option<Instant>) {
-        self.shared.iter().for_each(|shared| shared.own_flag(since));
+    /// The server cannot be asked any more: until it can, nothing is served, and no mark is good enough to commit on.
+    pub fn cannot_look(&self) {
+        self.shared.iter().for_each(|shared| shared.lose_sight());
+    }
+
+    /// This pgherd says so to the server of that scope since then; `None` is said before it is taken back, or when that may have been lost.
+    pub fn says_it_is_cut_off(&self, scope: &str, since: Option<Instant>) {
+        self.shared.iter().for_each(|shared| shared.own_flag(scope, since));
     }
 
     /// Writes made past every pgherd are told of from now on. What was written before is not known.

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use fred::clients::Client;
-use fred::interfaces::{ClientLike, LuaInterface};
+use fred::interfaces::{ClientLike, KeysInterface, LuaInterface};
 use fred::types::config::{Config as FredConfig, ConnectionConfig};
 use fred::types::{Builder, CustomCommand, InfoKind, RespVersion, Value};
 use parking_lot::Mutex;
@@ -160,6 +160,22 @@ impl Connection {
         let [seconds, micros] = time[..] else { return Err(Failure::Broken("TIME is not two numbers".into())) };
         self.clock_is(seconds * 1000 + micros / 1000);
         Ok(())
+    }
+
+    /// Forgets what stands here of the database under another scope, and notes this one: a pgherd that has not noticed yet that the
+    /// server is another one must serve nothing any more before anybody writes under the new name.
+    pub(super) async fn take_over(&self, database: &str, scope: &str) -> Result<(), Failure> {
+        tokio::time::timeout(CONNECT_TIMEOUT, self.replace(database, scope)).await.map_err(|_| Failure::Late)?
+    }
+
+    async fn replace(&self, database: &str, scope: &str) -> Result<(), Failure> {
+        let pointer = format!("{database}}}:scope");
+        let known: Option<String> = self.client.get(pointer.as_str()).await?;
+        if let Some(other) = known.filter(|known| known != scope) {
+            let (own, others) = (format!("{database}:{scope}:"), format!("{database}:{other}:"));
+            self.client.del::<(), _>(self.state_key.replacen(&own, &others, 1)).await?;
+        }
+        Ok(self.client.set(pointer, scope, None, None, false).await?)
     }
 
     /// Takes a reading of Redis' clock that has just arrived.

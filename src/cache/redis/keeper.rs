@@ -45,6 +45,11 @@ impl Shared {
                 let _ = scopes.changed().await;
                 continue;
             };
+            if !self.is_in_sight() {
+                // Who registered under the name of a server that is gone would take the place of those who know the new one.
+                tokio::time::sleep(RETRY.0).await;
+                continue;
+            }
             match self.establish(&scope, local).await {
                 Ok(connection) => {
                     pause = RETRY.0;
@@ -68,6 +73,7 @@ impl Shared {
         if self.is_cut_off() {
             return Err(Failure::Broken("cut off".into()));
         }
+        connection.take_over(&self.space, scope).await?;
         let registration = self.registry.lock().register();
         let args = self.register_args(&connection, &registration);
         let reply = connection.call(Script::Register, args, PATIENCE.max(self.settings.timeout)).await?;

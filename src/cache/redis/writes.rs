@@ -48,7 +48,13 @@ impl Shared {
             if let Some(connection) = connection
                 && let Some(raised) = self.try_raise(&connection, raise).await
             {
-                return Ok(raised);
+                // Asked last: what was marked under the name of a server that is gone is seen by nobody.
+                if self.is_in_sight() {
+                    return Ok(raised);
+                }
+                if Deadline::now() >= patience {
+                    return Err(self.refused("PostgreSQL does not say whether it is the server that it was"));
+                }
             }
             if let Some(raised) = self.without_redis(raise, patience)? {
                 return Ok(raised);

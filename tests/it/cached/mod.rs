@@ -11,6 +11,7 @@ mod fleet;
 mod identity;
 mod load;
 mod reads;
+mod renamed;
 mod shapes;
 mod stage;
 mod steered;
