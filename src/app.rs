@@ -109,29 +109,6 @@ pub struct Running {
 /// # Errors
 /// A socket cannot be bound or a certificate not be read; the error says what to do.
 pub async fn start(config: Arc<Config>, path: Option<PathBuf>) -> Result<Running, Error> {
-    open(
-        config,
-        path,
-        #[cfg(feature = "faults")]
-        crate::cache::Faults::default(),
-    )
-    .await
-}
-
-/// Starts pgherd with faults in its cache, for the tests that must find them.
-///
-/// # Errors
-/// As [`start`].
-#[cfg(feature = "faults")]
-pub async fn start_with_faults(config: Arc<Config>, faults: crate::cache::Faults) -> Result<Running, Error> {
-    open(config, None, faults).await
-}
-
-async fn open(
-    config: Arc<Config>,
-    path: Option<PathBuf>,
-    #[cfg(feature = "faults")] faults: crate::cache::Faults,
-) -> Result<Running, Error> {
     let metrics = Arc::new(Metrics::new());
     let tasks = TaskTracker::new();
     let shared = Arc::new(Shared {
@@ -170,7 +147,7 @@ async fn open(
         sessions: TaskTracker::new(),
         tasks,
         #[cfg(feature = "faults")]
-        faults,
+        faults: crate::cache::Faults::from_environment().map_err(Error::internal)?,
     });
     house.shared.ledger.set_bounds(bounds(&config));
     house.open_databases(&config);

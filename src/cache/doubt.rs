@@ -9,7 +9,7 @@ use tokio::sync::Notify;
 
 use super::epochs::{CatalogEpoch, LocalEpochs};
 use super::faults::Switches;
-use super::redis::{Raise, Raised, Shared};
+use super::redis::{Announced, Raise, Raised, Shared};
 use super::stats::CacheStats;
 use crate::error::Error;
 
@@ -52,6 +52,7 @@ pub struct Epochs {
     /// Writes whose outcome is not known; each waits for its server process to be gone.
     unknown: Mutex<Vec<Unknown>>,
     pub(crate) unknown_added: Notify,
+    faults: Switches,
 }
 
 struct Unknown {
@@ -71,6 +72,7 @@ impl Epochs {
             stats,
             unknown: Mutex::default(),
             unknown_added: Notify::new(),
+            faults,
         }
     }
 
@@ -99,6 +101,9 @@ impl Epochs {
             return;
         }
         let (renewed, changed) = self.local.settle(token, marked, catalog);
+        if let Some(shared) = self.shared.as_ref().filter(|_| self.faults.invalidate_after_commit()) {
+            shared.announce(Announced { relations: marked, ..Announced::default() });
+        }
         if let Some(shared) = &self.shared {
             shared.settle(token, changed);
         }
@@ -154,6 +159,10 @@ impl Doubt {
     /// sent that can lead to a commit. May be called for each statement, and run while the statement does. After an error the
     /// statement must not be sent; the doubt is still there, to be settled when the outcome of what was sent before is known.
     pub async fn raise(&mut self, writes: &WriteSetView<'_>) -> Result<(), Error> {
+        let faults = self.epochs.faults;
+        if writes.catalog && faults.ignore_catalog_changes() {
+            return Ok(());
+        }
         let before = self.marked.len();
         self.catalog |= writes.catalog;
         let database = writes.database || writes.catalog;
@@ -166,8 +175,12 @@ impl Doubt {
                 self.epochs.open.fetch_add(1, Ordering::Relaxed);
             }
         }
-        if self.marked.len() > self.told {
+        if self.marked.len() > self.told && !faults.invalidate_after_commit() {
             self.tell(current).await?;
+        }
+        if faults.settle_before_commit() {
+            self.epochs.end(self.token, &std::mem::take(&mut self.marked), self.catalog);
+            self.told = 0;
         }
         Ok(())
     }
@@ -207,6 +220,10 @@ impl Drop for Doubt {
             return;
         }
         self.epochs.stats.add(|stats| &stats.unknown_outcomes);
+        if self.epochs.faults.unknown_is_settled() {
+            self.epochs.end(self.token, &self.marked, self.catalog);
+            return;
+        }
         self.epochs.unknown.lock().push(Unknown {
             token: self.token,
             backend: self.backend,

@@ -139,7 +139,8 @@ impl KeyBuilder {
     /// Bind's parameter values; `None` is NULL.
     #[must_use]
     pub fn parameters<'a>(mut self, values: impl IntoIterator<Item = Option<&'a [u8]>>) -> Self {
-        for value in values {
+        let faults = self.faults;
+        for value in values.into_iter().filter(|_| !faults.no_parameters_in_key()) {
             match value {
                 Some(bytes) => {
                     self.bytes.push(1);
@@ -163,7 +164,8 @@ impl KeyBuilder {
     #[must_use]
     pub fn settings<'a>(mut self, settings: impl IntoIterator<Item = (&'a str, &'a str)>) -> Self {
         let mut count = 0;
-        for (name, value) in settings {
+        let faults = self.faults;
+        for (name, value) in settings.into_iter().filter(|(name, _)| !faults.leaves_out(name)) {
             self.part(name.as_bytes());
             self.part(value.as_bytes());
             count += 1;

@@ -107,6 +107,9 @@ impl ResultCache {
         let Some(shared) = self.asks_redis() else { return Some(self.hit(&held, Tier::Memory, asked.label)) };
         match shared.lookup(asked.key, asked.relations, asked.catalog, &held.shared).await {
             Found::Same => Some(self.hit(&held, Tier::Memory, asked.label)),
+            Found::Unavailable(_) if self.faults.serve_without_redis() => {
+                Some(self.hit(&held, Tier::Memory, asked.label))
+            }
             Found::Nothing(_) => {
                 self.stats.add(|stats| &stats.outdated);
                 None

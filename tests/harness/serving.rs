@@ -21,10 +21,18 @@ pub struct Serving {
 impl Serving {
     /// Starts it from that file; its log stands beside it.
     pub fn start(path: &Path) -> Self {
+        Self::start_with(path, &[])
+    }
+
+    /// The same with more in its environment.
+    pub fn start_with(path: &Path, environment: &[(&str, &str)]) -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(1);
         let log = path.with_file_name(format!("log.{}", NEXT.fetch_add(1, Ordering::Relaxed)));
         let file = std::fs::File::create(&log).expect("a log");
-        let mut command = Command::new(env!("CARGO_BIN_EXE_pgherd"));
+        // A soak may want another build than its own, an optimized one.
+        let binary = std::env::var_os("PGHERD_TEST_BINARY").unwrap_or_else(|| env!("CARGO_BIN_EXE_pgherd").into());
+        let mut command = Command::new(binary);
+        command.envs(environment.iter().copied());
         command.arg("-c").arg(path).stdin(Stdio::null()).stdout(Stdio::null()).stderr(file);
         Self { child: command.spawn().expect("the binary runs"), log }
     }

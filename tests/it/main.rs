@@ -25,6 +25,7 @@ mod listen;
 mod operation;
 mod pgbench;
 mod pins;
+mod proof;
 mod psql;
 mod reading;
 mod relay;

@@ -74,7 +74,10 @@ impl Shared {
             return Err(Failure::Broken("cut off".into()));
         }
         connection.take_over(&self.space, scope).await?;
-        let registration = self.registry.lock().register();
+        let mut registration = self.registry.lock().register();
+        if self.faults.register_without_doubts() {
+            registration.tokens.clear();
+        }
         let args = self.register_args(&connection, &registration);
         let reply = connection.call(Script::Register, args, PATIENCE.max(self.settings.timeout)).await?;
         if reply.word() != "ok" {

@@ -53,6 +53,12 @@ pub(super) fn texts(faults: Switches) -> [String; COUNT] {
         let removal = "string.sub(set, 1, first - 1) .. string.sub(set, last + 1)";
         prelude = spoiled(&prelude, removal, "''");
     }
+    if faults.serve_while_lapsed() {
+        prelude = spoiled(&prelude, "  if tonumber(head[4]) < now then return 'lapsed' end\n", "");
+    }
+    if faults.serve_while_young() {
+        prelude = spoiled(&prelude, "  if now < tonumber(head[2]) + tonumber(head[3]) then return 'young' end\n", "");
+    }
     TEXTS.map(|text| format!("{prelude}\n{text}"))
 }
 

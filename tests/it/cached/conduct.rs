@@ -247,8 +247,6 @@ async fn a_fleet_shares_its_answers_and_does_without_redis_when_it_is_gone() {
         redis: vec![redis.url(), redis.url()],
         cache: "ttl = \"5m\"".into(),
         database: String::new(),
-        #[cfg(feature = "faults")]
-        faults: pgherd::cache::Faults::default(),
     };
     let fleet = Fleet::start(&database, &plan).await;
     fleet.warm("postgres", "select count(*) from t").await;
@@ -287,8 +285,6 @@ async fn fleet_with_a_link(redis: &RedisServer) -> (Fleet, Forwarder) {
         redis: vec![format!("redis://127.0.0.1:{}/0", link.port), redis.url()],
         cache: "ttl = \"5m\"".into(),
         database: String::new(),
-        #[cfg(feature = "faults")]
-        faults: pgherd::cache::Faults::default(),
     };
     (Fleet::start(&database, &plan).await, link)
 }

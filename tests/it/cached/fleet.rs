@@ -26,8 +26,6 @@ pub(super) struct Plan {
     pub(super) cache: String,
     /// URLs of Redis, one for each pgherd; none is one pgherd without Redis.
     pub(super) redis: Vec<String>,
-    #[cfg(feature = "faults")]
-    pub(super) faults: pgherd::cache::Faults,
 }
 
 /// Running pgherds.
@@ -43,9 +41,6 @@ impl Fleet {
         let urls = if plan.redis.is_empty() { vec![None] } else { plan.redis.iter().map(Some).collect() };
         for url in urls {
             let config = Arc::new(configuration(database, plan, url.map(String::as_str)));
-            #[cfg(feature = "faults")]
-            let running = app::start_with_faults(config, plan.faults).await;
-            #[cfg(not(feature = "faults"))]
             let running = app::start(config, None).await;
             fleet.herds.push(running.unwrap_or_else(|error| panic!("pgherd does not start: {error:?}")));
         }
