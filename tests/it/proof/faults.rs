@@ -1,4 +1,4 @@
-//! Each fault that is put into pgherd's cache on purpose is found by the checker within a minute. By hand, since pgherd has to be
+//! Each fault that is put into pgherd's cache on purpose is to be found by the checker within a minute; docs/proof.md says which were. By hand, since pgherd has to be
 //! built with them: `cargo test --locked --features faults --test it -- proof::faults --test-threads 1 --nocapture`.
 
 use std::time::Duration;
