@@ -34,6 +34,7 @@ fn streamed(hidden: usize, merge: Merge, sort: Vec<Sort>) -> Streamed {
         inserted: (0, 0),
         merge,
         sort,
+        named: Vec::new(),
         offset: 0,
         limit: None,
         reason,
@@ -55,7 +56,7 @@ fn merge(plan: &Streamed, description: &Description, legs: &[Vec<Frame>]) -> usi
     for leg in 0..LEGS {
         merger.end(leg, &mut out).expect("an end");
     }
-    while merger.finish(&mut out, usize::MAX) {}
+    while merger.finish(&mut out, usize::MAX).expect("rows") {}
     bytes + out.len()
 }
 

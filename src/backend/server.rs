@@ -23,7 +23,7 @@ use crate::error::Error;
 use crate::limits;
 use crate::net::stream::Stream;
 use crate::net::tls::ClientTls;
-use crate::wire::frame::{self, Frame};
+use crate::wire::frame::{self, Frame, Frames};
 use crate::wire::writer::{self, TransactionStatus};
 
 /// Stands where the serial of an unnamed statement would: some statement that no session can mean.
@@ -259,26 +259,48 @@ impl ServerConn {
     /// As [`ServerConn::read_frame`].
     pub fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Result<Frame, Error>> {
         loop {
-            match frame::cut(&mut self.inbuf, limits::MESSAGE_BYTES) {
-                Ok(Some(frame)) => {
-                    self.note(&frame);
-                    return Poll::Ready(Ok(frame));
-                }
-                Ok(None) => {}
-                Err(error) => {
-                    self.broken = true;
-                    return Poll::Ready(Err(misbehaved(error.to_string())));
-                }
+            if let Some(frame) = self.cut()? {
+                return Poll::Ready(Ok(frame));
             }
-            self.inbuf.reserve(limits::READ_CHUNK_BYTES);
-            match std::task::ready!(tokio_util::io::poll_read_buf(Pin::new(&mut self.stream), cx, &mut self.inbuf)) {
-                Ok(read) if read > 0 => {}
-                result => {
-                    self.broken = true;
-                    return Poll::Ready(Err(lost(
-                        result.err().unwrap_or_else(|| std::io::ErrorKind::UnexpectedEof.into()),
-                    )));
-                }
+            std::task::ready!(self.poll_more(cx))?;
+        }
+    }
+
+    /// The next whole messages: of that type, which says nothing of the session, as many as are at hand; or one of another, noted.
+    ///
+    /// # Errors
+    /// As [`ServerConn::read_frame`].
+    pub fn poll_frames(&mut self, cx: &mut Context<'_>, tag: u8) -> Poll<Result<Frames, Error>> {
+        loop {
+            if let Ok(Some(frames)) = frame::cut_all(&mut self.inbuf, tag, limits::MESSAGE_BYTES) {
+                return Poll::Ready(Ok(frames));
+            }
+            if let Some(frame) = self.cut()? {
+                return Poll::Ready(Ok(frame.into()));
+            }
+            std::task::ready!(self.poll_more(cx))?;
+        }
+    }
+
+    /// The next whole message of those that have been read, noted.
+    fn cut(&mut self) -> Result<Option<Frame>, Error> {
+        let cut = frame::cut(&mut self.inbuf, limits::MESSAGE_BYTES).map_err(|error| {
+            self.broken = true;
+            misbehaved(error.to_string())
+        })?;
+        if let Some(frame) = &cut {
+            self.note(frame);
+        }
+        Ok(cut)
+    }
+
+    fn poll_more(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Error>> {
+        self.inbuf.reserve(limits::READ_CHUNK_BYTES);
+        match std::task::ready!(tokio_util::io::poll_read_buf(Pin::new(&mut self.stream), cx, &mut self.inbuf)) {
+            Ok(read) if read > 0 => Poll::Ready(Ok(())),
+            result => {
+                self.broken = true;
+                Poll::Ready(Err(lost(result.err().unwrap_or_else(|| std::io::ErrorKind::UnexpectedEof.into()))))
             }
         }
     }

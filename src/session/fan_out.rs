@@ -21,7 +21,7 @@ use crate::exec::merge::ResultFormats;
 use crate::exec::relay::ClientSide;
 use crate::plan::distribute::Streamed;
 use crate::wire::backend::with_statement_name;
-use crate::wire::frame::Frame;
+use crate::wire::frame::{Frame, Frames};
 
 /// How long legs may take to come to rest after an error or a cancel.
 pub(super) const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
@@ -43,6 +43,10 @@ impl Leg for LeasedLeg {
 
     fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Result<Frame, Error>> {
         self.attached.lease.server().poll_frame(cx)
+    }
+
+    fn poll_frames(&mut self, cx: &mut Context<'_>, tag: u8) -> Poll<Result<Frames, Error>> {
+        self.attached.lease.server().poll_frames(cx, tag)
     }
 
     fn cancel(&self) -> Pin<Box<dyn Future<Output = ()> + Send>> {

@@ -97,6 +97,53 @@ pub fn cut(buf: &mut BytesMut, limit: usize) -> Result<Option<Frame>, FrameError
     Ok(Some(Frame { bytes: buf.split_to(header.total).freeze() }))
 }
 
+/// Several whole messages of one type, as they lay behind each other in their stream.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Frames {
+    /// Tags, lengths and bodies, exactly as they came.
+    pub bytes: Bytes,
+    /// How many messages.
+    pub count: usize,
+}
+
+impl Frames {
+    /// The bodies, and where each message ends in `bytes`.
+    pub fn bodies(&self) -> impl Iterator<Item = (&[u8], usize)> {
+        let mut at = 0;
+        std::iter::from_fn(move || {
+            let total = peek(&self.bytes[at..], usize::MAX).ok()??.total;
+            let body = self.bytes.get(at + HEADER_LEN..at + total)?;
+            at += total;
+            Some((body, at))
+        })
+    }
+}
+
+impl From<Frame> for Frames {
+    fn from(frame: Frame) -> Self {
+        Self { bytes: frame.bytes, count: 1 }
+    }
+}
+
+/// Cuts all whole messages with that tag out of the front of `buf`; `None` if it begins with none.
+///
+/// # Errors
+/// As [`peek`], of the first.
+pub fn cut_all(buf: &mut BytesMut, tag: u8, limit: usize) -> Result<Option<Frames>, FrameError> {
+    let (mut end, mut count) = (0, 0);
+    loop {
+        match peek(&buf[end..], limit) {
+            Ok(Some(header)) if header.tag == tag && buf.len() - end >= header.total => {
+                (end, count) = (end + header.total, count + 1);
+            }
+            Err(error) if count == 0 => return Err(error),
+            // What is wrong with a later one is said when it is the first.
+            _ if count == 0 => return Ok(None),
+            _ => return Ok(Some(Frames { bytes: buf.split_to(end).freeze(), count })),
+        }
+    }
+}
+
 /// A cursor over a message body that never reads past its end.
 #[derive(Debug, Clone)]
 pub struct Body<'a>(&'a [u8]);
@@ -167,6 +214,20 @@ mod tests {
     fn the_limit_holds_and_one_past_it_fails() {
         assert!(peek(b"Q\0\0\0\x09", 10).is_ok());
         assert_eq!(peek(b"Q\0\0\0\x0a", 10), Err(FrameError::TooLong { tag: 'Q', len: 11, limit: 10 }));
+    }
+
+    #[test]
+    fn messages_of_one_type_are_cut_together() {
+        let mut buf = BytesMut::from(&b"D\0\0\0\x05aD\0\0\0\x06bcC\0\0\0\x04D\0\0\0\x05"[..]);
+        let rows = cut_all(&mut buf, b'D', 100).expect("valid").expect("two");
+        assert_eq!(rows.bodies().collect::<Vec<_>>(), [(&b"a"[..], 6), (&b"bc"[..], 13)]);
+        assert_eq!((rows.count, cut_all(&mut buf, b'D', 100)), (2, Ok(None)));
+        assert_eq!(cut(&mut buf, 100).expect("valid").expect("whole").tag(), b'C');
+        assert_eq!(cut_all(&mut buf, b'D', 100), Ok(None));
+        assert_eq!(cut_all(&mut buf, b'D', 5), Err(FrameError::TooLong { tag: 'D', len: 6, limit: 5 }));
+        let mut buf = BytesMut::from(&b"D\0\0\0\x05aD\0\0\0\x02"[..]);
+        assert_eq!(cut_all(&mut buf, b'D', 100).expect("the first is valid").map(|rows| rows.count), Some(1));
+        assert_eq!(cut_all(&mut buf, b'D', 100), Err(FrameError::TooShort { tag: 'D', len: 2 }));
     }
 
     #[test]

@@ -8,7 +8,7 @@ use bytes::BytesMut;
 
 use crate::error::Error;
 use crate::exec::fanout::{Failure, Leg};
-use crate::wire::frame::Frame;
+use crate::wire::frame::{Frame, Frames};
 use crate::wire::writer;
 
 /// How long a connection that is to come to rest may be silent before it is cancelled once more.
@@ -79,6 +79,24 @@ impl<'l, L: Leg> Line<'l, L> {
                     self.is_idle = frame.body() == b"I";
                 }
                 Poll::Ready(Ok(frame))
+            }
+        }
+    }
+
+    /// The next messages: of that type as many as are at hand, or one of another; what is queued goes out meanwhile.
+    pub(super) fn poll_frames(&mut self, cx: &mut Context<'_>, tag: u8) -> Poll<Result<Frames, Failure>> {
+        if let Poll::Ready(Err(failure)) = self.poll_flush(cx) {
+            return Poll::Ready(Err(failure));
+        }
+        match self.leg.poll_frames(cx, tag) {
+            Poll::Pending => Poll::Pending,
+            Poll::Ready(Err(error)) => Poll::Ready(Err(self.lost(error))),
+            Poll::Ready(Ok(frames)) => {
+                if let [b'Z', _, _, _, _, status] = frames.bytes[..] {
+                    self.owed = self.owed.saturating_sub(1);
+                    self.is_idle = status == b'I';
+                }
+                Poll::Ready(Ok(frames))
             }
         }
     }

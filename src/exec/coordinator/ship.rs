@@ -10,7 +10,7 @@ use crate::error::{Error, ErrorKind};
 use crate::exec::fanout::{Failure, Leg};
 use crate::limits;
 use crate::plan::distribute::Shipment;
-use crate::wire::frame::Frame;
+use crate::wire::frame::{Frame, Frames};
 use crate::wire::sqlstate::SqlState;
 use crate::wire::writer;
 
@@ -84,28 +84,17 @@ pub(super) async fn ship<L: Leg>(
     }
     let mut next = 0;
     while origins.iter().any(|origin| !origin.is_over) {
-        let (at, frame) = poll_fn(|cx| poll_next(&origins, lines, coordinator, &mut next, cx)).await?;
+        let (at, frames) = poll_fn(|cx| poll_next(&origins, lines, coordinator, &mut next, cx)).await?;
         let origin = &mut origins[at];
-        match frame.tag() {
-            b'd' => {
-                let row = if shipment.is_binary { row_of(origin, &frame)? } else { Some(frame.body()) };
-                let Some(row) = row else { continue };
-                let bytes = row.len() as u64;
+        match frames.bytes.first() {
+            Some(b'd') => pass(shipment, &frames, origin, coordinator.out(), |bytes| {
                 shipped.add(bytes);
-                origin.shipped.add(bytes);
-                if shipped.rows > budget.rows || shipped.bytes > budget.bytes {
-                    return Err(Failure::Own(too_much(budget)));
-                }
-                let whole = row.len() == frame.body().len();
-                let out = coordinator.out();
-                if whole {
-                    out.extend_from_slice(&frame.bytes);
-                } else {
-                    writer::message(out, b'd', |out| out.put_slice(row));
-                }
-            }
-            b'E' => return Err(Failure::Server(without_position(&frame))),
-            b'Z' => origin.is_over = lines[origin.line].is_settled(),
+                shipped.rows <= budget.rows && shipped.bytes <= budget.bytes
+            })?
+            .then_some(())
+            .ok_or_else(|| Failure::Own(too_much(budget)))?,
+            Some(b'E') => return Err(Failure::Server(without_position(&Frame { bytes: frames.bytes }))),
+            Some(b'Z') => origin.is_over = lines[origin.line].is_settled(),
             _ => {}
         }
     }
@@ -118,14 +107,45 @@ pub(super) async fn ship<L: Leg>(
     Ok(origins.into_iter().map(|origin| origin.shipped).collect())
 }
 
-/// The next message of any shard, as long as the coordinator takes rows.
+/// Gives rows on; false as soon as `may` says of one of them, by its bytes, that it is one too many.
+fn pass(
+    shipment: &Shipment,
+    frames: &Frames,
+    origin: &mut Origin,
+    out: &mut bytes::BytesMut,
+    mut may: impl FnMut(u64) -> bool,
+) -> Result<bool, Failure> {
+    // Rows that go on as they came are put together.
+    let (mut start, mut end) = (0, 0);
+    for (body, behind) in frames.bodies() {
+        let row = if shipment.is_binary { row_of(origin, body)? } else { Some(body) };
+        if let Some(row) = row {
+            origin.shipped.add(row.len() as u64);
+            if !may(row.len() as u64) {
+                return Ok(false);
+            }
+        }
+        if row.map(<[u8]>::len) != Some(body.len()) {
+            out.extend_from_slice(frames.bytes.get(start..end).unwrap_or_default());
+            start = behind;
+            if let Some(row) = row {
+                writer::message(out, b'd', |out| out.put_slice(row));
+            }
+        }
+        end = behind;
+    }
+    out.extend_from_slice(frames.bytes.get(start..end).unwrap_or_default());
+    Ok(true)
+}
+
+/// The next messages of any shard, as long as the coordinator takes rows.
 fn poll_next<L: Leg>(
     origins: &[Origin],
     lines: &mut [Line<'_, L>],
     coordinator: &mut Line<'_, L>,
     next: &mut usize,
     cx: &mut Context<'_>,
-) -> Poll<Result<(usize, Frame), Failure>> {
+) -> Poll<Result<(usize, Frames), Failure>> {
     let queued = coordinator.out().len();
     if queued >= QUEUE_LOW_BYTES {
         // It may have something against the rows.
@@ -145,10 +165,9 @@ fn poll_next<L: Leg>(
         if origins[at].is_over {
             continue;
         }
-        if let Poll::Ready(frame) = lines[origins[at].line].poll_frame(cx) {
-            // Stay with a shard while it has rows at hand: its next one is in the same buffer.
-            *next = at;
-            return Poll::Ready(frame.map(|frame| (at, frame)));
+        if let Poll::Ready(frames) = lines[origins[at].line].poll_frames(cx, b'd') {
+            *next = at + 1;
+            return Poll::Ready(frames.map(|frames| (at, frames)));
         }
     }
     *next = (*next + 1) % origins.len().max(1);
@@ -168,8 +187,7 @@ fn poll_next<L: Leg>(
 }
 
 /// A row of COPY's binary format: PostgreSQL sends each in a message of its own (manual, 55.2.7), the first behind the header.
-fn row_of<'f>(origin: &mut Origin, frame: &'f Frame) -> Result<Option<&'f [u8]>, Failure> {
-    let mut row = frame.body();
+fn row_of<'f>(origin: &mut Origin, mut row: &'f [u8]) -> Result<Option<&'f [u8]>, Failure> {
     if !std::mem::replace(&mut origin.has_begun, true) {
         let extension = row.get(15..19).and_then(|len| len.try_into().ok()).map(u32::from_be_bytes);
         let behind = extension.and_then(|len| row.get(19 + len as usize..));

@@ -12,7 +12,7 @@ use crate::error::Error;
 use crate::exec::merge::description::{Description, format_of};
 use crate::limits;
 use crate::sql::lexer::{Lexer, TokenKind};
-use crate::wire::frame::Frame;
+use crate::wire::frame::{Frame, Frames, HEADER_LEN};
 use crate::wire::writer;
 
 /// A server connection that is idle outside of a transaction and belongs to this fan-out alone.
@@ -23,6 +23,8 @@ pub trait Leg: Send {
     fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Error>>;
     /// The next whole message from the server. Reads no more than it needs once a message is whole.
     fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Result<Frame, Error>>;
+    /// The next whole messages: of that type as many as are at hand, or one of another. Reads no more than it needs once there is one.
+    fn poll_frames(&mut self, cx: &mut Context<'_>, tag: u8) -> Poll<Result<Frames, Error>>;
     /// Sends a cancel request for what runs on the connection; ready when the server has taken it.
     fn cancel(&self) -> Pin<Box<dyn Future<Output = ()> + Send>>;
 }
@@ -109,10 +111,10 @@ impl Progress {
         self.since = Some(Instant::now());
     }
 
-    /// Counts a row.
-    pub(super) fn gives(&mut self, row: &Frame) {
-        self.given.rows += 1;
-        self.given.bytes += row.body().len() as u64;
+    /// Counts rows.
+    pub(super) fn gives(&mut self, rows: &Frames) {
+        self.given.rows += rows.count as u64;
+        self.given.bytes += (rows.bytes.len() - rows.count * HEADER_LEN) as u64;
     }
 
     /// Its last row has come.

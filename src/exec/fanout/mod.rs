@@ -24,12 +24,15 @@ use crate::exec::merge::description::{Description, format_of};
 use crate::exec::merge::{Merger, ResultFormats};
 use crate::exec::two_phase::latch::{Guard, Left};
 use crate::plan::distribute::Streamed;
-use crate::wire::frame::{Body, Frame};
+use crate::wire::frame::{Body, Frame, Frames};
 use crate::wire::sqlstate::SqlState;
 use crate::wire::writer;
 
 /// Bytes that a leg may always have queued, however many legs there are.
 const LEAST_CREDIT_BYTES: usize = 64 * 1024;
+
+/// Bytes beyond which a leg's rows wait in its socket: more would fill memory and end no sooner.
+const MOST_CREDIT_BYTES: usize = 1024 * 1024;
 
 /// How long a leg that is to end may be silent before it is cancelled once more.
 const CANCEL_AGAIN: Duration = Duration::from_millis(500);
@@ -147,7 +150,8 @@ struct Fanout<'a> {
 
 /// What a leg had to say.
 enum Event {
-    Frame(usize, Frame),
+    /// DataRows, or one other message.
+    Frames(usize, Frames),
     Lost(usize, Error),
     SinkLost(Error),
 }
@@ -189,7 +193,7 @@ impl<'a> Fanout<'a> {
         }
         while !self.legs.iter().all(Progress::is_over) && !self.pauses() {
             match self.event(legs, sink).await {
-                Event::Frame(at, frame) => self.take(at, &frame, legs, sink)?,
+                Event::Frames(at, frames) => self.take(at, frames, legs, sink)?,
                 Event::Lost(at, error) => {
                     self.legs[at].stage = Stage::Broken;
                     return Err(Failure::Own(error));
@@ -200,7 +204,7 @@ impl<'a> Fanout<'a> {
         let Some(merger) = &mut self.merger else {
             return Err(Failure::Own(Error::internal("no shard described its rows")));
         };
-        while merger.finish(sink.queue(), SINK_HIGH_BYTES) {
+        while merger.finish(sink.queue(), SINK_HIGH_BYTES).map_err(Failure::Own)? {
             poll_fn(|cx| sink.poll_flush(cx)).await.map_err(Failure::Own)?;
         }
         let (rows, is_paused) = (merger.rows() - before, merger.is_paused());
@@ -235,7 +239,7 @@ impl<'a> Fanout<'a> {
 
     /// Waits for a message of any leg whose rows there is room for.
     async fn event<L: Leg, S: Sink>(&mut self, legs: &mut [L], sink: &mut S) -> Event {
-        let credit = (self.run.memory_bytes / legs.len().max(1)).max(LEAST_CREDIT_BYTES);
+        let credit = (self.run.memory_bytes / legs.len().max(1)).clamp(LEAST_CREDIT_BYTES, MOST_CREDIT_BYTES);
         poll_fn(|cx| {
             if sink.queue().len() >= SINK_LOW_BYTES
                 && let Poll::Ready(Err(error)) = sink.poll_flush(cx)
@@ -260,12 +264,11 @@ impl<'a> Fanout<'a> {
                 if is_full || held >= credit {
                     continue;
                 }
-                match leg.poll_frame(cx) {
+                match leg.poll_frames(cx, b'D') {
                     Poll::Pending => {}
-                    Poll::Ready(Ok(frame)) => {
-                        // Stay with a leg while it has rows at hand: its next one is in the same buffer.
-                        self.next = at;
-                        return Poll::Ready(Event::Frame(at, frame));
+                    Poll::Ready(Ok(frames)) => {
+                        self.next = at + 1;
+                        return Poll::Ready(Event::Frames(at, frames));
                     }
                     Poll::Ready(Err(error)) => return Poll::Ready(Event::Lost(at, error)),
                 }
@@ -280,13 +283,22 @@ impl<'a> Fanout<'a> {
         .await
     }
 
-    fn take<L: Leg, S: Sink>(&mut self, at: usize, frame: &Frame, legs: &mut [L], sink: &mut S) -> Result<(), Failure> {
-        match (self.legs[at].stage, frame.tag()) {
-            (Stage::Running, b'D') => {
-                self.legs[at].gives(frame);
+    fn take<L: Leg, S: Sink>(
+        &mut self,
+        at: usize,
+        frames: Frames,
+        legs: &mut [L],
+        sink: &mut S,
+    ) -> Result<(), Failure> {
+        let frame = match (self.legs[at].stage, frames.bytes.first()) {
+            (Stage::Running, Some(b'D')) => {
+                self.legs[at].gives(&frames);
                 let merger = self.merger.as_mut().ok_or_else(unexpected)?;
-                merger.push(at, frame.clone(), sink.queue()).map_err(Failure::Own)
+                return merger.push(at, frames, sink.queue()).map_err(Failure::Own);
             }
+            _ => &Frame { bytes: frames.bytes },
+        };
+        match (self.legs[at].stage, frame.tag()) {
             (Stage::Running, b'C') => {
                 self.legs[at].has_given_all();
                 let merger = self.merger.as_mut().ok_or_else(unexpected)?;

@@ -4,10 +4,12 @@ use std::cmp::Ordering;
 
 use super::encode::Computed;
 use super::numeric;
-use super::types::{Reader, refused};
+use super::row::Row;
+use super::sum::NumericSum;
+use super::types::{Reader, refused, unreadable};
 use crate::error::{Error, ErrorKind};
 use crate::plan::distribute::{Aggregate, BitOperation, Collating};
-use crate::plan::value::{Kind, Numeric, Value};
+use crate::plan::value::{Kind, Value};
 use crate::wire::sqlstate::SqlState;
 
 /// How an aggregate is merged, its types settled.
@@ -26,8 +28,12 @@ pub(super) enum Method {
 pub(super) enum State {
     /// A count, sum or boolean.
     Value(Computed),
-    /// A sum and a count.
+    /// A sum of numerics.
+    Numeric(NumericSum),
+    /// A sum of floats and a count.
     Avg(Computed, i64),
+    /// A sum of numerics or integers and a count.
+    NumericAvg(NumericSum, i64),
     /// The least or greatest, with the bytes of the visible columns that show it.
     Best(Option<Value>, Vec<Option<Box<[u8]>>>),
 }
@@ -87,22 +93,24 @@ impl Method {
     pub(super) fn start(&self) -> State {
         match self {
             Self::Count(_) => State::Value(Computed::Int8(0)),
+            Self::Sum(partial) if partial.kind == Kind::Numeric => State::Numeric(NumericSum::default()),
             Self::Sum(_) | Self::Bool { .. } | Self::Bits { .. } => State::Value(Computed::Null),
-            Self::Avg { .. } => State::Avg(Computed::Null, 0),
+            Self::Avg { sum, .. } if matches!(sum.kind, Kind::Float4 | Kind::Float8) => State::Avg(Computed::Null, 0),
+            Self::Avg { .. } => State::NumericAvg(NumericSum::default(), 0),
             Self::Best { .. } => State::Best(None, Vec::new()),
         }
     }
 
     /// Takes one shard's partial result in; `shown` are visible columns that show it.
-    pub(super) fn take(&self, state: &mut State, columns: &[Option<&[u8]>], shown: &[usize]) -> Result<(), Error> {
+    pub(super) fn take(&self, state: &mut State, row: &Row<'_>, shown: &[usize]) -> Result<(), Error> {
         match (self, state) {
             (Self::Count(partial) | Self::Sum(partial), State::Value(total)) => {
-                if let Some(value) = partial.read(columns)? {
+                if let Some(value) = partial.read(row)? {
                     *total = add(total, &value, partial.kind)?;
                 }
             }
             (Self::Bool { partial, all }, State::Value(total)) => {
-                if let Some(Value::Bool(value)) = partial.read(columns)? {
+                if let Some(Value::Bool(value)) = partial.read(row)? {
                     *total = Computed::Bool(match total {
                         Computed::Bool(seen) if *all => *seen && value,
                         Computed::Bool(seen) => *seen || value,
@@ -111,7 +119,7 @@ impl Method {
                 }
             }
             (Self::Bits { partial, operation }, State::Value(total)) => {
-                if let Some(Value::Int(value)) = partial.read(columns)? {
+                if let Some(Value::Int(value)) = partial.read(row)? {
                     let merged = match (total.value(), operation) {
                         (Some(Value::Int(seen)), BitOperation::And) => seen & value,
                         (Some(Value::Int(seen)), BitOperation::Or) => seen | value,
@@ -121,22 +129,35 @@ impl Method {
                     *total = Computed::integer(partial.kind, merged);
                 }
             }
+            (Self::Sum(partial), State::Numeric(total)) => {
+                if row.get(partial.at).is_some_and(|bytes| !total.add(bytes)) {
+                    return Err(unreadable());
+                }
+            }
             (Self::Avg { sum, count }, State::Avg(total, rows)) => {
-                let (Some(value), Some(Value::Int(more))) = (sum.read(columns)?, count.read(columns)?) else {
+                let (Some(value), Some(Value::Int(more))) = (sum.read(row)?, count.read(row)?) else {
                     return Ok(());
                 };
                 check_spread(total, *rows, &value, more)?;
-                *total = match add(total, &value, sum.kind)? {
-                    // The sum over int4 travels as bigint, but many of them may not fit one.
-                    Computed::Int8(value) => Computed::Numeric(Numeric::from_i128(i128::from(value))),
-                    other => other,
+                *total = add(total, &value, sum.kind)?;
+                *rows = rows.checked_add(more).ok_or_else(|| out_of_range("bigint out of range"))?;
+            }
+            (Self::Avg { sum, count }, State::NumericAvg(total, rows)) => {
+                let (Some(bytes), Some(Value::Int(more))) = (row.get(sum.at), count.read(row)?) else {
+                    return Ok(());
                 };
+                if sum.kind == Kind::Numeric && !total.add(bytes) {
+                    return Err(unreadable());
+                }
+                if let (true, Some(Value::Int(value))) = (sum.kind != Kind::Numeric, sum.read(row)?) {
+                    total.add_integer(value);
+                }
                 *rows = rows.checked_add(more).ok_or_else(|| out_of_range("bigint out of range"))?;
             }
             (Self::Best { partial, wanted }, State::Best(best, bytes)) => {
-                let Some(value) = partial.read(columns)? else { return Ok(()) };
+                let Some(value) = partial.read(row)? else { return Ok(()) };
                 if best.as_ref().is_none_or(|best| value.compare(best) == *wanted) {
-                    *bytes = shown.iter().map(|&at| columns.get(at).copied().flatten().map(Into::into)).collect();
+                    *bytes = shown.iter().map(|&at| row.get(at).map(Into::into)).collect();
                     *best = Some(value);
                 }
             }
@@ -151,12 +172,14 @@ impl State {
     pub(super) fn computed(&self) -> Computed {
         match self {
             Self::Value(value) => value.clone(),
+            Self::Numeric(sum) => sum.value().map_or(Computed::Null, Computed::Numeric),
             Self::Avg(_, 0) | Self::Best(..) => Computed::Null,
             Self::Avg(Computed::Float8(sum), count) => Computed::Float8(sum / *count as f64),
-            Self::Avg(Computed::Numeric(sum), count) => {
-                numeric::average(sum, *count).map_or(Computed::Null, Computed::Numeric)
-            }
             Self::Avg(..) => Computed::Null,
+            Self::NumericAvg(sum, count) => {
+                let average = sum.value().and_then(|sum| numeric::average(&sum, *count));
+                average.map_or(Computed::Null, Computed::Numeric)
+            }
         }
     }
 
@@ -185,16 +208,11 @@ fn out_of_range(message: &str) -> Error {
 fn add(total: &Computed, value: &Value, kind: Kind) -> Result<Computed, Error> {
     Ok(match (total, value) {
         (Computed::Null, Value::Int(value)) => Computed::Int8(*value),
-        (Computed::Null, Value::Numeric(value)) => Computed::Numeric(value.clone()),
         (Computed::Null, Value::Float(value)) if kind == Kind::Float4 => Computed::Float4(*value as f32),
         (Computed::Null, Value::Float(value)) => Computed::Float8(*value),
         (Computed::Int8(a), Value::Int(b)) => {
             Computed::Int8(a.checked_add(*b).ok_or_else(|| out_of_range("bigint out of range"))?)
         }
-        (Computed::Numeric(a), Value::Int(b)) => {
-            Computed::Numeric(numeric::add(a, &Numeric::from_i128(i128::from(*b))))
-        }
-        (Computed::Numeric(a), Value::Numeric(b)) => Computed::Numeric(numeric::add(a, b)),
         (Computed::Float4(a), Value::Float(b)) => {
             let (b, sum) = (*b as f32, *a + *b as f32);
             Computed::Float4(finite_sum(sum, sum.is_infinite() && a.is_finite() && b.is_finite())?)

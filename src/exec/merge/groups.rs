@@ -6,15 +6,15 @@ use std::collections::HashMap;
 use super::aggregate::{Method, State};
 use super::description::{Description, format_of};
 use super::order::{self, Keys};
-use super::row;
-use super::types::{Reader, refused};
+use super::row::{Fields, Row};
+use super::types::{Reader, refused, unreadable};
 use crate::error::{Error, ErrorKind};
 use crate::plan::distribute::{Condition, Groups, Output, Sort, SortBy};
-use crate::plan::value::{Kind, Numeric, Value, float};
+use crate::plan::value::{Kind, Numeric, Value, binary, float};
 use crate::wire::sqlstate::SqlState;
 use crate::wire::writer;
 
-use bytes::BytesMut;
+use bytes::{BufMut, BytesMut};
 
 /// Bytes that one group costs beside its key, row and states.
 const GROUP_OVERHEAD_BYTES: usize = 96;
@@ -41,12 +41,16 @@ pub(super) struct Grouped {
     formats: Vec<i16>,
     columns: usize,
     groups: HashMap<Box<[u8]>, Group>,
+    /// The row at hand, and its key.
+    fields: Fields,
+    key: Vec<u8>,
     used_bytes: usize,
     memory_bytes: usize,
 }
 
+/// One group, as far as it is known.
 #[derive(Debug)]
-struct Group {
+pub(super) struct Group {
     /// The body of one of its rows.
     row: Box<[u8]>,
     states: Vec<State>,
@@ -80,6 +84,7 @@ impl Grouped {
             sort_readers.push(match key.by {
                 SortBy::Hidden(key) => SortReader::Column(Reader::sorted(description, visible, key)?),
                 SortBy::Aggregate(number) => SortReader::Aggregate(number),
+                SortBy::Visible(..) => return Err(Error::internal("groups are sorted by hidden columns")),
             });
         }
         let grouped = Self {
@@ -93,6 +98,8 @@ impl Grouped {
             formats: (0..visible).map(|at| format_of(formats, at)).collect(),
             columns: description.columns.len(),
             groups: HashMap::new(),
+            fields: Fields::default(),
+            key: Vec::new(),
             used_bytes: 0,
             memory_bytes,
         };
@@ -125,31 +132,34 @@ impl Grouped {
 
     /// Takes one shard's row in.
     pub(super) fn push(&mut self, body: &[u8]) -> Result<(), Error> {
-        let columns = row::columns(body, self.columns)?;
-        let mut key = Vec::new();
+        self.fields.read(body, self.columns)?;
+        let row = Row { body, fields: &self.fields };
+        self.key.clear();
         for reader in &self.keys {
-            match reader.read(&columns)? {
-                None => key.push(0),
-                Some(value) => {
-                    key.push(1);
-                    value.canonical(&mut key);
+            match row.get(reader.at) {
+                None => self.key.push(0),
+                Some(bytes) if binary::is_value(reader.kind, bytes) => {
+                    self.key.push(1);
+                    binary::canonical(reader.kind, bytes, &mut self.key);
                 }
+                Some(_) => return Err(unreadable()),
             }
         }
-        let key = key.into_boxed_slice();
-        if !self.groups.contains_key(&key) {
-            let states: Vec<State> = self.methods.iter().map(Method::start).collect();
-            self.used_bytes +=
-                key.len() + body.len() + GROUP_OVERHEAD_BYTES + states.iter().map(State::weight).sum::<usize>();
-            if self.used_bytes > self.memory_bytes {
-                return Err(self.full());
+        let group = match self.groups.get_mut(&self.key[..]) {
+            Some(group) => group,
+            None => {
+                let states: Vec<State> = self.methods.iter().map(Method::start).collect();
+                let weight = states.iter().map(State::weight).sum::<usize>();
+                self.used_bytes += self.key.len() + body.len() + GROUP_OVERHEAD_BYTES + weight;
+                if self.used_bytes > self.memory_bytes {
+                    return Err(self.full());
+                }
+                self.groups.entry(self.key[..].into()).or_insert(Group { row: body.into(), states })
             }
-            self.groups.insert(key.clone(), Group { row: body.into(), states });
-        }
-        let Some(group) = self.groups.get_mut(&key) else { return Ok(()) };
+        };
         for ((method, state), shown) in self.methods.iter().zip(&mut group.states).zip(&self.shown) {
             let before = state.weight();
-            method.take(state, &columns, shown)?;
+            method.take(state, &row, shown)?;
             self.used_bytes = (self.used_bytes + state.weight()).saturating_sub(before);
         }
         Ok(())
@@ -162,49 +172,61 @@ impl Grouped {
             .hint("raise fanout.memory, filter more, or group by the shard key as well")
     }
 
-    /// Bytes held.
-    pub(super) fn used_bytes(&self) -> usize {
-        self.used_bytes
-    }
-
-    /// The answer's rows in order, to be written one by one.
-    pub(super) fn finish(&mut self) -> Result<Vec<Box<[u8]>>, Error> {
-        let mut rows: Vec<(Keys, Group)> = Vec::new();
-        for (_, group) in self.groups.drain() {
-            if self.having.as_ref().is_none_or(|having| holds(having, &group.states) == Some(true)) {
-                let columns = row::columns(&group.row, self.columns)?;
-                let keys: Result<Keys, Error> = self
-                    .sort_readers
-                    .iter()
-                    .map(|reader| match reader {
-                        SortReader::Column(reader) => reader.read(&columns),
-                        SortReader::Aggregate(number) => Ok(group.states.get(*number).and_then(State::value)),
-                    })
-                    .collect();
-                rows.push((keys?, group));
-            }
+    /// The answer's groups in order, to be written one by one.
+    pub(super) fn finish(&mut self) -> Result<Vec<Group>, Error> {
+        let groups = std::mem::take(&mut self.groups).into_values();
+        let shown =
+            groups.filter(|group| self.having.as_ref().is_none_or(|having| holds(having, &group.states) == Some(true)));
+        if self.sort.is_empty() {
+            return Ok(shown.collect());
+        }
+        let (mut rows, mut fields): (Vec<(Keys, Group)>, _) = (Vec::new(), Fields::default());
+        for group in shown {
+            fields.read(&group.row, self.columns)?;
+            let row = Row { body: &group.row, fields: &fields };
+            let keys: Result<Keys, Error> = self
+                .sort_readers
+                .iter()
+                .map(|reader| match reader {
+                    SortReader::Column(reader) => reader.read(&row),
+                    SortReader::Aggregate(number) => Ok(group.states.get(*number).and_then(State::value)),
+                })
+                .collect();
+            rows.push((keys?, group));
         }
         rows.sort_by(|(a, _), (b, _)| order::compare(&self.sort, a, b));
-        rows.iter().map(|(_, group)| self.written(group)).collect()
+        Ok(rows.into_iter().map(|(_, group)| group).collect())
     }
 
-    /// One DataRow of the answer.
-    fn written(&self, group: &Group) -> Result<Box<[u8]>, Error> {
-        let columns = row::columns(&group.row, self.columns)?;
-        let mut computed: Vec<Option<Vec<u8>>> = Vec::with_capacity(self.outputs.len());
-        for (at, output) in self.outputs.iter().enumerate() {
-            computed.push(match output.and_then(|number| group.states.get(number).zip(self.shown.get(number))) {
-                None => columns.get(at).copied().flatten().map(Into::into),
-                Some((State::Best(_, bytes), shown)) => {
-                    let place = shown.iter().position(|&shown| shown == at);
-                    place.and_then(|place| bytes.get(place)).cloned().flatten().map(Into::into)
+    /// Appends a group's DataRow.
+    pub(super) fn write(&mut self, group: &Group, out: &mut BytesMut) -> Result<(), Error> {
+        self.fields.read(&group.row, self.columns)?;
+        let columns = i16::try_from(self.outputs.len()).unwrap_or(i16::MAX);
+        writer::message(out, b'D', |out| {
+            out.put_i16(columns);
+            for (at, output) in self.outputs.iter().enumerate() {
+                match output.and_then(|number| group.states.get(number).zip(self.shown.get(number))) {
+                    None => put(out, self.fields.get(&group.row, at)),
+                    Some((State::Best(_, bytes), shown)) => {
+                        let place = shown.iter().position(|&shown| shown == at);
+                        put(out, place.and_then(|place| bytes.get(place)?.as_deref()));
+                    }
+                    Some((state, _)) => put(out, state.computed().bytes(self.formats.get(at) == Some(&1)).as_deref()),
                 }
-                Some((state, _)) => state.computed().bytes(self.formats.get(at) == Some(&1)),
-            });
+            }
+        });
+        Ok(())
+    }
+}
+
+/// A column of a DataRow.
+fn put(out: &mut BytesMut, value: Option<&[u8]>) {
+    match value {
+        None => out.put_i32(-1),
+        Some(bytes) => {
+            out.put_i32(i32::try_from(bytes.len()).unwrap_or(i32::MAX));
+            out.put_slice(bytes);
         }
-        let mut out = BytesMut::new();
-        writer::data_row(&mut out, computed.iter().map(|value| value.as_deref()));
-        Ok(out[..].into())
     }
 }
 

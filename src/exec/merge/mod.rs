@@ -1,28 +1,31 @@
-//! Merging shards' rows into the answer's: state machines fed with DataRow frames by leg, giving DataRow bytes.
+//! Merging shards' rows into the answer's: state machines fed with DataRows by leg, giving DataRow bytes.
 
 mod aggregate;
 pub mod description;
+mod due;
 pub mod encode;
 mod groups;
 pub mod numeric;
 mod order;
+mod ordered;
 mod row;
+mod sum;
 mod types;
 
 use std::collections::VecDeque;
 
 use bytes::BytesMut;
 
-use self::description::Description;
-use self::groups::Grouped;
-use self::order::Keys;
+use self::description::{Description, format_of};
+use self::due::Due;
+use self::groups::{Group, Grouped};
+use self::order::SortKey;
+use self::ordered::Ordered;
+use self::row::Fields;
 use self::types::{Reader, refused};
 use crate::error::Error;
-use crate::plan::distribute::{Merge, Sort, SortBy, Streamed};
-use crate::wire::frame::Frame;
-
-/// Bytes that a queued row costs beside its frame.
-const ROW_OVERHEAD_BYTES: usize = 96;
+use crate::plan::distribute::{Merge, SortBy, Streamed};
+use crate::wire::frame::Frames;
 
 /// What the client asked its columns to look like.
 #[derive(Debug, Clone, Copy)]
@@ -37,38 +40,24 @@ pub struct ResultFormats<'a> {
 #[derive(Debug)]
 pub struct Merger {
     machine: Machine,
-    visible: usize,
-    is_whole: bool,
-    skip: u64,
-    left: Option<u64>,
-    rows: u64,
-    /// Rows that may be given before it pauses.
-    quota: Option<u64>,
-    /// Rows that came while it paused, where nothing else keeps them.
-    waiting: VecDeque<Frame>,
+    due: Due,
 }
 
 #[derive(Debug)]
 enum Machine {
-    Concatenate,
+    Concatenated(Concatenated),
     Ordered(Ordered),
-    Grouped { groups: Box<Grouped>, open: usize, answer: VecDeque<Box<[u8]>> },
+    Grouped { groups: Box<Grouped>, open: usize, answer: std::vec::IntoIter<Group> },
 }
 
-/// Streams of one order, merged into one of the same.
+/// Rows in whichever order they come.
 #[derive(Debug)]
-struct Ordered {
-    readers: Vec<Reader>,
-    sort: Vec<Sort>,
+struct Concatenated {
     columns: usize,
-    legs: Vec<LegQueue>,
-}
-
-#[derive(Debug, Default)]
-struct LegQueue {
-    rows: VecDeque<(Keys, Frame)>,
-    bytes: usize,
-    ended: bool,
+    visible: usize,
+    fields: Fields,
+    /// Rows that came while it paused.
+    waiting: VecDeque<Frames>,
 }
 
 impl Merger {
@@ -87,35 +76,39 @@ impl Merger {
         let visible = columns
             .checked_sub(plan.hidden)
             .ok_or_else(|| Error::internal("a shard sent fewer columns than were hidden"))?;
+        let is_called = |(at, name): &(usize, Box<str>)| {
+            *at < visible && description.columns.get(*at).is_some_and(|column| column.name == name.as_bytes())
+        };
+        if !plan.named.iter().all(is_called) {
+            return Err(refused("ORDER BY of a column that is not where it was"));
+        }
         let machine = match &plan.merge {
-            Merge::Rows if plan.sort.is_empty() => Machine::Concatenate,
+            Merge::Rows if plan.sort.is_empty() => {
+                let (fields, waiting) = (Fields::default(), VecDeque::new());
+                Machine::Concatenated(Concatenated { columns, visible, fields, waiting })
+            }
             Merge::Rows => {
-                let mut readers = Vec::new();
+                let mut keys = Vec::new();
                 for sort in &plan.sort {
-                    let SortBy::Hidden(key) = sort.by else { return Err(Error::internal("a row has no aggregates")) };
-                    readers.push(Reader::sorted(description, visible, key)?);
+                    let reader = match sort.by {
+                        SortBy::Hidden(key) => Reader::sorted(description, visible, key)?,
+                        SortBy::Visible(at, collating) => Reader::shown(description, at, collating)?,
+                        SortBy::Aggregate(_) => return Err(Error::internal("a row has no aggregates")),
+                    };
+                    let is_text = reader.at < visible && format_of(formats.codes, reader.at) == 0;
+                    keys.push(SortKey::new(reader, is_text, sort)?);
                 }
-                let legs = (0..legs).map(|_| LegQueue::default()).collect();
-                Machine::Ordered(Ordered { readers, sort: plan.sort.clone(), columns, legs })
+                Machine::Ordered(Ordered::new(keys, columns, visible, legs))
             }
             Merge::Groups(groups) => {
                 let groups = Grouped::new(groups, &plan.sort, description, visible, formats.codes, memory_bytes)?;
                 if groups.prints_floats() && formats.extra_float_digits < 1 {
                     return Err(refused("a float aggregate under extra_float_digits below 1"));
                 }
-                Machine::Grouped { groups: Box::new(groups), open: legs, answer: VecDeque::new() }
+                Machine::Grouped { groups: Box::new(groups), open: legs, answer: Vec::new().into_iter() }
             }
         };
-        Ok(Self {
-            machine,
-            visible,
-            is_whole: plan.hidden == 0,
-            skip: plan.offset,
-            left: plan.limit,
-            rows: 0,
-            quota: None,
-            waiting: VecDeque::new(),
-        })
+        Ok(Self { machine, due: Due::new(plan.offset, plan.limit) })
     }
 
     /// From now on it gives so many rows (`None`: all) and then pauses; rows that are due already are appended to `out`.
@@ -123,35 +116,34 @@ impl Merger {
     /// # Errors
     /// As [`Merger::push`].
     pub fn allow(&mut self, rows: Option<u64>, out: &mut BytesMut) -> Result<(), Error> {
-        self.quota = rows;
-        while !self.is_paused()
-            && let Some(frame) = self.waiting.pop_front()
-        {
-            self.emit(&frame, out)?;
+        self.due.quota = rows;
+        match &mut self.machine {
+            Machine::Concatenated(concatenated) => concatenated.give(&mut self.due, out),
+            Machine::Ordered(ordered) => ordered.give(&mut self.due, out),
+            Machine::Grouped { .. } => Ok(()),
         }
-        self.drain_ordered(out)
     }
 
     /// Whether it has given as many rows as it may for now.
     pub fn is_paused(&self) -> bool {
-        self.quota == Some(0)
+        self.due.is_paused()
     }
 
-    /// Takes a DataRow of that leg in; rows that are due are appended to `out`.
+    /// Takes DataRows of that leg in; rows that are due are appended to `out`.
     ///
     /// # Errors
     /// A row that cannot be read, a sum out of range, or groups beyond the memory allowed (`54000`).
-    pub fn push(&mut self, leg: usize, frame: Frame, out: &mut BytesMut) -> Result<(), Error> {
+    pub fn push(&mut self, leg: usize, rows: impl Into<Frames>, out: &mut BytesMut) -> Result<(), Error> {
+        let rows = rows.into();
         match &mut self.machine {
-            Machine::Concatenate if self.quota == Some(0) => {
-                self.waiting.push_back(frame);
-                Ok(())
+            Machine::Concatenated(concatenated) => {
+                concatenated.waiting.push_back(rows);
+                concatenated.give(&mut self.due, out)
             }
-            Machine::Concatenate => self.emit(&frame, out),
-            Machine::Grouped { groups, .. } => groups.push(frame.body()),
+            Machine::Grouped { groups, .. } => rows.bodies().try_for_each(|(body, _)| groups.push(body)),
             Machine::Ordered(ordered) => {
-                ordered.push(leg, frame)?;
-                self.drain_ordered(out)
+                ordered.push(leg, rows)?;
+                ordered.give(&mut self.due, out)
             }
         }
     }
@@ -162,54 +154,45 @@ impl Merger {
     /// As [`Merger::push`].
     pub fn end(&mut self, leg: usize, out: &mut BytesMut) -> Result<(), Error> {
         match &mut self.machine {
-            Machine::Concatenate => Ok(()),
+            Machine::Concatenated(_) => Ok(()),
             Machine::Grouped { groups, open, answer } => {
                 *open = open.saturating_sub(1);
                 if *open == 0 {
-                    *answer = groups.finish()?.into();
+                    *answer = groups.finish()?.into_iter();
                 }
                 Ok(())
             }
             Machine::Ordered(ordered) => {
-                if let Some(queue) = ordered.legs.get_mut(leg) {
-                    queue.ended = true;
-                }
-                self.drain_ordered(out)
+                ordered.end(leg);
+                ordered.give(&mut self.due, out)
             }
         }
     }
 
     /// After all legs have ended: appends rows until `out` holds `high_bytes`. Whether there are more.
-    pub fn finish(&mut self, out: &mut BytesMut, high_bytes: usize) -> bool {
-        loop {
-            if self.is_paused() {
-                return false;
+    ///
+    /// # Errors
+    /// As [`Merger::push`].
+    pub fn finish(&mut self, out: &mut BytesMut, high_bytes: usize) -> Result<bool, Error> {
+        while !self.due.is_paused()
+            && let Machine::Grouped { groups, answer, .. } = &mut self.machine
+        {
+            if out.len() >= high_bytes && answer.len() > 0 {
+                return Ok(true);
             }
-            let Machine::Grouped { answer, .. } = &mut self.machine else { return false };
-            if out.len() >= high_bytes && !answer.is_empty() {
-                return true;
-            }
-            let Some(row) = answer.pop_front() else { return false };
-            if self.is_due() {
-                out.extend_from_slice(&row);
+            let Some(group) = answer.next() else { break };
+            if self.due.counts() {
+                groups.write(&group, out)?;
             }
         }
+        Ok(false)
     }
 
-    /// Bytes held for that leg; of groups, an equal share.
+    /// Bytes held for that leg, where that is what bounds how far it is read.
     pub fn held_bytes(&self, leg: usize) -> usize {
         match &self.machine {
-            Machine::Ordered(ordered) => ordered.legs.get(leg).map_or(0, |queue| queue.bytes),
-            Machine::Grouped { .. } | Machine::Concatenate => 0,
-        }
-    }
-
-    /// Bytes held in all.
-    pub fn total_bytes(&self) -> usize {
-        match &self.machine {
-            Machine::Ordered(ordered) => ordered.legs.iter().map(|queue| queue.bytes).sum(),
-            Machine::Grouped { groups, .. } => groups.used_bytes(),
-            Machine::Concatenate => 0,
+            Machine::Ordered(ordered) => ordered.held_bytes(leg),
+            Machine::Grouped { .. } | Machine::Concatenated(_) => 0,
         }
     }
 
@@ -220,84 +203,37 @@ impl Merger {
 
     /// Rows given so far.
     pub fn rows(&self) -> u64 {
-        self.rows
-    }
-
-    /// Whether no further row can be due.
-    pub fn is_satisfied(&self) -> bool {
-        self.left == Some(0) && !matches!(self.machine, Machine::Grouped { .. })
-    }
-
-    /// Counts a row against OFFSET and LIMIT; whether it belongs to the answer.
-    fn is_due(&mut self) -> bool {
-        if self.skip > 0 {
-            self.skip -= 1;
-            return false;
-        }
-        match &mut self.left {
-            Some(0) => return false,
-            Some(left) => *left -= 1,
-            None => {}
-        }
-        self.rows += 1;
-        self.quota = self.quota.map(|quota| quota.saturating_sub(1));
-        true
-    }
-
-    fn emit(&mut self, frame: &Frame, out: &mut BytesMut) -> Result<(), Error> {
-        if !self.is_due() {
-            return Ok(());
-        }
-        if self.is_whole {
-            out.extend_from_slice(&frame.bytes);
-            return Ok(());
-        }
-        let body = frame.body();
-        let len = row::visible_len(body, self.visible)?;
-        row::write_front(out, body.get(..len).unwrap_or_default(), self.visible);
-        Ok(())
-    }
-
-    fn drain_ordered(&mut self, out: &mut BytesMut) -> Result<(), Error> {
-        while !self.is_paused() {
-            let Machine::Ordered(ordered) = &mut self.machine else { return Ok(()) };
-            let Some(frame) = ordered.pop() else { return Ok(()) };
-            self.emit(&frame, out)?;
-        }
-        Ok(())
+        self.due.rows
     }
 }
 
-impl Ordered {
-    fn push(&mut self, leg: usize, frame: Frame) -> Result<(), Error> {
-        let columns = row::columns(frame.body(), self.columns)?;
-        let keys: Result<Keys, Error> = self.readers.iter().map(|reader| reader.read(&columns)).collect();
-        let queue = self.legs.get_mut(leg).ok_or_else(|| Error::internal("a row of a leg that is not there"))?;
-        queue.bytes += frame.bytes.len() + ROW_OVERHEAD_BYTES;
-        queue.rows.push_back((keys?, frame));
-        Ok(())
-    }
-
-    /// The next row of the answer, if every leg has shown its next one or ended.
-    fn pop(&mut self) -> Option<Frame> {
-        let mut best: Option<usize> = None;
-        for (at, queue) in self.legs.iter().enumerate() {
-            let Some((keys, _)) = queue.rows.front() else {
-                if queue.ended {
-                    continue;
+impl Concatenated {
+    /// Appends what waits, up to a pause.
+    fn give(&mut self, due: &mut Due, out: &mut BytesMut) -> Result<(), Error> {
+        while !due.is_paused()
+            && let Some(rows) = self.waiting.pop_front()
+        {
+            if self.visible == self.columns && due.count_all(rows.count) {
+                out.extend_from_slice(&rows.bytes);
+                continue;
+            }
+            let (mut given, mut count) = (0, 0);
+            for (body, end) in rows.bodies() {
+                if due.is_paused() {
+                    break;
                 }
-                return None;
-            };
-            let is_better = best
-                .and_then(|best| self.legs.get(best)?.rows.front())
-                .is_none_or(|(best, _)| order::compare(&self.sort, keys, best).is_lt());
-            if is_better {
-                best = Some(at);
+                if due.counts() {
+                    self.fields.read(body, self.columns)?;
+                    let front = body.get(..self.fields.front_len(self.visible));
+                    row::write_front(out, front.unwrap_or_default(), self.visible);
+                }
+                (given, count) = (end, count + 1);
+            }
+            let left = Frames { bytes: rows.bytes.slice(given..), count: rows.count - count };
+            if left.count > 0 {
+                self.waiting.push_front(left);
             }
         }
-        let queue = self.legs.get_mut(best?)?;
-        let (_, frame) = queue.rows.pop_front()?;
-        queue.bytes = queue.bytes.saturating_sub(frame.bytes.len() + ROW_OVERHEAD_BYTES);
-        Some(frame)
+        Ok(())
     }
 }

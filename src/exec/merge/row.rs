@@ -1,4 +1,4 @@
-//! DataRow bodies: finding a column's bytes, and cutting hidden columns off.
+//! DataRow bodies: finding columns where they lie, and cutting hidden columns off.
 
 use bytes::{BufMut, BytesMut};
 
@@ -11,44 +11,70 @@ fn malformed() -> Error {
     Error::internal("a shard sent a DataRow that cannot be read")
 }
 
-/// The columns' bytes; NULL is `None`.
-///
-/// # Errors
-/// A body whose columns are not `count`, or that ends too early or too late.
-pub(super) fn columns(body: &[u8], count: usize) -> Result<Vec<Option<&[u8]>>, Error> {
-    let mut body = Body::new(body);
-    let stated = body.i16().and_then(|stated| usize::try_from(stated).ok()).ok_or_else(malformed)?;
-    if stated != count {
-        return Err(malformed());
-    }
-    let mut columns = Vec::with_capacity(count);
-    for _ in 0..count {
-        let len = body.i32().ok_or_else(malformed)?;
-        columns.push(match usize::try_from(len) {
-            Ok(len) => Some(body.bytes(len).ok_or_else(malformed)?),
-            Err(_) => None,
-        });
-    }
-    if body.rest().is_empty() { Ok(columns) } else { Err(malformed()) }
+/// Where the columns of one row lie in its body; kept and filled again for the next row.
+#[derive(Debug, Default)]
+pub(super) struct Fields(Vec<Field>);
+
+#[derive(Debug, Clone, Copy)]
+struct Field {
+    start: u32,
+    end: u32,
+    is_null: bool,
 }
 
-/// Bytes at the front of a body that the first `visible` columns take, count included.
-///
-/// # Errors
-/// A body that ends too early.
-pub(super) fn visible_len(body: &[u8], visible: usize) -> Result<usize, Error> {
-    let mut rest = Body::new(body);
-    rest.i16().ok_or_else(malformed)?;
-    for _ in 0..visible {
-        let len = rest.i32().ok_or_else(malformed)?;
-        if let Ok(len) = usize::try_from(len) {
-            rest.bytes(len).ok_or_else(malformed)?;
+impl Fields {
+    /// Looks where the columns of that body lie.
+    ///
+    /// # Errors
+    /// A body whose columns are not `count`, or that ends too early or too late.
+    pub(super) fn read(&mut self, body: &[u8], count: usize) -> Result<(), Error> {
+        self.0.clear();
+        let mut rest = Body::new(body);
+        let stated = rest.i16().and_then(|stated| usize::try_from(stated).ok()).ok_or_else(malformed)?;
+        if stated != count {
+            return Err(malformed());
         }
+        let mut at = 2_u32;
+        for _ in 0..count {
+            let len = rest.i32().ok_or_else(malformed)?;
+            let (start, is_null) = (at + 4, len < 0);
+            let len = len.max(0) as u32;
+            rest.bytes(len as usize).ok_or_else(malformed)?;
+            at = start + len;
+            self.0.push(Field { start, end: at, is_null });
+        }
+        if rest.rest().is_empty() { Ok(()) } else { Err(malformed()) }
     }
-    Ok(body.len() - rest.rest().len())
+
+    /// A column's bytes in the body that was read; `None` is NULL.
+    pub(super) fn get<'b>(&self, body: &'b [u8], at: usize) -> Option<&'b [u8]> {
+        let field = self.0.get(at).filter(|field| !field.is_null)?;
+        body.get(field.start as usize..field.end as usize)
+    }
+
+    /// Bytes at the front of the body that the first `visible` columns take, their number included.
+    pub(super) fn front_len(&self, visible: usize) -> usize {
+        visible.checked_sub(1).and_then(|last| self.0.get(last)).map_or(2, |field| field.end as usize)
+    }
 }
 
-/// Writes the DataRow with its first `visible` columns, whose bytes are `body[..len]`.
+/// One row that was read.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Row<'a> {
+    /// Its body.
+    pub(super) body: &'a [u8],
+    /// Where its columns lie.
+    pub(super) fields: &'a Fields,
+}
+
+impl<'a> Row<'a> {
+    /// A column's bytes; `None` is NULL.
+    pub(super) fn get(&self, at: usize) -> Option<&'a [u8]> {
+        self.fields.get(self.body, at)
+    }
+}
+
+/// Writes the DataRow with the first `visible` columns, which take `front` of its body.
 pub(super) fn write_front(out: &mut BytesMut, front: &[u8], visible: usize) {
     writer::message(out, b'D', |out| {
         out.put_i16(i16::try_from(visible).unwrap_or(i16::MAX));

@@ -1,6 +1,7 @@
 //! Hidden columns' types: which pgherd reads, which it may group and sort by.
 
 use super::description::Description;
+use super::row::Row;
 use crate::error::Error;
 use crate::plan::distribute::{Collating, Key};
 use crate::plan::value::{Kind, Value};
@@ -10,6 +11,11 @@ pub(super) fn refused(what: &str) -> Error {
     Error::refused(format!("{what} cannot be merged over several shards")).hint(
         "tie the statement to one value of the shard key, or group by the shard key, so that the shards do the work",
     )
+}
+
+/// A value that is not of its type.
+pub(super) fn unreadable() -> Error {
+    Error::internal("a shard sent a value that is not of its column's type")
 }
 
 /// Reads one hidden column of a row.
@@ -50,6 +56,13 @@ impl Reader {
         Ok(reader)
     }
 
+    /// A reader of a visible column that rows are sorted by.
+    pub(super) fn shown(description: &Description, at: usize, collating: Collating) -> Result<Self, Error> {
+        let reader = Self::new(description, at, 0)?;
+        reader.check_order(collating, "ORDER BY")?;
+        Ok(reader)
+    }
+
     /// Refuses texts whose collation does not sort by bytes.
     pub(super) fn check_order(&self, collating: Collating, what: &str) -> Result<(), Error> {
         if self.kind.is_collatable() && collating < Collating::Bytes {
@@ -59,9 +72,8 @@ impl Reader {
     }
 
     /// The column's value in a row; `None` is NULL.
-    pub(super) fn read(&self, columns: &[Option<&[u8]>]) -> Result<Option<Value>, Error> {
-        let Some(bytes) = columns.get(self.at).copied().flatten() else { return Ok(None) };
-        let value = Value::from_binary(self.kind, bytes);
-        value.map(Some).ok_or_else(|| Error::internal("a shard sent a value that is not of its column's type"))
+    pub(super) fn read(&self, row: &Row<'_>) -> Result<Option<Value>, Error> {
+        let Some(bytes) = row.get(self.at) else { return Ok(None) };
+        Value::from_binary(self.kind, bytes).map(Some).ok_or_else(unreadable)
     }
 }

@@ -42,6 +42,18 @@ pub(super) enum Meant<'t> {
     Expr(&'t Expr, String),
 }
 
+impl Item<'_> {
+    /// Whether a `*` has put it there for that column of that relation.
+    pub(super) fn stands_for(&self, alias: &str, column: &str) -> bool {
+        self.expr.is_none() && self.text == spelled(alias, column)
+    }
+}
+
+/// A column of a relation, as SQL.
+fn spelled(alias: &str, column: &str) -> String {
+    format!("{}.{}", quoted(alias), quoted(column))
+}
+
 impl<'t> Items<'t> {
     pub(super) fn read(
         select: &'t Select,
@@ -89,7 +101,7 @@ impl<'t> Items<'t> {
                 continue;
             };
             for column in &relation.columns {
-                let text = format!("{}.{}", quoted(&source.alias), quoted(&column.name));
+                let text = spelled(&source.alias, &column.name);
                 self.all.push(Item { text, expr: None, name: Some(column.name.clone()) });
             }
         }

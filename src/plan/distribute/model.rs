@@ -114,6 +114,8 @@ pub struct Streamed {
     pub merge: Merge,
     /// The answer's order; empty is any.
     pub sort: Vec<Sort>,
+    /// What visible columns must be called that rows are sorted by: a `*` may have come to stand for others.
+    pub named: Vec<(usize, Box<str>)>,
     /// Rows skipped at the front.
     pub offset: u64,
     /// Rows at most.
@@ -330,6 +332,8 @@ pub struct Sort {
 pub enum SortBy {
     /// A hidden column.
     Hidden(Key),
+    /// The visible column of that number, from 0, in the form in which the client wants it, and what is known of its collation.
+    Visible(usize, Collating),
     /// The aggregate of that number.
     Aggregate(usize),
 }

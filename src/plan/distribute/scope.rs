@@ -103,6 +103,14 @@ impl<'o> Scope<'o> {
         }
     }
 
+    /// All columns of its own relations.
+    pub(super) fn columns(&self) -> impl Iterator<Item = Resolved<'_>> {
+        self.sources.iter().enumerate().flat_map(|(index, source)| {
+            let columns = source.relation.iter().flat_map(|relation| &relation.columns);
+            columns.map(move |column| Resolved { source, index, column, level: 0 })
+        })
+    }
+
     fn unqualified(&self, name: &Ident, level: usize) -> Option<Resolved<'_>> {
         if self.blurred.contains(&*name.value) {
             return None;

@@ -15,9 +15,10 @@ use super::group;
 use super::items::{Item, Items, Meant, texts, wrapped};
 use super::model::{Collating, Distributed, Key, Merge, Sort, SortBy, Streamed};
 use super::refuse::{clause, refuse};
-use super::scope::{Scope, parts};
+use super::scope::{Resolved, Scope, parts};
 use super::source::{Clauses, Source};
 use crate::plan::shard_key;
+use crate::plan::value::Kind;
 use crate::plan::{Reason, Refusal};
 use crate::sql::parse;
 
@@ -113,6 +114,7 @@ pub(super) fn plan(
         sql: sql.into(),
         hidden: job.columns.0.len(),
         inserted,
+        named: job.named(&sort),
         merge,
         sort,
         offset: bounds.offset,
@@ -235,7 +237,53 @@ impl<'t> Job<'t> {
     fn sort(&mut self) -> Result<Vec<Sort>, Refusal> {
         let elements = self.order_by()?;
         self.check_distinct(&elements)?;
-        Ok(elements.into_iter().map(|(meant, direction)| direction.sort(SortBy::Hidden(self.key(&meant)))).collect())
+        Ok(elements
+            .into_iter()
+            .map(|(meant, direction)| {
+                let visible = self.shown(&meant).map(|(at, collating)| SortBy::Visible(at, collating));
+                direction.sort(visible.unwrap_or_else(|| SortBy::Hidden(self.key(&meant))))
+            })
+            .collect())
+    }
+
+    /// The visible column that shows that element, if rows can be told apart by what it shows in text and in binary form alike:
+    /// then no hidden one is needed.
+    fn shown(&self, meant: &Meant<'_>) -> Option<(usize, Collating)> {
+        let column = |at: usize| self.column_of(&self.items.all[at]);
+        let at = match meant {
+            Meant::Item(at) => *at,
+            Meant::Expr(expr, _) => {
+                let wanted = self.scope.column(expr).filter(|found| found.level == 0)?;
+                let is_it =
+                    |found: Resolved<'_>| found.index == wanted.index && found.column.name == wanted.column.name;
+                (0..self.items.all.len()).find(|&at| column(at).is_some_and(is_it))?
+            }
+        };
+        let is_sure = self.items.is_exact && self.items.all[at].name.is_some();
+        let found = column(at).filter(|_| is_sure)?.column;
+        let collating = shard_key::collating(found.collation, self.constants.input.catalog);
+        match Kind::of(found.type_oid)? {
+            Kind::Int2 | Kind::Int4 | Kind::Int8 => Some((at, collating)),
+            Kind::Text | Kind::Varchar if collating == Collating::Bytes => Some((at, collating)),
+            _ => None,
+        }
+    }
+
+    /// The names of visible sort keys.
+    fn named(&self, sort: &[Sort]) -> Vec<(usize, Box<str>)> {
+        let visible = sort.iter().filter_map(|sort| match sort.by {
+            SortBy::Visible(at, _) => Some((at, self.items.all[at].name.clone()?)),
+            SortBy::Hidden(_) | SortBy::Aggregate(_) => None,
+        });
+        visible.collect()
+    }
+
+    /// The column that a visible column is, if it is nothing but one.
+    fn column_of(&self, item: &Item<'t>) -> Option<Resolved<'_>> {
+        match item.expr {
+            Some(expr) => self.scope.column(expr).filter(|found| found.level == 0),
+            None => self.scope.columns().find(|found| item.stands_for(&found.source.alias, &found.column.name)),
+        }
     }
 
     /// Under DISTINCT a hidden column must not add a distinction: PostgreSQL sorts by listed expressions only.
@@ -381,11 +429,15 @@ impl<'t> Job<'t> {
 fn tail(sort: &[Sort], bounds: Bounds, prefix: &str) -> String {
     let mut tail = String::new();
     for (at, key) in sort.iter().enumerate() {
-        let SortBy::Hidden(Key { hidden, .. }) = key.by else { continue };
+        let column = match key.by {
+            SortBy::Hidden(Key { hidden, .. }) => format!("{prefix}{hidden}"),
+            SortBy::Visible(number, _) => (number + 1).to_string(),
+            SortBy::Aggregate(_) => continue,
+        };
         let direction = if key.descending { "DESC" } else { "ASC" };
         let nulls = if key.nulls_first { "FIRST" } else { "LAST" };
         let lead = if at == 0 { " ORDER BY" } else { "," };
-        tail.push_str(&format!("{lead} {prefix}{hidden} {direction} NULLS {nulls}"));
+        tail.push_str(&format!("{lead} {column} {direction} NULLS {nulls}"));
     }
     // A sum beyond bigint limits nothing.
     let rows = bounds.limit.and_then(|limit| i64::try_from(limit.checked_add(bounds.offset)?).ok());

@@ -1,5 +1,6 @@
 //! Values of the types that pgherd reads itself, decoded from text or binary form and compared exactly as PostgreSQL does.
 
+pub mod binary;
 pub mod datetime;
 pub mod numeric;
 

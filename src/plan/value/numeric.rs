@@ -7,10 +7,10 @@ pub const DIGIT_WIDTH: i32 = 4;
 /// The base.
 pub const BASE: i32 = 10_000;
 
-const NEGATIVE: u16 = 0x4000;
-const NAN: u16 = 0xC000;
-const POSITIVE_INFINITY: u16 = 0xD000;
-const NEGATIVE_INFINITY: u16 = 0xF000;
+pub(super) const NEGATIVE: u16 = 0x4000;
+pub(super) const NAN: u16 = 0xC000;
+pub(super) const POSITIVE_INFINITY: u16 = 0xD000;
+pub(super) const NEGATIVE_INFINITY: u16 = 0xF000;
 
 /// A value of type `numeric`.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -7,7 +7,7 @@ use std::task::{Context, Poll};
 use bytes::{BufMut, BytesMut};
 use pgherd::error::Error;
 use pgherd::exec::fanout::{Leg, Sink};
-use pgherd::wire::frame::{self, Frame};
+use pgherd::wire::frame::{self, Frame, Frames};
 use pgherd::wire::writer;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
@@ -135,6 +135,13 @@ impl Leg for Wire {
             }
             self.inbuf.extend_from_slice(buffer.filled());
         }
+    }
+
+    fn poll_frames(&mut self, cx: &mut Context<'_>, tag: u8) -> Poll<Result<Frames, Error>> {
+        if let Some(rows) = frame::cut_all(&mut self.inbuf, tag, 1 << 28).expect("sound frames") {
+            return Poll::Ready(Ok(rows));
+        }
+        self.poll_frame(cx).map_ok(Frames::from)
     }
 
     fn cancel(&self) -> Pin<Box<dyn Future<Output = ()> + Send>> {
