@@ -95,7 +95,9 @@ impl<'p> Splitter<'p> {
 
     /// Behind the end of the first line that is not within quotes.
     fn end_of_line(&mut self) -> Option<usize> {
-        while let Some(&byte) = self.buf.get(self.seen) {
+        while self.skip_plain_bytes()
+            && let Some(&byte) = self.buf.get(self.seen)
+        {
             self.seen += 1;
             match &self.plan.form {
                 Form::Csv { quote, escape, .. } => {
@@ -127,6 +129,19 @@ impl<'p> Splitter<'p> {
             }
         }
         None
+    }
+
+    /// Goes on to the next byte that can mean something; false if there is none.
+    fn skip_plain_bytes(&mut self) -> bool {
+        let meaning = match &self.plan.form {
+            _ if self.was_escape => return true,
+            Form::Csv { quote, escape, .. } if quote == escape => *quote,
+            Form::Csv { .. } => return true,
+            Form::Text { .. } | Form::Binary => b'\\',
+        };
+        let next = memchr::memchr3(b'\n', b'\r', meaning, self.buf.get(self.seen..).unwrap_or_default());
+        self.seen = next.map_or(self.buf.len(), |next| self.seen + next);
+        next.is_some()
     }
 
     fn line(&mut self, end: usize) -> Row {
