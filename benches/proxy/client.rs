@@ -15,7 +15,7 @@ use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
 
 /// How long one answer may take: a load ends by itself, whatever happens.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(300);
 /// Room for the answers to small requests.
 const SMALL: usize = 16 * 1024;
 
@@ -38,6 +38,7 @@ pub fn tls_config(ca: &str) -> Arc<ClientConfig> {
 pub struct Door {
     pub port: u16,
     pub user: &'static str,
+    pub database: String,
     /// What SCRAM needs, derived once so that the load generator does not spend PBKDF2's rounds for each login.
     pub keys: Option<Arc<ScramKeys>>,
     pub tls: Option<Arc<ClientConfig>>,
@@ -89,7 +90,7 @@ impl Client {
     fn log_in(&mut self, door: &Door) -> io::Result<()> {
         let mut out = BytesMut::new();
         let mut body = BytesMut::new();
-        for text in ["user", door.user, "database", "bench", "application_name", "bench", ""] {
+        for text in ["user", door.user, "database", &door.database, "application_name", "bench", ""] {
             writer::cstr(&mut body, text.as_bytes());
         }
         out.put_u32(body.len() as u32 + 8);

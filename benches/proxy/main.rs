@@ -6,16 +6,20 @@
 mod bulk;
 mod client;
 mod connect;
+mod copying;
 mod figures;
 mod forwarder;
 #[path = "../../tests/harness/mod.rs"]
 #[allow(unused_imports, reason = "the benchmark uses a part of the harness")]
 mod harness;
+mod herd;
 mod latency;
 mod memory;
+mod merging;
 mod slow;
 mod targets;
 mod throughput;
+mod tpch;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -54,7 +58,10 @@ struct Options {
     /// Clients of `memory`.
     #[arg(long, value_delimiter = ',', default_value = "1000,10000")]
     idle_clients: Vec<usize>,
-    /// Rows of `bulk`.
+    /// Scale factor of `tpch`: 1 is some 1 GiB of data.
+    #[arg(long, default_value_t = 0.1)]
+    tpch_scale: f64,
+    /// Rows of `bulk`, `merge` and `copy`.
     #[arg(long, default_value_t = 2_000_000)]
     rows: u64,
     /// MiB of the result that a slow client takes.
@@ -88,8 +95,21 @@ enum Measure {
     Connect,
     /// One client's mean latency, and percentiles under a mixed load.
     Latency,
-    /// All of them.
+    /// Rows of four shards merged: wall time, CPU for each million rows, resident memory. Not part of `all`.
+    Merge,
+    /// COPY FROM over four shards beside a plain COPY: CPU of servers and proxy. Not part of `all`.
+    Copy,
+    /// TPC-H over four shards beside one PostgreSQL, both layouts. Not part of `all`.
+    Tpch,
+    /// All of one server.
     All,
+}
+
+impl Measure {
+    /// What takes its own data, over shards, and minutes.
+    fn is_of_shards(self) -> bool {
+        matches!(self, Self::Merge | Self::Copy | Self::Tpch)
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
@@ -107,7 +127,12 @@ enum Workload {
 
 impl Options {
     fn measures(&self, measure: Measure) -> bool {
-        self.measure.contains(&measure) || self.is_all()
+        self.measure.contains(&measure) || self.is_all() && !measure.is_of_shards()
+    }
+
+    /// Whether pgbench's tables are needed.
+    fn needs_pgbench(&self) -> bool {
+        self.measure.iter().any(|measure| !measure.is_of_shards())
     }
 
     fn is_all(&self) -> bool {
@@ -149,23 +174,28 @@ fn run(options: &Options) -> Result<(), ServerError> {
     let settings = PostgresOptions::default().set("shared_buffers", "512MB").set("max_wal_size", "4GB");
     let server = PostgresServer::start(&ground, &settings.set("autovacuum", "off").set("jit", "off"))?;
     server.sql("postgres", "create database bench")?;
-    let pgbench = ground.binaries().postgres_program("pgbench");
-    let (port, scale) = (server.port().to_string(), options.scale.to_string());
-    let mut initialize = ground.command(&pgbench);
-    initialize.args(["-i", "-q", "-s", &scale, "-h", "127.0.0.1", "-p", &port, "-U", "postgres", "bench"]);
-    Ground::run(&mut initialize)?;
-    server.sql("bench", "vacuum analyze")?;
-    server.sql("bench", "checkpoint")?;
+    if options.needs_pgbench() {
+        let pgbench = ground.binaries().postgres_program("pgbench");
+        let (port, scale) = (server.port().to_string(), options.scale.to_string());
+        let mut initialize = ground.command(&pgbench);
+        initialize.args(["-i", "-q", "-s", &scale, "-h", "127.0.0.1", "-p", &port, "-U", "postgres", "bench"]);
+        Ground::run(&mut initialize)?;
+        server.sql("bench", "vacuum analyze")?;
+        server.sql("bench", "checkpoint")?;
+    }
 
     let yard = Yard { ground: &ground, server: &server, pgherd: &options.pgherd, threads: options.threads };
     type Program = fn(&Options, &Yard<'_>) -> Result<(), ServerError>;
-    let programs: [(Measure, Program); 6] = [
+    let programs: [(Measure, Program); 9] = [
         (Measure::Memory, memory::run),
         (Measure::Connect, connect::run),
         (Measure::Bulk, bulk::run),
         (Measure::Slow, slow::run),
         (Measure::Latency, latency::run),
         (Measure::Throughput, throughput::run),
+        (Measure::Merge, merging::run),
+        (Measure::Copy, copying::run),
+        (Measure::Tpch, tpch::run),
     ];
     for (measure, program) in programs {
         if options.measures(measure) {

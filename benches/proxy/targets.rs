@@ -164,11 +164,6 @@ impl Yard<'_> {
 
     fn start_pgherd(&self, entrance: Entrance) -> Result<Running, ServerError> {
         let (folder, port) = (self.ground.server_folder("pgherd")?, free_port()?);
-        // A copy, because the unprivileged user may not be able to look into the build's folder.
-        let program = folder.join("pgherd");
-        fs::copy(self.pgherd, &program)
-            .map_err(|error| ServerError(format!("cannot copy {}: {error}", self.pgherd.display())))?;
-        let config = folder.join("proxy.toml");
         let threads = self.threads.map(|threads| format!("threads = {threads}\n")).unwrap_or_default();
         let tls = match entrance.tls {
             true => {
@@ -188,9 +183,29 @@ impl Yard<'_> {
             self.server.port(),
             scram_secret()
         );
-        self.ground.write(&config, &text)?;
+        self.serve(&folder, &text, port, entrance)
+    }
+
+    /// pgherd in front of what `toml` says, its own port aside.
+    ///
+    /// # Errors
+    /// It does not start.
+    pub fn start_pgherd_of(&self, toml: &str) -> Result<Running, ServerError> {
+        let (folder, port) = (self.ground.server_folder("pgherd")?, free_port()?);
+        let threads = self.threads.map(|threads| format!("threads = {threads}\n")).unwrap_or_default();
+        let text = format!("{threads}[listen]\naddress = \"127.0.0.1:{port}\"\n{toml}");
+        self.serve(&folder, &text, port, Entrance::default())
+    }
+
+    fn serve(&self, folder: &Path, toml: &str, port: u16, entrance: Entrance) -> Result<Running, ServerError> {
+        // A copy, because the unprivileged user may not be able to look into the build's folder.
+        let program = folder.join("pgherd");
+        fs::copy(self.pgherd, &program)
+            .map_err(|error| ServerError(format!("cannot copy {}: {error}", self.pgherd.display())))?;
+        let config = folder.join("proxy.toml");
+        self.ground.write(&config, toml)?;
         let command = [&*program.to_string_lossy(), "serve", "--config", &*config.to_string_lossy()];
-        self.run(&folder, &command, port, entrance)
+        self.run(folder, &command, port, entrance)
     }
 
     fn run(&self, folder: &Path, command: &[&str], port: u16, entrance: Entrance) -> Result<Running, ServerError> {
@@ -211,10 +226,10 @@ impl Yard<'_> {
 /// The way in to something that was started for that entrance.
 pub fn door(port: u16, entrance: Entrance) -> Door {
     let tls = entrance.tls.then(|| crate::client::tls_config(&certificates().ca));
-    let keys = || ScramKeys::derive(PASSWORD, SALT, DEFAULT_ITERATIONS);
+    let (database, keys) = ("bench".to_owned(), || ScramKeys::derive(PASSWORD, SALT, DEFAULT_ITERATIONS));
     match entrance.scram {
-        true => Door { port, user: SCRAM_USER, keys: Some(Arc::new(keys())), tls },
-        false => Door { port, user: "postgres", keys: None, tls },
+        true => Door { port, user: SCRAM_USER, database, keys: Some(Arc::new(keys())), tls },
+        false => Door { port, user: "postgres", database, keys: None, tls },
     }
 }
 

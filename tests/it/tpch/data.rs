@@ -17,6 +17,11 @@ use crate::harness::{self, Database, Pgherd};
 /// A hundredth of the smallest database that the standard knows: 60,000 line items.
 const SCALE: f64 = 0.01;
 
+/// The scale factor of this run.
+pub(super) fn scale() -> f64 {
+    std::env::var("PGHERD_TPCH_SCALE").ok().and_then(|text| text.parse().ok()).unwrap_or(SCALE)
+}
+
 /// How tables lie on the shards. Orders and line items always go together, by order key; nation and region are always whole.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Layout {
@@ -122,14 +127,14 @@ async fn database_in(locale: &str) -> Database {
 async fn load(whole: Database) -> Database {
     whole.execute(include_str!("schema.sql")).await;
     let tables = [
-        ("region", rows(RegionGenerator::new(SCALE, 1, 1).iter())),
-        ("nation", rows(NationGenerator::new(SCALE, 1, 1).iter())),
-        ("part", rows(PartGenerator::new(SCALE, 1, 1).iter())),
-        ("supplier", rows(SupplierGenerator::new(SCALE, 1, 1).iter())),
-        ("partsupp", rows(PartSuppGenerator::new(SCALE, 1, 1).iter())),
-        ("customer", rows(CustomerGenerator::new(SCALE, 1, 1).iter())),
-        ("orders", rows(OrderGenerator::new(SCALE, 1, 1).iter())),
-        ("lineitem", rows(LineItemGenerator::new(SCALE, 1, 1).iter())),
+        ("region", rows(RegionGenerator::new(scale(), 1, 1).iter())),
+        ("nation", rows(NationGenerator::new(scale(), 1, 1).iter())),
+        ("part", rows(PartGenerator::new(scale(), 1, 1).iter())),
+        ("supplier", rows(SupplierGenerator::new(scale(), 1, 1).iter())),
+        ("partsupp", rows(PartSuppGenerator::new(scale(), 1, 1).iter())),
+        ("customer", rows(CustomerGenerator::new(scale(), 1, 1).iter())),
+        ("orders", rows(OrderGenerator::new(scale(), 1, 1).iter())),
+        ("lineitem", rows(LineItemGenerator::new(scale(), 1, 1).iter())),
     ];
     let client = whole.client().await;
     for (name, rows) in tables {

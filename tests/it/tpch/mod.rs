@@ -1,6 +1,7 @@
 //! TPC-H through pgherd: each of the 22 queries equals one PostgreSQL's answer.
 //!
-//! Two layouts, two and four shards, the simple and the extended protocol. Run with `--nocapture` to see the table.
+//! Two layouts, two and four shards, the simple and the extended protocol. `--nocapture` shows the table; `PGHERD_SOAK=1` runs all
+//! layouts, `PGHERD_TPCH_SCALE=0.1` over ten times the data.
 
 mod data;
 mod queries;
@@ -99,7 +100,7 @@ async fn story(layout: Layout, collation: Collation, shards: usize, cached: bool
     let herd = Herd::start(layout, collation, shards, cached).await;
     let (oracle, through) = (herd.whole.client().await, herd.pgherd.client("tpch").await);
     let (mut table, mut wrong, mut equal, mut empty) = (String::new(), Vec::new(), Vec::new(), 0);
-    for query in queries() {
+    for query in queries(data::scale()) {
         let mut outcomes = Vec::new();
         let started = std::time::Instant::now();
         let wanted = [simple(&oracle, &query.text).await, extended(&oracle, &query.text).await].map(|answer| {
