@@ -29,6 +29,7 @@ mod proof;
 mod psql;
 mod reading;
 mod relay;
+mod replay;
 mod replication;
 mod servers;
 mod tpch;

@@ -1,6 +1,6 @@
 //! Transfers between shards while pgherds and servers are killed: no reader sees another total, and nothing acknowledged is lost.
 //!
-//! Each is killed once in the quick tier; `PGHERD_SOAK_SECONDS=600` goes on so long.
+//! Each is killed once in the quick tier; `PGHERD_SOAK_SECONDS=600` goes on so long, with 32 clients and a server for each shard.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -143,12 +143,17 @@ fn file(stage: &Stage, port: u16) -> PathBuf {
 struct Targets {
     pgherds: [Serving; 2],
     files: [PathBuf; 2],
-    /// The shards' two servers, and the primary's.
+    /// The shards' servers, and the primary's.
     servers: Arc<Vec<PostgresServer>>,
     redis: Option<Arc<RedisServer>>,
 }
 
 impl Targets {
+    /// pgherds, servers, and Redis.
+    fn count(&self) -> usize {
+        self.pgherds.len() + self.servers.len() + 1
+    }
+
     /// Kills one, and starts it anew.
     async fn strike(&mut self, victim: usize) {
         match victim {
@@ -157,7 +162,7 @@ impl Targets {
                 self.pgherds[victim].ended(Duration::from_secs(5));
                 self.pgherds[victim] = Serving::start(&self.files[victim]);
             }
-            2..=4 => {
+            _ if victim < 2 + self.servers.len() => {
                 let servers = Arc::clone(&self.servers);
                 let again = tokio::task::spawn_blocking(move || {
                     let server = &servers[victim - 2];
@@ -180,15 +185,18 @@ async fn killed_pgherds_and_servers_lose_nothing_and_show_nobody_half_a_transfer
     let lasts = std::env::var("PGHERD_SOAK_SECONDS").ok().and_then(|text| text.parse().ok());
     let lasts = lasts.map_or(Duration::ZERO, Duration::from_secs);
     let options = harness::options().own_initdb();
-    let servers: Arc<Vec<PostgresServer>> = Arc::new((0..3).map(|_| harness::start(&options)).collect());
+    // In the quick tier two shards a server: one that is killed takes two participants along.
+    let (shards_of_one, clients, readers) = if lasts.is_zero() { (2, 6, 2) } else { (1, 32, 4) };
+    let shard_servers = 4 / shards_of_one;
+    let servers: Arc<Vec<PostgresServer>> = Arc::new((0..=shard_servers).map(|_| harness::start(&options)).collect());
     let redis = RedisServer::start(harness::ground()).expect("Redis starts").map(Arc::new);
     let mut shards: Vec<Database> = Vec::new();
-    for server in &servers[..2] {
-        // Two shards a server: one that is killed takes two participants along.
-        shards.push(harness::database_on(server).await);
-        shards.push(harness::database_on(server).await);
+    for server in &servers[..shard_servers] {
+        for _ in 0..shards_of_one {
+            shards.push(harness::database_on(server).await);
+        }
     }
-    let mut stage = Stage::between(harness::database_on(&servers[2]).await, shards, "").await;
+    let mut stage = Stage::between(harness::database_on(&servers[shard_servers]).await, shards, "").await;
     if let Some(redis) = &redis {
         // Reads of the primary are cached beside it all: its loss is nobody's loss.
         let redis = format!("redis = {{ url = \"{}\", timeout = \"100ms\", lease = \"1s\" }}", redis.url());
@@ -208,16 +216,17 @@ async fn killed_pgherds_and_servers_lose_nothing_and_show_nobody_half_a_transfer
         wrong: Mutex::default(),
     });
     let mut tasks = Vec::new();
-    for who in 0..6 {
+    for who in 0..clients {
         tasks.push(tokio::spawn(transfers(Arc::clone(&bank), who)));
     }
-    for who in 0..2 {
+    for who in 0..readers {
         tasks.push(tokio::spawn(sums(Arc::clone(&bank), who)));
         tasks.push(tokio::spawn(notes(Arc::clone(&bank), who)));
     }
     let end = Instant::now() + lasts;
-    let mut strikes = 0;
-    while strikes < 6 || Instant::now() < end {
+    let (mut strikes, victims) = (0, targets.count());
+    let mut killed = vec![0; victims];
+    while strikes < victims || Instant::now() < end {
         // Not before somebody has got something done since the last strike.
         let (done, read) = (bank.acknowledged.lock().len() + 10, bank.sums.load(Ordering::Relaxed) + 3);
         harness::eventually(Duration::from_secs(60), "transfers and sums after a strike", async || {
@@ -225,8 +234,9 @@ async fn killed_pgherds_and_servers_lose_nothing_and_show_nobody_half_a_transfer
         })
         .await;
         // In the quick tier each once, in order; then whoever it meets.
-        let victim = if strikes < 6 { strikes } else { rand::rng().random_range(0..6) };
+        let victim = if strikes < victims { strikes } else { rand::rng().random_range(0..victims) };
         targets.strike(victim).await;
+        killed[victim] += 1;
         strikes += 1;
     }
     bank.ends.store(true, Ordering::Relaxed);
@@ -254,7 +264,7 @@ async fn killed_pgherds_and_servers_lose_nothing_and_show_nobody_half_a_transfer
     let lost: Vec<_> = acknowledged.iter().filter(|name| !parts.contains_key(*name)).collect();
     assert!(lost.is_empty(), "acknowledged and lost: {lost:?}");
     eprintln!(
-        "{} kills, {} transfers acknowledged, {} failed, {} sums, {} failed",
+        "{} kills (two pgherds, {shard_servers} servers of shards, the primary, Redis: {killed:?}), {clients} clients, {} transfers acknowledged, {} failed, {} sums, {} failed",
         strikes,
         acknowledged.len(),
         bank.unanswered.load(Ordering::Relaxed),
