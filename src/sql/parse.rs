@@ -1,5 +1,7 @@
 //! sqlparser's tree of one statement, under limits that make its depth small whatever the text holds.
 
+use std::borrow::Cow;
+
 use sqlparser::ast::Statement;
 use sqlparser::dialect::PostgreSqlDialect;
 use sqlparser::parser::Parser;
@@ -31,12 +33,45 @@ pub(super) fn parse_tokens(all: &[Token], text: &[u8]) -> Option<Statement> {
     if last.end - first.start > limits::PARSED_STATEMENT_BYTES || !is_shallow(all, text) {
         return None;
     }
-    let tokens = tokens::convert(all, text)?;
+    let tokens = tokens::convert(&readable(all, text), text)?;
     let dialect = PostgreSqlDialect {};
     let mut parser = Parser::new(&dialect).with_recursion_limit(limits::PARSE_DEPTH).with_tokens_with_locations(tokens);
     let statement = parser.parse_statement().ok()?;
     let whole = parser.peek_token_ref().token == sqlparser::tokenizer::Token::EOF;
     whole.then_some(statement)
+}
+
+/// The tokens without what sqlparser has no grammar for and that names nothing: EXCLUDE of a window's frame, and the FROM of
+/// `trim(both from x)`. Texts are spliced, not printed, so PostgreSQL gets them all the same.
+fn readable<'t>(all: &'t [Token], text: &[u8]) -> Cow<'t, [Token]> {
+    let word = |at: usize, word: &str| all.get(at).is_some_and(|token| token.is_word(text, word));
+    let behind = |at: usize, words: &[&str]| at > 0 && words.iter().any(|wanted| word(at - 1, wanted));
+    let closes = |at: usize| all.get(at).is_some_and(|token| token.is_punctuation(text, b')'));
+    let superfluous = |at: usize| -> usize {
+        if word(at, "exclude") && behind(at, &["row", "preceding", "following"]) {
+            let pair = word(at + 1, "current") && word(at + 2, "row") || word(at + 1, "no") && word(at + 2, "others");
+            let single = word(at + 1, "group") || word(at + 1, "ties");
+            return match (pair && closes(at + 3), single && closes(at + 2)) {
+                (true, _) => 3,
+                (_, true) => 2,
+                _ => 0,
+            };
+        }
+        let is_trim = || at > 2 && word(at - 3, "trim") && behind(at, &["both", "leading", "trailing"]);
+        usize::from(word(at, "from") && is_trim() && all[at - 2].is_punctuation(text, b'('))
+    };
+    let Some(first) = (0..all.len()).find(|&at| superfluous(at) > 0) else { return Cow::Borrowed(all) };
+    let (mut kept, mut at) = (all[..first].to_vec(), first);
+    while at < all.len() {
+        match superfluous(at) {
+            0 => {
+                kept.push(all[at]);
+                at += 1;
+            }
+            skipped => at += skipped,
+        }
+    }
+    Cow::Owned(kept)
 }
 
 /// Whether no tree of these tokens can be deep: sqlparser's recursion limit bounds nesting, but `a + a + a ...` and
@@ -104,6 +139,20 @@ mod tests {
             .expect("a thread")
             .join()
             .expect("no overflow");
+    }
+
+    #[test]
+    fn what_names_nothing_does_not_hide_a_statement() {
+        for frame in ["exclude current row", "exclude group", "exclude ties", "exclude no others"] {
+            assert!(parses(&format!(
+                "select sum(x) over (order by y rows between 2 preceding and 2 following {frame}) from t"
+            )));
+            assert!(parses(&format!("select sum(x) over w from t window w as (groups current row {frame})")));
+        }
+        assert!(parses("select trim(trailing from a), trim(both from b) from t"));
+
+        assert!(!parses("select sum(x) over (rows current row exclude nobody) from t"));
+        assert!(!parses("select sum(x) over (rows current row exclude ties exclude ties) from t"));
     }
 
     #[test]

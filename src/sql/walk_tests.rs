@@ -160,7 +160,8 @@ fn the_class_of_every_kind_of_statement() {
         ("do $$ begin end $$", Opaque),
         ("call f()", Opaque),
         ("execute p", Opaque),
-        ("select sum(x) over (rows 1 preceding exclude ties) from t", Opaque),
+        ("select sum(x) over (rows 1 preceding exclude ties) from t", Read),
+        ("with recursive r as (select 1 as a) search depth first by a set b select a from r", Opaque),
         ("frobnicate", Opaque),
         ("select 'open", Opaque),
     ] {
