@@ -24,7 +24,8 @@ fn type_of(kind: Kind) -> String {
         Kind::Texts => "array of strings".into(),
         Kind::Secrets => "array of strings, secret".into(),
         Kind::Values => "array of strings and integers".into(),
-        Kind::Value => "string or integer".into(),
+        Kind::TextOrTexts => "string or array of strings".into(),
+        Kind::ValueOrValues => "string, integer or array of them".into(),
         Kind::DurationByName => "table of durations, `off` or `pin`".into(),
         Kind::Table(_) | Kind::Tables(_) => String::new(),
     }

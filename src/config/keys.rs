@@ -28,8 +28,10 @@ pub enum Kind {
     Secrets,
     /// An array of strings and numbers.
     Values,
-    /// A string or a number.
-    Value,
+    /// A string, or an array of strings.
+    TextOrTexts,
+    /// A string or a number, or an array of them.
+    ValueOrValues,
     /// A table with keys of its own.
     Table(&'static Section),
     /// An array of tables.
@@ -87,7 +89,7 @@ const fn fixed(name: &'static str, kind: Kind, default: Option<&'static str>) ->
 }
 
 use Kind::{Choice, Count, Duration, DurationByName, DurationOrOff, Flag, Path, Secret, Secrets, Size, Table, Tables};
-use Kind::{Text, Texts, Value, Values};
+use Kind::{Text, TextOrTexts, Texts, ValueOrValues, Values};
 
 /// The top of the file.
 pub static ROOT: Section = Section {
@@ -207,17 +209,19 @@ static TABLE: Section = Section {
     keys: &[
         key("name", Text, None),
         key("reference", Flag, Some("false")),
-        key("shard_key", Text, None),
+        key("shard_key", TextOrTexts, None),
         key("method", Choice(&["hash", "range", "list"]), None),
         key("ranges", Tables(&RANGE), None),
         key("lists", Tables(&LIST), None),
+        key("default_shard", Count, None),
+        key("group", Text, None),
     ],
     unsupported: &[],
 };
 
 static RANGE: Section = Section {
     path: "database.table.ranges",
-    keys: &[key("from", Value, None), key("to", Value, None), key("shard", Count, None)],
+    keys: &[key("from", ValueOrValues, None), key("to", ValueOrValues, None), key("shard", Count, None)],
     unsupported: &[],
 };
 

@@ -280,6 +280,8 @@ pub struct Table {
     pub name: String,
     /// How its rows are spread.
     pub distribution: Distribution,
+    /// Tables of one group lie together: equal keys on the same shard.
+    pub group: Option<String>,
 }
 
 /// How a table's rows are spread over the shards.
@@ -289,15 +291,17 @@ pub enum Distribution {
     Reference,
     /// By PostgreSQL's hash partitioning: shard `i` of `n` holds `MODULUS n, REMAINDER i`.
     Hash {
-        /// The shard key's column.
-        column: String,
+        /// The shard key's columns.
+        columns: Vec<String>,
     },
     /// By ranges of the key, lower bound included, upper excluded.
     Range {
-        /// The shard key's column.
-        column: String,
+        /// The shard key's columns.
+        columns: Vec<String>,
         /// The ranges, none overlapping.
         ranges: Vec<RangePart>,
+        /// Where rows lie that no range takes.
+        default: Option<usize>,
     },
     /// By listed values of the key.
     List {
@@ -305,16 +309,43 @@ pub enum Distribution {
         column: String,
         /// The values by shard.
         parts: Vec<ListPart>,
+        /// Where rows lie whose value is not listed.
+        default: Option<usize>,
     },
+}
+
+impl Distribution {
+    /// The shard key's columns; none for a reference table.
+    pub fn key(&self) -> &[String] {
+        match self {
+            Self::Reference => &[],
+            Self::Hash { columns } | Self::Range { columns, .. } => columns,
+            Self::List { column, .. } => std::slice::from_ref(column),
+        }
+    }
+
+    /// Whether equal keys lie on the same shard, whatever their columns are called.
+    pub fn is_alike(&self, other: &Self) -> bool {
+        self.key().len() == other.key().len()
+            && match (self, other) {
+                (Self::Hash { .. }, Self::Hash { .. }) => true,
+                (Self::Range { ranges: a, default: x, .. }, Self::Range { ranges: b, default: y, .. }) => {
+                    a == b && x == y
+                }
+                (Self::List { parts: a, default: x, .. }, Self::List { parts: b, default: y, .. }) => a == b && x == y,
+                _ => false,
+            }
+    }
 }
 
 /// One range of a range-sharded table.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RangePart {
-    /// Lower bound in PostgreSQL's text form, included; `None` is unbounded.
-    pub from: Option<String>,
-    /// Upper bound in PostgreSQL's text form, excluded; `None` is unbounded.
-    pub to: Option<String>,
+    /// Lower bound in PostgreSQL's text form, included; `None` is unbounded. With fewer values than the key has columns it
+    /// lies before every key that begins with them.
+    pub from: Option<Vec<String>>,
+    /// Upper bound, excluded; otherwise as the lower one.
+    pub to: Option<Vec<String>>,
     /// Index into `shards`.
     pub shard: usize,
 }

@@ -271,8 +271,21 @@ impl<'d> Table<'d> {
         let Some(value) = self.entry(key).map(|(_, value)| value) else {
             return Vec::new();
         };
-        let numbers = matches!(self.schema.key(key), Some(Key { kind: Kind::Values, .. }));
+        let kind = self.schema.key(key).map(|key| key.kind);
+        let numbers = matches!(kind, Some(Kind::Values | Kind::ValueOrValues));
         let DeValue::Array(items) = value.get_ref() else {
+            if let (Some(Kind::TextOrTexts | Kind::ValueOrValues), DeValue::String(_) | DeValue::Integer(_)) =
+                (kind, value.get_ref())
+            {
+                return match self.scalar(key) {
+                    Some(Scalar::Text(text)) => vec![text],
+                    Some(Scalar::Number(number)) if numbers => vec![number.to_string()],
+                    Some(_) => {
+                        self.wrong_type::<Vec<String>>(key, "a string, or an array of strings").unwrap_or_default()
+                    }
+                    None => Vec::new(),
+                };
+            }
             let _: Option<()> = self.wrong_type(key, "an array, as [\"a\", \"b\"]");
             return Vec::new();
         };
@@ -290,6 +303,11 @@ impl<'d> Table<'d> {
         out
     }
 
+    /// Whether the key's value is an array.
+    pub(crate) fn is_array(&self, key: &str) -> bool {
+        self.entry(key).is_some_and(|(_, value)| matches!(value.get_ref(), DeValue::Array(_)))
+    }
+
     /// How many elements an array has as it was typed, faulty ones included.
     pub(crate) fn texts_len(&self, key: &str) -> usize {
         match self.entry(key).map(|(_, value)| value.get_ref()) {
@@ -301,15 +319,6 @@ impl<'d> Table<'d> {
     /// A path that stands inside a value, made absolute against the TOML's folder.
     pub(crate) fn resolve(&self, path: &Path) -> PathBuf {
         self.document.base.join(path)
-    }
-
-    /// A string or a number, as text.
-    pub(crate) fn value(&self, key: &str) -> Option<String> {
-        match self.scalar(key)? {
-            Scalar::Text(text) => Some(text),
-            Scalar::Number(number) => Some(number.to_string()),
-            Scalar::Flag(flag) => Some(flag.to_string()),
-        }
     }
 
     /// A table within this one; an absent one has every default.

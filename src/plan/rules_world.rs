@@ -306,9 +306,14 @@ fn database() -> config::Database {
 pub(super) fn sharded() -> World {
     let mut world = World::new();
     world.database.shards = vec![address(), address()];
-    let table = |name: &str, distribution| config::Table { schema: "public".into(), name: name.into(), distribution };
+    let table = |name: &str, distribution| config::Table {
+        schema: "public".into(),
+        name: name.into(),
+        distribution,
+        group: None,
+    };
     world.database.tables = vec![
-        table("orders", config::Distribution::Hash { column: "customer_id".into() }),
+        table("orders", config::Distribution::Hash { columns: vec!["customer_id".into()] }),
         table("countries", config::Distribution::Reference),
         table("t", config::Distribution::Reference),
     ];

@@ -112,6 +112,83 @@ async fn a_good_herd_passes() {
     assert!(found(&report, Level::Ok, "server 127.0.0.1", "pools may open 15 connections"), "{report}");
 }
 
+/// Tables by several columns, with default shards and in groups.
+const WIDE: &str = "
+    create table pairs (a int, b text collate \"C\", v int, primary key (a, b, v));
+    create table halves (x int, y text collate \"C\", w int);
+    create table grid (x int, y date, v int);
+    create table tiers (tier text, v int);";
+
+const WIDE_LAYOUT: &str = r#"
+    table = [
+        { name = "pairs", shard_key = ["a", "b"], method = "hash", group = "pairs" },
+        { name = "halves", shard_key = ["x", "y"], method = "hash", group = "pairs" },
+        { name = "grid", shard_key = ["x", "y"], method = "range", default_shard = 1, ranges = [
+            { to = [10], shard = 0 }, { from = [10], to = [20, "2024-01-10"], shard = 0 }] },
+        { name = "tiers", shard_key = "tier", method = "list", default_shard = 1, lists = [{ values = ["low"], shard = 0 }] },
+    ]
+"#;
+
+#[tokio::test]
+async fn keys_of_several_columns_default_shards_and_groups_are_checked() {
+    let herd = Herd::new().await;
+    for (index, shard) in herd.shards.iter().enumerate() {
+        shard
+            .execute(&format!(
+                "{WIDE} create table h (a int, b text collate \"C\") partition by hash (a, b);
+                 insert into pairs select a, b, 1 from (select g % 9 a, 'b' || g % 7 b from generate_series(1, 60) g) x
+                   where satisfies_hash_partition('h'::regclass, 2, {index}, a, b) group by 1, 2; drop table h;
+                 insert into halves select a, b, 2 from pairs;"
+            ))
+            .await;
+    }
+    herd.shards[0]
+        .execute(
+            "insert into grid values (1, '2024-01-01', 1), (20, '2024-01-09', 2); insert into tiers values ('low', 1)",
+        )
+        .await;
+    herd.shards[1].execute("insert into grid values (null, '2024-01-01', 1), (3, null, 1), (20, '2024-01-10', 2); insert into tiers values ('x', 1), (null, 2)").await;
+    let report = herd.check(WIDE_LAYOUT).await;
+    assert_eq!(report.count(Level::Fault), 0, "{report}");
+    herd.shards[0]
+        .execute("insert into grid values (20, '2024-01-10', 1), (null, null, 1); insert into tiers values ('y', 1)")
+        .await;
+    herd.shards[1].execute("insert into grid values (0, '2024-01-10', 7); insert into tiers values ('low', 1)").await;
+    for (at, shard) in herd.shards.iter().enumerate() {
+        shard.execute("create unique index too_narrow on pairs (v, a); alter table halves alter x type int8").await;
+        shard
+            .execute(&format!("insert into pairs select g, 'q', 100 * {at} + g from generate_series(1000, 1040) g"))
+            .await;
+    }
+    let report = herd.check(WIDE_LAYOUT).await;
+    assert_fault(&report, "grid", "2 of 4 rows belong elsewhere");
+    assert_fault(&report, "grid", "1 of 4 rows belong elsewhere, one with key \"(0,2024-01-10)\"");
+    assert_fault(&report, "tiers", "1 of 2 rows belong elsewhere, one with key \"y\"");
+    assert_fault(&report, "tiers", "1 of 3 rows belong elsewhere, one with key \"low\"");
+    assert_fault(&report, "pairs", "unique index too_narrow does not hold the shard key");
+    assert_fault(
+        &report,
+        "halves",
+        "its shard key is of type bigint, text pg_catalog.\"C\", that of table public.pairs",
+    );
+    let report = herd
+        .check(
+            &WIDE_LAYOUT
+                .replace("{ from = [10], to", "{ from = [9, \"2024-01-01\"], to")
+                .replace("{ to = [10], shard", "{ to = [9, \"2023-06-01\"], shard"),
+        )
+        .await;
+    assert!(!found(&report, Level::Fault, "grid", "overlap"), "{report}");
+    let report = herd
+        .check(
+            &WIDE_LAYOUT
+                .replace("[20, \"2024-01-10\"]", "[20, \"10 January 2024\"]")
+                .replace("{ to = [10], shard", "{ to = [10, \"-infinity\"], shard"),
+        )
+        .await;
+    assert_fault(&report, "grid", "ranges[0] and ranges[1] overlap");
+}
+
 #[tokio::test]
 async fn rows_on_the_wrong_shard_are_counted() {
     let herd = Herd::new().await;

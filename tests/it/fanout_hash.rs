@@ -115,7 +115,7 @@ async fn every_value_goes_where_postgresql_puts_it() {
                 (row.get(0).expect("text"), unhex(row.get(1).expect("hex")), row.get(2).expect("one"));
             let wanted: usize = wanted.parse().expect("remainder");
             let from_binary = Value::from_binary(case.kind, &binary).unwrap_or_else(|| panic!("{sql} {text}"));
-            assert_eq!(hash::remainder(case.kind, Some(&from_binary), MODULUS), Some(wanted), "{sql} {text}");
+            assert_eq!(hash::remainder(&[(case.kind, Some(&from_binary))], MODULUS), Some(wanted), "{sql} {text}");
             match Value::parse(case.kind, text) {
                 Some(from_text) => assert_eq!(from_text, from_binary, "{sql} {text}"),
                 // Years of five digits and offsets with seconds are spellings that are left to PostgreSQL.
@@ -130,7 +130,7 @@ async fn every_value_goes_where_postgresql_puts_it() {
 #[tokio::test]
 async fn integers_of_every_width_hash_alike_and_null_is_remainder_zero() {
     for value in [-32768_i64, -1, 0, 1, 32767] {
-        let of = |kind| hash::remainder(kind, Some(&Value::Int(value)), MODULUS);
+        let of = |kind| hash::remainder(&[(kind, Some(&Value::Int(value)))], MODULUS);
         assert!(of(Kind::Int2).is_some());
         assert_eq!(of(Kind::Int2), of(Kind::Int8));
         assert_eq!(of(Kind::Int4), of(Kind::Int8));
@@ -143,6 +143,29 @@ async fn integers_of_every_width_hash_alike_and_null_is_remainder_zero() {
         .await
         .expect("one row");
     assert!(row.get::<_, bool>(0));
-    assert_eq!(hash::remainder(Kind::Int4, None, MODULUS), Some(0));
-    assert_eq!(hash::remainder(Kind::Float8, Some(&Value::Float(1.0)), MODULUS), None);
+    assert_eq!(hash::remainder(&[(Kind::Int4, None)], MODULUS), Some(0));
+    assert_eq!(hash::remainder(&[(Kind::Float8, Some(&Value::Float(1.0)))], MODULUS), None);
+}
+
+#[tokio::test]
+async fn keys_of_several_columns_hash_as_postgresql_combines_them() {
+    let database = harness::fresh_database().await;
+    let client = database.client().await;
+    client.batch_execute("create table t (a int4, b text, c uuid) partition by hash (a, b, c)").await.expect("table");
+    let rows = client
+        .query(
+            "select a, b, c::text, (select r from generate_series(0, 96) r where satisfies_hash_partition('t'::regclass, 97, r, a, b, c))
+             from (select nullif(g % 5, 4) a, nullif('b' || g % 7, 'b6') b, case when g % 3 > 0 then md5((g % 11)::text)::uuid end c
+                   from generate_series(1, 500) g) x",
+            &[],
+        )
+        .await
+        .expect("rows");
+    for row in &rows {
+        let a = row.get::<_, Option<i32>>(0).map(|a| Value::Int(i64::from(a)));
+        let b = row.get::<_, Option<String>>(1).map(|b| Value::Bytes(b.as_bytes().into()));
+        let c = row.get::<_, Option<String>>(2).map(|c| Value::parse(Kind::Uuid, &c).expect("uuid"));
+        let key = [(Kind::Int4, a.as_ref()), (Kind::Text, b.as_ref()), (Kind::Uuid, c.as_ref())];
+        assert_eq!(hash::remainder(&key, MODULUS), Some(row.get::<_, i32>(3) as usize), "{row:?}");
+    }
 }

@@ -20,6 +20,7 @@ mod fanout;
 mod fanout_hash;
 mod fuzzing;
 mod instruments;
+mod layouts;
 mod leaks;
 mod listen;
 mod operation;

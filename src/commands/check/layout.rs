@@ -27,8 +27,40 @@ pub(super) async fn check(database: &Database, servers: &mut [Server], report: &
     let mut shards: Vec<&mut Server> =
         servers.iter_mut().filter(|server| matches!(server.part, Part::Shard(_))).collect();
     compare_databases(&mut shards, report).await;
+    let mut shapes = Vec::new();
     for table in &database.tables {
-        Box::pin(check_table(database, table, &mut shards, report)).await;
+        shapes.push((table, Box::pin(check_table(database, table, &mut shards, report)).await));
+    }
+    check_groups(&shapes, report);
+}
+
+/// Tables of one group have keys of the same types and collations: else an equality of keys need not meet on one shard.
+fn check_groups(shapes: &[(&Table, Option<Shape>)], report: &mut Report) {
+    let keys = |(table, shape): &(&Table, Option<Shape>)| -> Option<Vec<String>> {
+        let key = table.distribution.key().iter().map(|name| shape.as_ref()?.column(name));
+        let kind = |column: &tables::Column| {
+            let bare = column.type_name.split('(').next().unwrap_or_default().to_owned();
+            format!("{bare} {}", column.collation).trim_end().to_owned()
+        };
+        key.map(|column| column.map(kind)).collect()
+    };
+    for (at, member) in shapes.iter().enumerate() {
+        let Some(group) = &member.0.group else { continue };
+        let first = shapes[..at].iter().find(|other| other.0.group.as_ref() == Some(group));
+        let Some((first, (wanted, found))) = first.and_then(|first| Some((first, keys(first).zip(keys(member))?)))
+        else {
+            continue;
+        };
+        if wanted != found {
+            let text = format!(
+                "its shard key is of type {}, that of {} of group \"{group}\" of type {}",
+                found.join(", "),
+                shown(first.0),
+                wanted.join(", ")
+            );
+            let help = "give the keys of a group the same types and collations: joins of these tables are not made on the shards";
+            report.fault(&shown(member.0), text, help);
+        }
     }
 }
 
@@ -100,7 +132,13 @@ async fn compare_databases(shards: &mut [&mut Server], report: &mut Report) {
     }
 }
 
-async fn check_table(database: &Database, table: &Table, shards: &mut [&mut Server], report: &mut Report) {
+/// Its shape on the first shard that has it.
+async fn check_table(
+    database: &Database,
+    table: &Table,
+    shards: &mut [&mut Server],
+    report: &mut Report,
+) -> Option<Shape> {
     let mut shapes: Vec<Option<Shape>> = Vec::new();
     for shard in shards.iter_mut() {
         let place = format!("{}, {}", shard.place, shown(table));
@@ -129,9 +167,10 @@ async fn check_table(database: &Database, table: &Table, shards: &mut [&mut Serv
     }
     if table.distribution == Distribution::Reference {
         compare_rows(table, &shapes, shards, report).await;
-        return;
+    } else {
+        check_rows(table, &shapes, shards, report).await;
     }
-    check_rows(table, &shapes, shards, report).await;
+    shapes.into_iter().flatten().next()
 }
 
 /// What one shard's table alone says.
@@ -168,13 +207,14 @@ fn judge_shape(database: &Database, table: &Table, shape: &Shape, place: &str, r
         let text = format!("{} counts on each shard alone, so shards give the same values", sequences.join(", "));
         report.warning(place, text, "use uuid, or sequences that start apart and step by the number of shards");
     }
-    let key = tables::key_of(table).unwrap_or_default();
-    match shape.column(key) {
-        None => report.fault(place, format!("it has no column \"{key}\""), "set shard_key to a column of it"),
-        Some(column) => {
-            if let Some(problem) = tables::unsupported_key(&table.distribution, column) {
-                let help = "take a column of type int2, int4, int8, text, varchar, uuid, numeric, date, timestamp, timestamptz, bytea or bool";
-                report.fault(place, format!("shard key \"{key}\": {problem}"), help);
+    for key in table.distribution.key() {
+        match shape.column(key) {
+            None => report.fault(place, format!("it has no column \"{key}\""), "set shard_key to a column of it"),
+            Some(column) => {
+                if let Some(problem) = tables::unsupported_key(&table.distribution, column) {
+                    let help = "take a column of type int2, int4, int8, text, varchar, uuid, numeric, date, timestamp, timestamptz, bytea or bool";
+                    report.fault(place, format!("shard key \"{key}\": {problem}"), help);
+                }
             }
         }
     }
@@ -193,10 +233,9 @@ fn judge_foreign_keys(database: &Database, table: &Table, shape: &Shape, place: 
             Some(other) if other.distribution == Distribution::Reference => None,
             Some(_) if table.distribution == Distribution::Reference => Some("whose rows are on all shards"),
             Some(other) => {
-                let keys = (tables::key_of(table), tables::key_of(other));
-                let by_key =
-                    pairs.iter().any(|pair| keys == (Some(pair.column.as_str()), Some(pair.target_column.as_str())));
-                let together = by_key && is_spread_alike(&table.distribution, &other.distribution);
+                let mut keys = table.distribution.key().iter().zip(other.distribution.key());
+                let by_key = keys.all(|(a, b)| pairs.iter().any(|pair| pair.column == *a && pair.target_column == *b));
+                let together = by_key && table.distribution.is_alike(&other.distribution);
                 (!together).then_some("whose row may be on another shard")
             }
         };
@@ -208,16 +247,6 @@ fn judge_foreign_keys(database: &Database, table: &Table, shape: &Shape, place: 
                 "refer to a reference table, or by the shard key to a table that is sharded alike",
             );
         }
-    }
-}
-
-/// Whether equal keys lie on the same shard, whatever the columns are called.
-fn is_spread_alike(a: &Distribution, b: &Distribution) -> bool {
-    match (a, b) {
-        (Distribution::Hash { .. }, Distribution::Hash { .. }) => true,
-        (Distribution::Range { ranges: a, .. }, Distribution::Range { ranges: b, .. }) => a == b,
-        (Distribution::List { parts: a, .. }, Distribution::List { parts: b, .. }) => a == b,
-        _ => false,
     }
 }
 
@@ -254,7 +283,7 @@ async fn check_rows(table: &Table, shapes: &[Option<Shape>], shards: &mut [&mut 
     for (index, (shard, shape)) in shards.iter_mut().zip(shapes).enumerate() {
         let (Some(client), Some(shape)) = (&mut shard.client, shape) else { continue };
         let place = format!("{}, {}", shard.place, shown(table));
-        if tables::key_of(table).is_none_or(|key| shape.column(key).is_none())
+        if table.distribution.key().iter().any(|key| shape.column(key).is_none())
             || !matches!(shape.kind.as_str(), "r" | "p")
         {
             continue;

@@ -33,23 +33,30 @@ pub(super) async fn placement(
     shards: usize,
 ) -> Result<Placement, Error> {
     let name = sql_name(table);
-    let (prepare, condition, key) = match &table.distribution {
+    let columns: Vec<String> = table.distribution.key().iter().map(|column| identifier(column)).collect();
+    let (prepare, condition) = match &table.distribution {
         Distribution::Reference => return Err(Error::internal("a reference table has no placement")),
-        Distribution::Hash { column } => {
-            let key = identifier(column);
+        Distribution::Hash { .. } => {
+            let key = columns.join(", ");
             // The server's own answer: a partitioned table with the same key, which the transaction's end drops.
             let prepare =
                 format!("CREATE TEMPORARY TABLE pgherd_check (LIKE {name}) PARTITION BY HASH ({key}) ON COMMIT DROP; ");
             let condition =
                 format!("satisfies_hash_partition('pg_temp.pgherd_check'::regclass, {shards}, {index}, {key})");
-            (prepare, condition, key)
+            (prepare, condition)
         }
-        Distribution::Range { column, ranges } => {
-            (String::new(), range_condition(shape, column, ranges, index), identifier(column))
+        Distribution::Range { columns, ranges, default } => {
+            let part = |range: &RangePart| range_condition(shape, columns, range);
+            (String::new(), of_shard(ranges.iter().map(|range| (range.shard, part(range))), *default, index))
         }
-        Distribution::List { column, parts } => {
-            (String::new(), list_condition(shape, column, parts, index), identifier(column))
+        Distribution::List { column, parts, default } => {
+            let part = |part: &ListPart| (part.shard, list_condition(shape, column, part));
+            (String::new(), of_shard(parts.iter().map(part), *default, index))
         }
+    };
+    let key = match columns.as_slice() {
+        [only] => only.clone(),
+        several => format!("ROW({})", several.join(", ")),
     };
     let estimate = if shape.estimated_rows >= 0.0 { shape.estimated_rows } else { shape.bytes / GUESSED_ROW_BYTES };
     let sampled = estimate > ALL_ROWS;
@@ -80,34 +87,39 @@ fn bare_type(shape: &Shape, column: &str) -> String {
     }
 }
 
-fn range_condition(shape: &Shape, column: &str, ranges: &[RangePart], index: usize) -> String {
-    let (key, bare) = (identifier(column), bare_type(shape, column));
-    let of_shard: Vec<String> = ranges
-        .iter()
-        .filter(|range| range.shard == index)
-        .map(|range| {
-            let from = range.from.as_ref().map(|from| format!("{key} >={}::{bare}", literal(from)));
-            let to = range.to.as_ref().map(|to| format!("{key} <{}::{bare}", literal(to)));
-            let bounds: Vec<String> = from.into_iter().chain(to).collect();
-            // A range without bounds still does not take NULL.
-            if bounds.is_empty() { format!("{key} IS NOT NULL") } else { bounds.join(" AND ") }
-        })
-        .collect();
-    any_of(&of_shard)
+/// Whether a row belongs to that shard, by the conditions of all parts.
+fn of_shard(parts: impl Iterator<Item = (usize, String)>, default: Option<usize>, index: usize) -> String {
+    let parts: Vec<(usize, String)> = parts.collect();
+    let own: Vec<String> = parts.iter().filter(|part| part.0 == index).map(|part| part.1.clone()).collect();
+    if default != Some(index) {
+        return any_of(&own);
+    }
+    let listed: Vec<String> = parts.into_iter().map(|part| part.1).collect();
+    format!("({} OR ({}) IS NOT TRUE)", any_of(&own), any_of(&listed))
 }
 
-fn list_condition(shape: &Shape, column: &str, parts: &[ListPart], index: usize) -> String {
+fn range_condition(shape: &Shape, columns: &[String], range: &RangePart) -> String {
+    let compared = |bound: &[String], operator: &str| {
+        let given = columns.iter().zip(bound);
+        let keys: Vec<String> = given.clone().map(|(column, _)| identifier(column)).collect();
+        let values: Vec<String> =
+            given.map(|(column, value)| format!("{}::{}", literal(value), bare_type(shape, column))).collect();
+        format!("({}) {operator} ({})", keys.join(", "), values.join(", "))
+    };
+    // No range takes a NULL.
+    let mut bounds: Vec<String> = columns.iter().map(|column| format!("{} IS NOT NULL", identifier(column))).collect();
+    bounds.extend(range.from.as_deref().map(|from| compared(from, ">=")));
+    bounds.extend(range.to.as_deref().map(|to| compared(to, "<")));
+    bounds.join(" AND ")
+}
+
+fn list_condition(shape: &Shape, column: &str, part: &ListPart) -> String {
     let (key, bare) = (identifier(column), bare_type(shape, column));
-    let of_shard: Vec<String> = parts
-        .iter()
-        .filter(|part| part.shard == index)
-        .flat_map(|part| &part.values)
-        .map(|value| match value {
-            Some(value) => format!("{key} ={}::{bare}", literal(value)),
-            None => format!("{key} IS NULL"),
-        })
-        .collect();
-    any_of(&of_shard)
+    let values = part.values.iter().map(|value| match value {
+        Some(value) => format!("{key} ={}::{bare}", literal(value)),
+        None => format!("{key} IS NULL"),
+    });
+    any_of(&values.collect::<Vec<_>>())
 }
 
 fn any_of(conditions: &[String]) -> String {
@@ -117,8 +129,8 @@ fn any_of(conditions: &[String]) -> String {
 /// Pairs of ranges, or of listed values, that the server finds to overlap by the column's own type and collation.
 pub(super) async fn overlaps(client: &mut Client, table: &Table, shape: &Shape) -> Result<Vec<String>, Error> {
     let sql = match &table.distribution {
-        Distribution::Range { column, ranges } => range_overlaps(shape, column, ranges),
-        Distribution::List { column, parts } => list_overlaps(shape, column, parts),
+        Distribution::Range { columns, ranges, .. } => range_overlaps(shape, columns, ranges),
+        Distribution::List { column, parts, .. } => list_overlaps(shape, column, parts),
         _ => None,
     };
     let Some(sql) = sql else { return Ok(Vec::new()) };
@@ -132,10 +144,11 @@ fn typed(shape: &Shape, column: &str, value: Option<&String>) -> String {
     value.map_or(format!("NULL::{bare}{collate}"), |value| format!("({}::{bare}{collate})", literal(value)))
 }
 
-fn range_overlaps(shape: &Shape, column: &str, ranges: &[RangePart]) -> Option<String> {
+fn range_overlaps(shape: &Shape, columns: &[String], ranges: &[RangePart]) -> Option<String> {
+    let [column] = columns else { return tuple_overlaps(shape, columns, ranges) };
+    let bound = |bound: &Option<Vec<String>>| typed(shape, column, bound.as_ref().and_then(|values| values.first()));
     let row = |(index, range): (usize, &RangePart)| {
-        let (from, to) = (typed(shape, column, range.from.as_ref()), typed(shape, column, range.to.as_ref()));
-        format!("SELECT {index} AS i, {from} AS lower, {to} AS upper")
+        format!("SELECT {index} AS i, {} AS lower, {} AS upper", bound(&range.from), bound(&range.to))
     };
     let rows: Vec<String> = ranges.iter().enumerate().map(row).collect();
     (!rows.is_empty()).then(|| {
@@ -146,6 +159,30 @@ fn range_overlaps(shape: &Shape, column: &str, ranges: &[RangePart]) -> Option<S
             rows.join(" UNION ALL ")
         )
     })
+}
+
+fn tuple_overlaps(shape: &Shape, columns: &[String], ranges: &[RangePart]) -> Option<String> {
+    // Whether a lower bound lies below an upper one; one with fewer values lies before all that begin with them.
+    let below = |from: Option<&Vec<String>>, to: Option<&Vec<String>>| {
+        let (Some(from), Some(to)) = (from, to) else { return "true".to_owned() };
+        let row = |bound: &[String], other: &[String]| {
+            let both = columns.iter().zip(bound).take(other.len());
+            let values: Vec<String> = both.map(|(column, value)| typed(shape, column, Some(value))).collect();
+            values.join(", ")
+        };
+        let operator = if from.len() < to.len() { "<=" } else { "<" };
+        format!("({}) {operator} ({})", row(from, to), row(to, from))
+    };
+    let mut found = Vec::new();
+    for (i, a) in ranges.iter().enumerate() {
+        let own = below(a.from.as_ref(), a.to.as_ref());
+        found.push(format!("SELECT 'ranges[{i}] holds nothing' WHERE NOT ({own})"));
+        for (j, b) in ranges.iter().enumerate().skip(i + 1) {
+            let (ab, ba) = (below(a.from.as_ref(), b.to.as_ref()), below(b.from.as_ref(), a.to.as_ref()));
+            found.push(format!("SELECT 'ranges[{i}] and ranges[{j}] overlap' WHERE ({ab}) AND ({ba})"));
+        }
+    }
+    (!found.is_empty()).then(|| found.join(" UNION ALL "))
 }
 
 fn list_overlaps(shape: &Shape, column: &str, parts: &[ListPart]) -> Option<String> {

@@ -62,16 +62,6 @@ impl Shape {
     }
 }
 
-/// The shard key's column, `None` for a reference table.
-pub(super) fn key_of(table: &Table) -> Option<&str> {
-    match &table.distribution {
-        Distribution::Reference => None,
-        Distribution::Hash { column } | Distribution::Range { column, .. } | Distribution::List { column, .. } => {
-            Some(column)
-        }
-    }
-}
-
 /// The table's name as SQL.
 pub(super) fn sql_name(table: &Table) -> String {
     format!("{}.{}", identifier(&table.schema), identifier(&table.name))
@@ -87,7 +77,7 @@ pub(super) async fn read(client: &mut Client, table: &Table) -> Result<Option<Sh
     );
     let Some(row) = client.rows(&sql).await?.into_iter().next() else { return Ok(None) };
     let oid: Oid = text(&row, 0).parse().unwrap_or(0);
-    let key = key_of(table).unwrap_or_default();
+    let key = table.distribution.key();
     let shape = Shape {
         kind: text(&row, 1),
         persistence: text(&row, 2),
@@ -146,18 +136,19 @@ async fn hooks(client: &mut Client, oid: Oid) -> Result<Vec<String>, Error> {
     Ok(client.rows(&sql).await?.iter().map(|row| text(row, 0)).collect())
 }
 
-async fn beyond(client: &mut Client, oid: Oid, key: &str) -> Result<Vec<String>, Error> {
-    let key = literal(key);
+async fn beyond(client: &mut Client, oid: Oid, key: &[String]) -> Result<Vec<String>, Error> {
+    let count = key.len();
+    let key = format!("IN ({})", key.iter().map(|column| literal(column)).collect::<Vec<_>>().join(","));
     let sql = format!(
         "SELECT 'unique index ' || quote_ident(c.relname) FROM pg_index x JOIN pg_class c ON c.oid = x.indexrelid \
-         WHERE x.indrelid = {oid} AND x.indisunique AND NOT EXISTS ( \
-           SELECT FROM unnest((x.indkey::int2[])[0:x.indnkeyatts - 1]) k(attnum) \
-             JOIN pg_attribute a ON a.attrelid = x.indrelid AND a.attnum = k.attnum WHERE a.attname ={key}) \
+         WHERE x.indrelid = {oid} AND x.indisunique AND {count} <> ( \
+           SELECT count(DISTINCT a.attnum) FROM unnest((x.indkey::int2[])[0:x.indnkeyatts - 1]) k(attnum) \
+             JOIN pg_attribute a ON a.attrelid = x.indrelid AND a.attnum = k.attnum WHERE a.attname {key}) \
          UNION ALL SELECT 'exclusion constraint ' || quote_ident(o.conname) FROM pg_constraint o \
-         WHERE o.conrelid = {oid} AND o.contype = 'x' AND NOT EXISTS ( \
-           SELECT FROM unnest(o.conkey, o.conexclop) k(attnum, operator) \
+         WHERE o.conrelid = {oid} AND o.contype = 'x' AND {count} <> ( \
+           SELECT count(DISTINCT a.attnum) FROM unnest(o.conkey, o.conexclop) k(attnum, operator) \
              JOIN pg_attribute a ON a.attrelid = o.conrelid AND a.attnum = k.attnum \
-             JOIN pg_operator p ON p.oid = k.operator WHERE a.attname ={key} AND p.oprname = '=') ORDER BY 1"
+             JOIN pg_operator p ON p.oid = k.operator WHERE a.attname {key} AND p.oprname = '=') ORDER BY 1"
     );
     Ok(client.rows(&sql).await?.iter().map(|row| text(row, 0)).collect())
 }

@@ -148,9 +148,9 @@ slow_statement = "250ms"
     assert_eq!(database.reads, Reads::Replica);
     let orders = &database.tables[0];
     assert_eq!((orders.schema.as_str(), orders.name.as_str()), ("public", "orders"));
-    assert_eq!(orders.distribution, Distribution::Hash { column: "customer_id".into() });
+    assert_eq!(orders.distribution, Distribution::Hash { columns: vec!["customer_id".into()] });
     let Distribution::Range { ranges, .. } = &database.tables[1].distribution else { panic!("not by range") };
-    assert_eq!((ranges[0].from.as_deref(), ranges[0].to.as_deref()), (None, Some("2024-01-01")));
+    assert_eq!((ranges[0].from.as_ref(), ranges[0].to.as_ref()), (None, Some(&vec!["2024-01-01".to_owned()])));
     let Distribution::List { parts, .. } = &database.tables[2].distribution else { panic!("not by list") };
     assert_eq!(parts[1].values, [Some("7".to_string()), None]);
     assert_eq!(database.tables[3].distribution, Distribution::Reference);
@@ -456,5 +456,82 @@ proptest! {
             prop_assert!(!faults.faults.is_empty());
             prop_assert!(!faults.to_string().is_empty());
         }
+    }
+}
+
+fn sharded(table: &str) -> String {
+    format!(
+        "[[database]]\nname = \"a\"\nprimary = \"host=x\"\nshards = [\"host=s0\", \"host=s1\"]\ntable = [{table}]\n\
+         [[user]]\nname = \"u\"\nauth = \"trust\"\n"
+    )
+}
+
+#[test]
+fn shard_keys_of_several_columns_default_shards_and_groups_are_read() {
+    let text = sharded(
+        r#"{ name = "p", shard_key = ["a", "B"], method = "hash", group = "g" },
+           { name = "q", shard_key = ["x", "y"], method = "hash", group = "g" },
+           { name = "r", shard_key = ["x", "y"], method = "range", default_shard = 1, ranges = [
+               { to = 10, shard = 0 }, { from = [10], to = [10, "m"], shard = 1 }, { from = [10, "m"], to = [9999], shard = 0 }] },
+           { name = "s", shard_key = ["k"], method = "list", default_shard = 0, lists = [{ values = [1], shard = 1 }] }"#,
+    );
+    let tables = &good(&text).config.databases["a"].tables;
+    assert_eq!(tables[0].distribution.key(), ["a", "b"]);
+    assert_eq!(tables[0].group.as_deref(), Some("g"));
+    assert!(tables[0].distribution.is_alike(&tables[1].distribution));
+    let Distribution::Range { ranges, default, .. } = &tables[2].distribution else { panic!("not by range") };
+    assert_eq!((ranges[1].from.as_ref(), *default), (Some(&vec!["10".to_owned()]), Some(1)));
+    assert_eq!(ranges[1].to.as_ref(), Some(&vec!["10".to_owned(), "m".to_owned()]));
+    assert!(matches!(&tables[3].distribution, Distribution::List { column, default: Some(0), .. } if column == "k"));
+}
+
+#[test]
+fn faults_of_keys_bounds_defaults_and_groups_are_named() {
+    for (table, path, problem) in [
+        (r#"{ name = "p", shard_key = [], method = "hash" }"#, "shard_key", "no column is named"),
+        (r#"{ name = "p", shard_key = ["a", "A"], method = "hash" }"#, "shard_key", "stands in it twice"),
+        (r#"{ name = "p", shard_key = 7, method = "hash" }"#, "shard_key", "cannot stand here"),
+        (r#"{ name = "p", method = "hash" }"#, "shard_key", "missing"),
+        (
+            r#"{ name = "p", shard_key = ["a", "b"], method = "list", lists = [{ values = [1], shard = 0 }] }"#,
+            "shard_key",
+            "one column",
+        ),
+        (
+            r#"{ name = "p", shard_key = "a", method = "hash", default_shard = 0 }"#,
+            "default_shard",
+            "every key has its shard",
+        ),
+        (
+            r#"{ name = "p", shard_key = "a", method = "range", ranges = [{ shard = 0 }], default_shard = 2 }"#,
+            "default_shard",
+            "out of bounds",
+        ),
+        (
+            r#"{ name = "p", shard_key = "a", method = "range", ranges = [{ to = [1, 2], shard = 0 }] }"#,
+            "ranges[0].to",
+            "more values",
+        ),
+        (
+            r#"{ name = "p", shard_key = ["a", "b"], method = "range", ranges = [{ to = [1, 2], shard = 0 }, { from = [1], shard = 1 }] }"#,
+            "ranges[1].from",
+            "overlaps with ranges[0]",
+        ),
+        (
+            r#"{ name = "p", shard_key = ["a", "b"], method = "range", ranges = [{ from = [1, 2], to = [1], shard = 0 }] }"#,
+            "ranges[0].from",
+            "holds nothing",
+        ),
+        (r#"{ name = "p", reference = true, group = "g" }"#, "group", "no group"),
+        (
+            r#"{ name = "p", shard_key = "a", method = "hash", group = "g" }, { name = "q", shard_key = ["a", "b"], method = "hash", group = "g" }"#,
+            "table[1].group",
+            "public.p of this group is spread otherwise",
+        ),
+    ] {
+        let error = read_in(Path::new("/nonexistent"), &sharded(table)).expect_err(table);
+        let is_it = |fault: &&crate::config::Fault| fault.path.ends_with(path) && fault.problem.contains(problem);
+        assert!(error.faults.iter().any(|fault| is_it(&fault)), "{table}: {error}");
+        assert_eq!(error.faults.len(), 1, "{table}: {error}");
     }
 }

@@ -1,5 +1,7 @@
 //! A stream of COPY data cut into rows, as PostgreSQL's own reader cuts it.
 
+use std::borrow::Cow;
+
 use bytes::{Buf, Bytes, BytesMut};
 
 use crate::error::{Error, ErrorKind};
@@ -176,11 +178,10 @@ impl<'p> Splitter<'p> {
                 if body == b"\\." {
                     return Placed::Unreadable;
                 }
-                match csv_field(body, plan.field, *delimiter, *quote, *escape) {
-                    Some((value, is_quoted)) if is_quoted || value != *null => plan.place(Some(&value)),
-                    Some(_) => plan.place(None),
-                    None => Placed::Unreadable,
-                }
+                plan.place(|at| {
+                    let (value, is_quoted) = csv_field(body, at, *delimiter, *quote, *escape)?;
+                    Some(Some(value).filter(|value| is_quoted || value != null))
+                })
             }
             Form::Text { delimiter, null } => {
                 if body == b"\\." {
@@ -189,12 +190,11 @@ impl<'p> Splitter<'p> {
                     self.buf.clear();
                     return Placed::Everywhere;
                 }
-                match text_field(body, plan.field, *delimiter) {
-                    Some(field) if field == null.as_slice() => plan.place(None),
-                    Some(field) if !field.contains(&b'\\') => plan.place(Some(field)),
-                    Some(field) => unescaped(field).map_or(Placed::Unreadable, |value| plan.place(Some(&value))),
-                    None => Placed::Unreadable,
-                }
+                plan.place(|at| match text_field(body, at, *delimiter)? {
+                    field if field == null.as_slice() => Some(None),
+                    field if !field.contains(&b'\\') => Some(Some(Cow::Borrowed(field))),
+                    field => Some(Some(Cow::Owned(unescaped(field)?))),
+                })
             }
             Form::Binary => Placed::Unreadable,
         }
@@ -224,7 +224,7 @@ impl<'p> Splitter<'p> {
             self.buf.clear();
             return Some(everywhere(bytes));
         }
-        let mut key = None;
+        let mut keys: Vec<Option<Option<&[u8]>>> = vec![None; self.plan.fields.len()];
         for at in 0..usize::try_from(fields).unwrap_or(0) {
             let len = rest.try_get_i32().ok()?;
             let value = match usize::try_from(len) {
@@ -235,15 +235,15 @@ impl<'p> Splitter<'p> {
                     Some(value)
                 }
             };
-            if at == self.plan.field {
-                key = Some(self.plan.place(value));
+            if let Some(place) = self.plan.fields.iter().position(|field| *field == at) {
+                keys[place] = Some(value);
             }
         }
         let len = self.buf.len() - rest.len();
-        let placed = match (key, self.plan.is_everywhere()) {
-            (_, true) => Placed::Everywhere,
-            (key, false) => key.unwrap_or(Placed::Unreadable),
-        };
+        let placed = self.plan.place(|at| {
+            let place = self.plan.fields.iter().position(|field| *field == at)?;
+            keys.get(place).copied().flatten()
+        });
         Some(Row { bytes: self.buf.split_to(len).freeze(), placed, lines: 1 })
     }
 }

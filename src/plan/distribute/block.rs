@@ -7,7 +7,7 @@ use sqlparser::ast::{Expr, Join, JoinConstraint, JoinOperator, TableFactor, Tabl
 use super::constant::Constants;
 use super::refuse::{clause, refuse};
 use super::scope::{Role, Scope, parts};
-use super::tie::{Sets, Ties, narrow};
+use super::tie::{self, Link, Sets, Ties};
 use crate::plan::Refusal;
 use crate::plan::shard_key::ShardSet;
 
@@ -77,20 +77,21 @@ pub(super) fn join(
     let mut union = Union::new(scope.sources.len());
     links.iter().for_each(|&(a, b)| union.join(a, b));
     let mut groups = Sets::new();
-    for (index, set) in found {
-        narrow(&mut groups, union.root(index), set);
+    let ties = Ties { constants, scope };
+    for (index, reach) in found {
+        ties.and(&mut groups, Sets::from([(union.root(index), reach)]));
     }
     for index in 0..scope.sources.len() {
         let Some(all) = scope.sources[index].layout().map(crate::plan::shard_key::Layout::all) else { continue };
-        let filtered = groups.get(&union.root(index)).cloned().unwrap_or(all);
+        let filtered = groups.get(&union.root(index)).map_or(all, |reach| reach.shards.clone());
         let source = &mut scope.sources[index];
         source.tied = filtered.clone();
         source.filtered = filtered;
     }
     for (index, (sets, links)) in own.iter().enumerate() {
         let mut tied = scope.sources[index].tied.clone();
-        if let Some(set) = sets.get(&index) {
-            tied.retain(|shard| set.contains(shard));
+        if let Some(reach) = sets.get(&index) {
+            tied.retain(|shard| reach.shards.contains(shard));
         }
         // What a RIGHT or FULL JOIN's condition says binds only rows that meet: the joined relation shows the others too.
         let is_left = joins[index].1 == Side::Left;
@@ -120,51 +121,38 @@ fn read(
     let ties = Ties { constants, scope };
     let (mut sets, mut links) = match selection {
         Some(condition) => (ties.sets(condition), ties.links(condition)),
-        None => (Sets::new(), Vec::new()),
+        None => (Sets::new(), Vec::<Link>::new()),
     };
     let mut own = Own::new();
     for (index, (chain, side, constraint)) in joins.iter().enumerate() {
         let before = joins.iter().position(|(first, _, _)| first == chain).unwrap_or(0)..index;
         let (mut on_sets, mut on_links) = match constraint {
             JoinConstraint::On(condition) => (ties.sets(condition), ties.links(condition)),
-            JoinConstraint::Using(columns) => (Sets::new(), using(scope, columns, before, index)),
+            JoinConstraint::Using(columns) => (Sets::new(), using(ties, columns, before, index)),
             _ => (Sets::new(), Vec::new()),
         };
         match side {
             Side::Inner => {
                 links.append(&mut on_links);
                 if inner_filters {
-                    on_sets.into_iter().for_each(|(index, set)| narrow(&mut sets, index, set));
+                    ties.and(&mut sets, on_sets);
                 }
                 own.push((Sets::new(), Vec::new()));
             }
-            Side::Left => own.push((on_sets, on_links)),
+            Side::Left => own.push((on_sets, tie::whole(&on_links))),
             Side::Right | Side::Full => {
                 on_sets.clear();
-                own.push((on_sets, on_links));
+                own.push((on_sets, tie::whole(&on_links)));
             }
         }
     }
     // Links of inner joins bind across a later outer join too, but a shard set then does not.
-    (sets, links, own)
+    (sets, tie::whole(&links), own)
 }
 
-fn using(
-    scope: &Scope<'_>,
-    columns: &[sqlparser::ast::ObjectName],
-    before: Range<usize>,
-    index: usize,
-) -> Vec<(usize, usize)> {
-    let is_key = |at: usize, name: &str| scope.sources[at].layout().is_some_and(|layout| *layout.column.name == *name);
+fn using(ties: Ties<'_>, columns: &[sqlparser::ast::ObjectName], before: Range<usize>, index: usize) -> Vec<Link> {
     let names = columns.iter().filter_map(|column| parts(column)).map(|(_, name)| name);
-    names
-        .filter(|name| is_key(index, name))
-        .flat_map(|name| before.clone().filter(move |&at| is_key(at, name)).map(move |at| (at, index)))
-        .filter(|&(a, b)| match (scope.sources[a].layout(), scope.sources[b].layout()) {
-            (Some(a), Some(b)) => a.is_colocated(b),
-            _ => false,
-        })
-        .collect()
+    names.flat_map(|name| before.clone().filter_map(move |at| ties.link(at, index, name, name))).collect()
 }
 
 fn together(

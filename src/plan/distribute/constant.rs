@@ -3,9 +3,11 @@
 //! A constant counts only if it coerces to the key's type without changing the operator that PostgreSQL would choose.
 
 use sqlparser::ast::{
-    CastKind, DataType, ExactNumberInfo, Expr, TimezoneInfo, UnaryOperator, Value as Literal, ValueWithSpan,
+    ArrayElemTypeDef, CastKind, DataType, ExactNumberInfo, Expr, TimezoneInfo, UnaryOperator, Value as Literal,
+    ValueWithSpan,
 };
 
+use super::array;
 use super::model::Input;
 use super::source::Source;
 use crate::catalog::model::{Column, Oid};
@@ -41,6 +43,63 @@ impl Constants<'_> {
             }
             _ => None,
         }
+    }
+
+    /// The elements of a constant array of the key's kind: `ARRAY[...]`, `'{...}'` or a parameter; `None` if it is not one that
+    /// can be read. A NULL array has none.
+    pub(super) fn array(&self, expr: &Expr, kind: Kind) -> Option<Vec<Constant>> {
+        match expr {
+            Expr::Nested(inner) => self.array(inner, kind),
+            Expr::Array(array) => array.elem.iter().map(|element| self.read(element, kind)).collect(),
+            Expr::Cast {
+                kind: CastKind::Cast | CastKind::DoubleColon,
+                expr,
+                data_type: DataType::Array(ArrayElemTypeDef::SquareBracket(element, None)),
+                format: None,
+            } => {
+                let named = kind_of(element)?;
+                let elements = match &**expr {
+                    Expr::Value(value) => self.written_array(value, named)?,
+                    expr => self.array(expr, named)?,
+                };
+                elements.into_iter().map(|element| convert(element, named, kind)).collect()
+            }
+            Expr::Value(value) => self.written_array(value, kind),
+            _ => None,
+        }
+    }
+
+    fn written_array(&self, value: &ValueWithSpan, kind: Kind) -> Option<Vec<Constant>> {
+        match &value.value {
+            Literal::Null => Some(Vec::new()),
+            Literal::SingleQuotedString(text) if !self.source.is_national(parse::offset(value.span.start)?) => {
+                self.elements(text, kind)
+            }
+            Literal::Placeholder(name) => {
+                let number = name.strip_prefix('$')?.parse().ok()?;
+                let (oid, is_binary, bytes) = self.input.parameters?.get(number)?;
+                let named = if oid == 0 || oid == UNKNOWN { kind } else { element_kind(oid)? };
+                let elements = match bytes {
+                    None => Vec::new(),
+                    Some(bytes) if is_binary => {
+                        let is_readable =
+                            !named.is_collatable() || self.input.session.same_encoding || bytes.is_ascii();
+                        array::from_binary(bytes, named).filter(|_| is_readable)?
+                    }
+                    Some(bytes) => self.elements(std::str::from_utf8(bytes).ok()?, named)?,
+                };
+                elements.into_iter().map(|element| convert(element, named, kind)).collect()
+            }
+            _ => None,
+        }
+    }
+
+    fn elements(&self, text: &str, kind: Kind) -> Option<Vec<Constant>> {
+        let element = |text: Option<String>| match text {
+            None => Some(None),
+            Some(text) => self.text(&text, kind).map(Some),
+        };
+        array::parse(text)?.into_iter().map(element).collect()
     }
 
     fn cast(&self, expr: &Expr, named: Kind, kind: Kind) -> Option<Constant> {
@@ -104,6 +163,25 @@ impl Constants<'_> {
             Some(_) => None,
         }
     }
+}
+
+/// The kind of an array type's elements.
+fn element_kind(oid: Oid) -> Option<Kind> {
+    Some(match oid {
+        1000 => Kind::Bool,
+        1001 => Kind::Bytea,
+        1005 => Kind::Int2,
+        1007 => Kind::Int4,
+        1009 => Kind::Text,
+        1015 => Kind::Varchar,
+        1016 => Kind::Int8,
+        1115 => Kind::Timestamp,
+        1182 => Kind::Date,
+        1185 => Kind::TimestampTz,
+        1231 => Kind::Numeric,
+        2951 => Kind::Uuid,
+        _ => return None,
+    })
 }
 
 /// A value of type `from` where a column of type `to` is meant, if the operator stays one of the key's own.

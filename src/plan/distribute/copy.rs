@@ -46,8 +46,8 @@ pub enum Form {
 pub struct CopiedIn {
     /// Where each row belongs; `None` for a reference table, whose rows go everywhere.
     layout: Option<Layout>,
-    /// Which field is the shard key.
-    pub field: usize,
+    /// Which fields are the shard key, in its columns' order.
+    pub fields: Vec<usize>,
     /// How rows are written.
     pub form: Form,
     /// The first line is no row, and every shard gets it.
@@ -72,18 +72,25 @@ pub enum Placed {
 }
 
 impl CopiedIn {
-    /// Where a row with that key belongs; `None` is NULL.
-    pub fn place(&self, key: Option<&[u8]>) -> Placed {
+    /// Where a row belongs whose fields of the key are these; the inner `None` is NULL, the outer one a field that is not there.
+    pub fn place<B: AsRef<[u8]>>(&self, mut field: impl FnMut(usize) -> Option<Option<B>>) -> Placed {
         let Some(layout) = &self.layout else { return Placed::Everywhere };
-        let Some(kind) = layout.kind else { return Placed::Unreadable };
-        let value = match key {
-            None => None,
-            Some(bytes) => match self.read(kind, bytes).filter(|value| is_stored_as_is(value, &layout.column, kind)) {
-                Some(value) => Some(value),
-                None => return Placed::Unreadable,
-            },
-        };
-        layout.place(value.as_ref()).map_or(Placed::Unreadable, Placed::On)
+        let mut key = Vec::with_capacity(layout.key.len());
+        for (column, &at) in layout.key.iter().zip(&self.fields) {
+            let (Some(kind), Some(value)) = (column.kind, field(at)) else { return Placed::Unreadable };
+            let value = match value {
+                None => None,
+                Some(bytes) => {
+                    let read = self.read(kind, bytes.as_ref());
+                    match read.filter(|value| is_stored_as_is(value, &column.column, kind)) {
+                        Some(value) => Some(value),
+                        None => return Placed::Unreadable,
+                    }
+                }
+            };
+            key.push(value);
+        }
+        layout.place(&key).map_or(Placed::Unreadable, Placed::On)
     }
 
     fn read(&self, kind: Kind, bytes: &[u8]) -> Option<Value> {
@@ -151,16 +158,16 @@ pub fn copy_in(input: &Input<'_>) -> Result<Arc<CopiedIn>, Refusal> {
     let is_reference = matches!(configured.distribution, Distribution::Reference);
     defaults(relation, &listed, is_reference)?;
     let layout = Layout::new(configured, relation, input.catalog, input.database.shards.len());
-    let key = layout.as_ref().map(|layout| listed.iter().position(|name| **name == *layout.column.name));
-    let field = match key {
-        Some(None) => return Err(refused("rows without their shard key", "copy that column too")),
-        Some(Some(at)) => at,
-        None if is_reference => 0,
-        None => return Err(refused("a table without its shard key", "run pgherd check")),
-    };
+    let fields: Option<Vec<usize>> = layout.as_ref().map_or(Some(Vec::new()), |layout| {
+        layout.key.iter().map(|it| listed.iter().position(|name| **name == *it.column.name)).collect()
+    });
+    let fields = fields.ok_or_else(|| refused("rows without their shard key", "copy that column too"))?;
+    if layout.is_none() && !is_reference {
+        return Err(refused("a table without its shard key", "run pgherd check"));
+    }
     Ok(Arc::new(CopiedIn {
         layout,
-        field,
+        fields,
         form,
         has_header,
         shards: input.database.shards.len(),

@@ -79,34 +79,27 @@ fn judge(input: &Input<'_>, tree: &Statement) -> Result<(), Refusal> {
     }
 }
 
-/// The shard key of a table; `None` for a reference table.
-fn key_of<'i>(input: &Input<'i>, name: &ObjectName) -> Option<&'i str> {
-    let (schema, name) = parts(name)?;
+/// The shard key of a table; no column for a reference table.
+fn key_of<'i>(input: &Input<'i>, name: &ObjectName) -> &'i [String] {
+    let Some((schema, name)) = parts(name) else { return &[] };
     let is_it = |table: &&crate::config::model::Table| {
         *table.name == *name && schema.is_none_or(|schema| *table.schema == *schema)
     };
-    match &input.database.tables.iter().find(is_it)?.distribution {
-        Distribution::Reference => None,
-        Distribution::Hash { column } | Distribution::Range { column, .. } | Distribution::List { column, .. } => {
-            Some(column)
-        }
-    }
+    input.database.tables.iter().find(is_it).map_or(&[], |table| table.distribution.key())
 }
 
 /// Only rows of one shard are compared with each other.
-fn unique(key: Option<&str>, columns: &[IndexColumn], what: &str) -> Result<(), Refusal> {
+fn unique(key: &[String], columns: &[IndexColumn], what: &str) -> Result<(), Refusal> {
     let names =
         |key: &str, column: &IndexColumn| matches!(&column.column.expr, Expr::Identifier(it) if it.value == *key);
-    match key {
-        Some(key) if !columns.iter().any(|column| names(key, column)) => {
-            Err(beyond(&format!("{what} without the shard key \"{key}\"")))
-        }
-        _ => Ok(()),
+    match key.iter().find(|key| !columns.iter().any(|column| names(key, column))) {
+        Some(key) => Err(beyond(&format!("{what} without the shard key \"{key}\""))),
+        None => Ok(()),
     }
 }
 
-fn alteration(input: &Input<'_>, key: Option<&str>, operation: &AlterTableOperation) -> Result<(), Refusal> {
-    let is_key = |name: &Ident| key == Some(name.value.as_str());
+fn alteration(input: &Input<'_>, key: &[String], operation: &AlterTableOperation) -> Result<(), Refusal> {
+    let is_key = |name: &Ident| key.contains(&name.value);
     match operation {
         AlterTableOperation::AddColumn { column_def, .. } => {
             column(input, key, column_def)?;
@@ -151,7 +144,7 @@ fn creation(input: &Input<'_>, create: &CreateTable) -> Result<(), Refusal> {
         return Err(beyond("this form of CREATE TABLE"));
     }
     let key = key_of(input, &create.name);
-    if let Some(key) = key.filter(|key| !create.columns.iter().any(|column| column.name.value == **key)) {
+    if let Some(key) = key.iter().find(|key| !create.columns.iter().any(|column| column.name.value == **key)) {
         return Err(beyond(&format!("CREATE TABLE without the shard key \"{key}\"")));
     }
     create.columns.iter().try_for_each(|it| column(input, key, it))?;
@@ -162,8 +155,8 @@ fn is_serial(data_type: &DataType) -> bool {
     matches!(data_type, DataType::Custom(name, _) if parts(name).is_some_and(|(_, name)| name.contains("serial")))
 }
 
-fn column(input: &Input<'_>, key: Option<&str>, column: &ColumnDef) -> Result<(), Refusal> {
-    let is_key = key.is_none_or(|key| column.name.value == *key);
+fn column(input: &Input<'_>, key: &[String], column: &ColumnDef) -> Result<(), Refusal> {
+    let is_key = key.iter().all(|key| column.name.value == *key);
     for option in &column.options {
         match &option.option {
             ColumnOption::PrimaryKey(_) | ColumnOption::Unique(_) if !is_key => {
@@ -185,7 +178,7 @@ fn column(input: &Input<'_>, key: Option<&str>, column: &ColumnDef) -> Result<()
     Ok(())
 }
 
-fn constraint(input: &Input<'_>, key: Option<&str>, constraint: &TableConstraint) -> Result<(), Refusal> {
+fn constraint(input: &Input<'_>, key: &[String], constraint: &TableConstraint) -> Result<(), Refusal> {
     match constraint {
         TableConstraint::PrimaryKey(it) => unique(key, &it.columns, "a primary key"),
         TableConstraint::Unique(it) => unique(key, &it.columns, "a unique constraint"),

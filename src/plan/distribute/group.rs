@@ -123,7 +123,7 @@ fn merged(job: &mut Job<'_>, function: &Function) -> Result<Aggregate, Refusal> 
     let argument = argument(list);
     if list.duplicate_treatment == Some(DuplicateTreatment::Distinct)
         && !matches!(name, "min" | "max")
-        && !argument.is_some_and(|expr| job.scope.is_key(expr))
+        && !argument.is_some_and(|expr| job.scope.hold_key([expr]))
     {
         return Err(refuse(
             "aggregate-distinct",

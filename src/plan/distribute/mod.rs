@@ -1,6 +1,7 @@
 //! How a statement over sharded tables is split: one shard, streamed over several, or refused.
 
 mod analysis;
+mod array;
 mod block;
 mod check;
 mod constant;

@@ -77,10 +77,11 @@ pub(super) struct Resolved<'s> {
     pub(super) level: usize,
 }
 
-impl Resolved<'_> {
-    /// The layout, if the column is its relation's shard key.
-    pub(super) fn key(&self) -> Option<&Layout> {
-        self.source.layout().filter(|layout| layout.column.name == self.column.name)
+impl<'s> Resolved<'s> {
+    /// The layout and the column's place in the shard key, if the column is part of its relation's.
+    pub(super) fn key(&self) -> Option<(&'s Layout, usize)> {
+        let layout = self.source.layout()?;
+        Some((layout, layout.position(&self.column.name)?))
     }
 }
 
@@ -141,9 +142,29 @@ impl<'o> Scope<'o> {
         }
     }
 
-    /// Whether the expression is the shard key of a sharded relation whose rows are never replaced by NULLs.
-    pub(super) fn is_key(&self, expr: &Expr) -> bool {
-        self.column(expr).is_some_and(|found| found.level == 0 && found.key().is_some() && !found.source.nullable)
+    /// Whether the expressions hold the whole shard key of a sharded relation whose rows are never replaced by NULLs.
+    pub(super) fn hold_key<'e>(&self, exprs: impl IntoIterator<Item = &'e Expr>) -> bool {
+        self.hold_key_and(exprs, |_| false)
+    }
+
+    /// As [`Scope::hold_key`], where columns may also be there as texts: `"relation"."column"`.
+    pub(super) fn hold_key_and<'e>(
+        &self,
+        exprs: impl IntoIterator<Item = &'e Expr>,
+        is_shown: impl Fn(&str) -> bool,
+    ) -> bool {
+        let named: Vec<(usize, usize)> = exprs
+            .into_iter()
+            .filter_map(|expr| self.column(expr).filter(|found| found.level == 0))
+            .filter_map(|found| Some((found.index, found.key()?.1)))
+            .collect();
+        let is_there = |index: usize, source: &Source, position: usize, column: &str| {
+            named.contains(&(index, position)) || is_shown(&format!("\"{}\".\"{column}\"", source.alias))
+        };
+        self.sharded().filter(|(_, source, _)| !source.nullable).any(|(index, source, layout)| {
+            let mut key = layout.key.iter().enumerate();
+            key.all(|(position, it)| is_there(index, source, position, &it.column.name))
+        })
     }
 
     /// The sharded relations.

@@ -12,7 +12,7 @@ use super::analysis::Block;
 use super::constant::Constants;
 use super::functions::Functions;
 use super::group;
-use super::items::{Item, Items, Meant, texts, wrapped};
+use super::items::{Items, Meant, texts, wrapped};
 use super::model::{Collating, Distributed, Key, Merge, Sort, SortBy, Streamed};
 use super::refuse::{clause, refuse};
 use super::scope::{Resolved, Scope, parts};
@@ -169,7 +169,7 @@ impl<'t> Job<'t> {
         let is_windowed = calls.window || elsewhere.1.is_some_and(|calls| calls.window);
         let is_foreign_window = calls.foreign_window || elsewhere.1.is_some_and(|calls| calls.foreign_window);
         let is_grouped = !groups.is_empty() || has_aggregate;
-        let has_key_group = groups.iter().any(|meant| self.is_key(meant));
+        let has_key_group = self.scope.hold_key(groups.iter().filter_map(|meant| self.expr_of(meant)));
         if is_windowed && (is_foreign_window || is_grouped) {
             return Err(clause("window", "a window function whose PARTITION BY lacks the shard key"));
         }
@@ -180,23 +180,17 @@ impl<'t> Job<'t> {
             }
             return Ok(Shape::Groups);
         }
-        let shows_key = self.items.all.iter().any(|item| match item.expr {
-            Some(expr) => self.scope.is_key(expr),
-            None => self.items.is_exact && self.is_key_column(item),
-        });
+        let spelled_out = |text: &str| {
+            self.items.is_exact && self.items.all.iter().any(|item| item.expr.is_none() && item.text == *text)
+        };
+        let shows_key = self.scope.hold_key_and(self.items.all.iter().filter_map(|item| item.expr), spelled_out);
         Ok(if is_distinct && !shows_key { Shape::Distinct } else { Shape::Rows })
     }
 
-    fn is_key_column(&self, item: &Item<'_>) -> bool {
-        let keys = self.scope.sharded().filter(|(_, source, _)| !source.nullable);
-        keys.map(|(_, source, layout)| format!("\"{}\".\"{}\"", source.alias, layout.column.name))
-            .any(|text| text == item.text)
-    }
-
-    fn is_key(&self, meant: &Meant<'_>) -> bool {
+    fn expr_of(&self, meant: &Meant<'t>) -> Option<&'t Expr> {
         match meant {
-            Meant::Item(at) => self.items.all[*at].expr.is_some_and(|expr| self.scope.is_key(expr)),
-            Meant::Expr(expr, _) => self.scope.is_key(expr),
+            Meant::Item(at) => self.items.all[*at].expr,
+            Meant::Expr(expr, _) => Some(expr),
         }
     }
 
@@ -507,7 +501,7 @@ impl Visitor for CallFinder<'_, '_> {
             Expr::Function(function) => match &function.over {
                 Some(WindowType::WindowSpec(spec)) => {
                     self.calls.window = true;
-                    let has_key = spec.partition_by.iter().any(|expr| self.job.scope.is_key(expr));
+                    let has_key = self.job.scope.hold_key(&spec.partition_by);
                     self.calls.foreign_window |= !has_key || spec.window_name.is_some();
                 }
                 Some(WindowType::NamedWindow(_)) => {

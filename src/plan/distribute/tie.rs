@@ -7,21 +7,98 @@ use sqlparser::ast::{BinaryOperator, Expr};
 
 use super::constant::Constants;
 use super::scope::{Resolved, Scope};
-use crate::plan::distribute::Collating;
-use crate::plan::shard_key::{Layout, ShardSet};
-use crate::plan::value::{Kind, Value};
+use crate::plan::shard_key::{Layout, Limits, ShardSet};
+use crate::plan::value::Value;
 
-/// Shards that a condition leaves, by index of the relation.
-pub(super) type Sets = BTreeMap<usize, ShardSet>;
+/// Combinations of limits that are kept for one relation; beyond that only the shards are.
+const MOST_BOXES: usize = 64;
 
-/// Narrows `sets` by another condition that must hold too.
-pub(super) fn narrow(sets: &mut Sets, index: usize, to: ShardSet) {
-    match sets.get_mut(&index) {
-        Some(set) => set.retain(|shard| to.contains(shard)),
-        None => {
-            sets.insert(index, to);
+/// What a condition leaves to one relation.
+#[derive(Debug, Clone)]
+pub(super) struct Reach {
+    /// Shards with rows of use.
+    pub(super) shards: ShardSet,
+    /// Limits for each column of the key: one of these holds. Kept for keys of several columns alone.
+    boxes: Vec<Vec<Limits>>,
+}
+
+/// What a condition leaves, by index of the relation.
+pub(super) type Sets = BTreeMap<usize, Reach>;
+
+impl Reach {
+    pub(super) fn of(shards: ShardSet) -> Self {
+        Self { shards, boxes: Vec::new() }
+    }
+
+    fn limited(layout: &Layout, position: usize, limits: Limits) -> Self {
+        let mut whole = vec![Limits::Any; layout.key.len()];
+        if let Some(limit) = whole.get_mut(position) {
+            *limit = limits;
+        }
+        let shards = layout.reached(&whole);
+        let boxes = if layout.key.len() > 1 { vec![whole] } else { Vec::new() };
+        Self { shards, boxes }
+    }
+
+    /// What this and another condition leave together.
+    pub(super) fn and(&mut self, other: Self, layout: Option<&Layout>) {
+        self.shards.retain(|shard| other.shards.contains(shard));
+        if self.boxes.is_empty() || other.boxes.is_empty() {
+            if self.boxes.is_empty() {
+                self.boxes = other.boxes;
+            }
+            return;
+        }
+        if self.boxes.len() * other.boxes.len() > MOST_BOXES {
+            if other.boxes.len() < self.boxes.len() {
+                self.boxes = other.boxes;
+            }
+            return;
+        }
+        let both = |a: &[Limits], b: &[Limits]| a.iter().zip(b).map(|(a, b)| a.and(b)).collect::<Vec<_>>();
+        self.boxes = self.boxes.iter().flat_map(|a| other.boxes.iter().map(|b| both(a, b))).collect();
+        if let Some(layout) = layout {
+            let left: ShardSet = self.boxes.iter().flat_map(|limits| layout.reached(limits)).collect();
+            self.shards.retain(|shard| left.contains(shard));
         }
     }
+
+    /// What one of two conditions leaves.
+    fn or(&mut self, mut other: Self) {
+        self.shards.append(&mut other.shards);
+        if self.boxes.is_empty() || other.boxes.is_empty() || self.boxes.len() + other.boxes.len() > MOST_BOXES {
+            self.boxes.clear();
+        } else {
+            self.boxes.append(&mut other.boxes);
+        }
+    }
+}
+
+/// An equality between columns of two shard keys that stand at the same place in them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Link {
+    /// The one relation.
+    pub(super) a: usize,
+    /// The other.
+    pub(super) b: usize,
+    /// The column's place in both keys.
+    pub(super) position: usize,
+    /// How many columns the keys have.
+    pub(super) columns: usize,
+}
+
+/// Pairs of relations that links make equal in their whole keys.
+pub(super) fn whole(links: &[Link]) -> Vec<(usize, usize)> {
+    let mut pairs: BTreeMap<(usize, usize), (Vec<usize>, usize)> = BTreeMap::new();
+    for link in links {
+        let pair = (link.a.min(link.b), link.a.max(link.b));
+        let (positions, columns) = pairs.entry(pair).or_insert_with(|| (Vec::new(), link.columns));
+        *columns = link.columns;
+        if !positions.contains(&link.position) {
+            positions.push(link.position);
+        }
+    }
+    pairs.into_iter().filter(|(_, (positions, columns))| positions.len() == *columns).map(|(pair, _)| pair).collect()
 }
 
 /// Reads conditions of one scope.
@@ -34,42 +111,76 @@ pub(super) struct Ties<'a> {
 impl<'a> Ties<'a> {
     /// What the condition's being true leaves.
     pub(super) fn sets(&self, condition: &Expr) -> Sets {
+        let mut sets = self.within(condition);
+        for (inner, shards) in self.correlated(condition) {
+            self.and(&mut sets, Sets::from([(inner, Reach::of(shards))]));
+        }
+        sets
+    }
+
+    /// Narrows `sets` by what another condition leaves that must hold too.
+    pub(super) fn and(&self, sets: &mut Sets, more: Sets) {
+        for (index, reach) in more {
+            match sets.get_mut(&index) {
+                Some(known) => known.and(reach, self.scope.sources.get(index).and_then(|source| source.layout())),
+                None => {
+                    sets.insert(index, reach);
+                }
+            }
+        }
+    }
+
+    fn within(&self, condition: &Expr) -> Sets {
         match condition {
-            Expr::Nested(inner) => self.sets(inner),
+            Expr::Nested(inner) => self.within(inner),
             Expr::BinaryOp { left, op: BinaryOperator::And, right } => {
-                let mut sets = self.sets(left);
-                self.sets(right).into_iter().for_each(|(index, set)| narrow(&mut sets, index, set));
+                let mut sets = self.within(left);
+                self.and(&mut sets, self.within(right));
                 sets
             }
-            Expr::BinaryOp { left, op: BinaryOperator::Or, right } => {
-                let mut other = self.sets(right);
-                let both = self.sets(left).into_iter().filter_map(|(index, mut set)| {
-                    set.append(&mut other.remove(&index)?);
-                    Some((index, set))
-                });
-                both.collect()
-            }
+            Expr::BinaryOp { left, op: BinaryOperator::Or, right } => self.or(self.within(left), self.within(right)),
             Expr::BinaryOp { left, op, right } => self.comparison(left, op, right),
-            Expr::InList { expr, list, negated: false } => self.one(self.key(expr), |layout| {
-                let mut set = ShardSet::new();
-                for item in list {
-                    set.append(&mut self.equal(layout, item)?);
+            Expr::InList { expr, list, negated: false } => match self.key(expr) {
+                Some(_) => self.one(self.key(expr), |layout, at| {
+                    let mut values = Vec::new();
+                    for item in list {
+                        values.extend(self.value(layout, at, item)?.map(Some));
+                    }
+                    Some(Limits::Values(values))
+                }),
+                None if matches!(row(expr), Some(_)) && !list.is_empty() => {
+                    let each = list.iter().map(|item| self.comparison(expr, &BinaryOperator::Eq, item));
+                    each.reduce(|a, b| self.or(a, b)).unwrap_or_default()
                 }
-                Some(set)
-            }),
-            Expr::Between { expr, negated: false, low, high } => self.one(self.key(expr), |layout| {
-                let mut set = self.compared(layout, low, &[Ordering::Greater, Ordering::Equal])?;
-                let high = self.compared(layout, high, &[Ordering::Less, Ordering::Equal])?;
-                set.retain(|shard| high.contains(shard));
-                Some(set)
+                None => Sets::new(),
+            },
+            Expr::AnyOp { left, compare_op: BinaryOperator::Eq, right, .. } => {
+                self.one(self.key(left), |layout, at| {
+                    let kind = layout.key.get(at)?.prunable()?;
+                    let values = self.constants.array(right, kind)?;
+                    Some(Limits::Values(values.into_iter().flatten().map(Some).collect()))
+                })
+            }
+            Expr::Between { expr, negated: false, low, high } => self.one(self.key(expr), |layout, at| {
+                let low = self.compared(layout, at, low, &[Ordering::Greater, Ordering::Equal])?;
+                let high = self.compared(layout, at, high, &[Ordering::Less, Ordering::Equal])?;
+                Some(low.and(&high))
             }),
             // An outer join's missing rows are NULL on every shard.
             Expr::IsNull(expr) => {
                 let key = self.key(expr).filter(|key| !key.source.nullable);
-                self.one(key, |layout| Some(layout.equal(None)))
+                self.one(key, |layout, at| layout.key.get(at)?.prunable().map(|_| Limits::Values(vec![None])))
             }
             _ => Sets::new(),
         }
+    }
+
+    fn or(&self, left: Sets, mut right: Sets) -> Sets {
+        let both = left.into_iter().filter_map(|(index, mut reach)| {
+            reach.or(right.remove(&index)?);
+            Some((index, reach))
+        });
+        both.collect()
     }
 
     fn comparison(&self, left: &Expr, op: &BinaryOperator, right: &Expr) -> Sets {
@@ -81,15 +192,17 @@ impl<'a> Ties<'a> {
             BinaryOperator::GtEq => &[Ordering::Greater, Ordering::Equal],
             _ => return Sets::new(),
         };
+        if let (Some(left), Some(right)) = (row(left), row(right)) {
+            let mut sets = Sets::new();
+            if holds == [Ordering::Equal] && left.len() == right.len() {
+                left.iter().zip(right).for_each(|(left, right)| self.and(&mut sets, self.comparison(left, op, right)));
+            }
+            return sets;
+        }
         let leaf = |key: Option<Resolved<'a>>, constant: &Expr, holds: &[Ordering]| {
-            self.one(key, |layout| match holds {
-                [Ordering::Equal] => self.equal(layout, constant),
-                holds => self.compared(layout, constant, holds),
-            })
+            self.one(key, |layout, at| self.compared(layout, at, constant, holds))
         };
-        let (left_key, right_key) = (self.key(left), self.key(right));
-        match (left_key, right_key) {
-            (Some(a), Some(b)) if holds == [Ordering::Equal] => self.correlated(a, b),
+        match (self.key(left), self.key(right)) {
             (Some(key), None) => leaf(Some(key), right, holds),
             (None, Some(key)) => {
                 let flipped: Vec<Ordering> = holds.iter().map(|ordering| ordering.reverse()).collect();
@@ -99,22 +212,39 @@ impl<'a> Ties<'a> {
         }
     }
 
-    /// An inner relation's key that equals an outer one's lies where the outer one's rows are.
-    fn correlated(&self, a: Resolved<'a>, b: Resolved<'a>) -> Sets {
-        let (inner, outer) = match (a.level, b.level) {
-            (0, 0) => return Sets::new(),
-            (0, _) => (a, b),
-            (_, 0) => (b, a),
-            _ => return Sets::new(),
-        };
-        match (inner.key(), outer.key()) {
-            (Some(x), Some(y)) if x.is_colocated(y) => Sets::from([(inner.index, outer.source.tied.clone())]),
-            _ => Sets::new(),
+    /// Relations whose keys equal an outer one's lie where the outer one's rows are.
+    fn correlated(&self, condition: &Expr) -> Vec<(usize, ShardSet)> {
+        let mut links: Vec<(Link, &'a ShardSet)> = Vec::new();
+        for (a, b) in equalities(condition) {
+            let (Some(a), Some(b)) = (self.key(a), self.key(b)) else { continue };
+            let (inner, outer) = match (a.level, b.level) {
+                (0, 1..) => (a, b),
+                (1.., 0) => (b, a),
+                _ => continue,
+            };
+            let (Some((x, at)), Some((y, to))) = (inner.key(), outer.key()) else { continue };
+            if at == to && x.is_colocated(y) {
+                // Relations further out are told apart by level and index, beside which inner ones keep their own numbers.
+                let other = self.scope.sources.len() + outer.level * 1000 + outer.index;
+                let link = Link { a: inner.index, b: other, position: at, columns: x.key.len() };
+                links.push((link, &outer.source.tied));
+            }
         }
+        let all: Vec<Link> = links.iter().map(|(link, _)| *link).collect();
+        let pairs = whole(&all).into_iter();
+        pairs
+            .filter_map(|(inner, other)| {
+                let (_, shards) = links.iter().find(|(link, _)| link.a == inner && link.b == other)?;
+                Some((inner, (*shards).clone()))
+            })
+            .collect()
     }
 
-    fn one(&self, key: Option<Resolved<'a>>, set: impl FnOnce(&Layout) -> Option<ShardSet>) -> Sets {
-        let found = key.filter(|key| key.level == 0).and_then(|key| Some((key.index, set(key.key()?)?)));
+    fn one(&self, key: Option<Resolved<'a>>, limits: impl FnOnce(&Layout, usize) -> Option<Limits>) -> Sets {
+        let found = key.filter(|key| key.level == 0).and_then(|key| {
+            let (layout, at) = key.key()?;
+            Some((key.index, Reach::limited(layout, at, limits(layout, at)?)))
+        });
         found.into_iter().collect()
     }
 
@@ -122,52 +252,67 @@ impl<'a> Ties<'a> {
         self.scope.column(expr).filter(|found| found.key().is_some())
     }
 
-    fn equal(&self, layout: &Layout, expr: &Expr) -> Option<ShardSet> {
-        let kind = prunable(layout)?;
+    /// The constant that a column of the key is compared with; `Some(None)` is NULL, which equals nothing.
+    fn value(&self, layout: &Layout, at: usize, expr: &Expr) -> Option<Option<Value>> {
+        self.constants.read(expr, layout.key.get(at)?.prunable()?)
+    }
+
+    fn compared(&self, layout: &Layout, at: usize, expr: &Expr, holds: &[Ordering]) -> Option<Limits> {
+        let column = layout.key.get(at)?;
+        let kind = if holds == [Ordering::Equal] { column.prunable()? } else { column.ordered()? };
         match self.constants.read(expr, kind)? {
-            // `key = NULL` is never true.
-            None => Some(ShardSet::new()),
-            Some(value) => Some(layout.equal(Some(&value))),
+            // A comparison with NULL is never true.
+            None => Some(Limits::Values(Vec::new())),
+            Some(value) => Some(Limits::compared(holds, value)),
         }
     }
 
-    fn compared(&self, layout: &Layout, expr: &Expr, holds: &[Ordering]) -> Option<ShardSet> {
-        let kind = prunable(layout).filter(|kind| !kind.is_collatable() || layout.collating == Collating::Bytes)?;
-        match self.constants.read(expr, kind)? {
-            None => Some(ShardSet::new()),
-            Some(value) => Some(layout.compared(holds, &value)),
-        }
+    /// Equalities that the condition makes between columns of shard keys, all in this scope.
+    pub(super) fn links(&self, condition: &Expr) -> Vec<Link> {
+        let link = |(a, b): (&Expr, &Expr)| {
+            let (a, b) = self.key(a).zip(self.key(b)).filter(|(a, b)| a.level == 0 && b.level == 0)?;
+            self.link(a.index, b.index, &a.column.name, &b.column.name)
+        };
+        equalities(condition).into_iter().filter_map(link).collect()
     }
 
-    /// Pairs of relations whose shard keys the condition makes equal, both in this scope.
-    pub(super) fn links(&self, condition: &Expr) -> Vec<(usize, usize)> {
-        match condition {
-            Expr::Nested(inner) => self.links(inner),
-            Expr::BinaryOp { left, op: BinaryOperator::And, right } => {
-                let mut links = self.links(left);
-                links.append(&mut self.links(right));
-                links
-            }
-            Expr::BinaryOp { left, op: BinaryOperator::Eq, right } => {
-                let pair = self.key(left).zip(self.key(right)).filter(|(a, b)| a.level == 0 && b.level == 0);
-                pair.and_then(|(a, b)| a.key()?.is_colocated(b.key()?).then_some((a.index, b.index)))
-                    .into_iter()
-                    .collect()
-            }
-            _ => Vec::new(),
-        }
+    /// The link between two relations that such an equality makes.
+    pub(super) fn link(&self, a: usize, b: usize, column_of_a: &str, column_of_b: &str) -> Option<Link> {
+        let (x, y) = (self.scope.sources.get(a)?.layout()?, self.scope.sources.get(b)?.layout()?);
+        let (position, other) = (x.position(column_of_a)?, y.position(column_of_b)?);
+        (position == other && x.is_colocated(y)).then_some(Link { a, b, position, columns: x.key.len() })
     }
 
-    /// The key that one row of an INSERT brings, as stored; `None` if it cannot be told before the server evaluates it.
-    pub(super) fn inserted(constants: Constants<'a>, layout: &Layout, expr: &Expr) -> Option<Option<Value>> {
-        let kind = layout.kind?;
+    /// The column of a key that one row of an INSERT brings, as stored; `None` if it cannot be told before the server evaluates it.
+    pub(super) fn inserted(
+        constants: Constants<'a>,
+        column: &crate::plan::shard_key::KeyColumn,
+        expr: &Expr,
+    ) -> Option<Option<Value>> {
+        let kind = column.kind?;
         let value = constants.read(expr, kind)?;
-        let is_stored_as_is = |value: &Value| super::constant::is_stored_as_is(value, &layout.column, kind);
+        let is_stored_as_is = |value: &Value| super::constant::is_stored_as_is(value, &column.column, kind);
         value.as_ref().is_none_or(is_stored_as_is).then_some(value)
     }
 }
 
-/// Kinds whose equality with a constant says where a row lies; `char(n)` compares in too many ways.
-fn prunable(layout: &Layout) -> Option<Kind> {
-    layout.kind.filter(|&kind| kind != Kind::Bpchar)
+/// The fields of a row constructor.
+fn row(expr: &Expr) -> Option<&[Expr]> {
+    match expr {
+        Expr::Tuple(fields) if fields.len() > 1 => Some(fields),
+        _ => None,
+    }
+}
+
+/// Both sides of every `=` that must hold, fields of rows one by one.
+fn equalities(condition: &Expr) -> Vec<(&Expr, &Expr)> {
+    match condition {
+        Expr::Nested(inner) => equalities(inner),
+        Expr::BinaryOp { left, op: BinaryOperator::And, right } => [equalities(left), equalities(right)].concat(),
+        Expr::BinaryOp { left, op: BinaryOperator::Eq, right } => match (row(left), row(right)) {
+            (Some(a), Some(b)) if a.len() == b.len() => a.iter().zip(b).collect(),
+            _ => vec![(left, right)],
+        },
+        _ => Vec::new(),
+    }
 }

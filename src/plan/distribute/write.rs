@@ -12,7 +12,7 @@ use super::scope::{Role, parts};
 use super::tie::Ties;
 use crate::catalog::model::Relation;
 use crate::plan::Refusal;
-use crate::plan::shard_key::Layout;
+use crate::plan::shard_key::{KeyColumn, Layout};
 
 /// EXPLAIN would run on one shard what has to be done on all.
 pub(super) fn explained(name: &str) -> Refusal {
@@ -103,32 +103,31 @@ fn rows(analysis: &Analysis<'_>, insert: &Insert, layout: &Layout, relation: &Re
         [] => relation.columns.iter().map(|column| &*column.name).collect(),
         listed => listed.iter().filter_map(|name| Some(parts(name)?.1)).collect(),
     };
-    let at = column_names.iter().position(|name| **name == *layout.column.name);
+    let places: Vec<Option<usize>> =
+        layout.key.iter().map(|it| column_names.iter().position(|name| **name == *it.column.name)).collect();
     let mut shards = Vec::new();
     for row in &values.rows {
-        let key = match at.and_then(|at| row.get(at)) {
-            Some(expr) => key(analysis, layout, expr)?,
-            None if layout.column.has_default => return Err(unknown_key(layout)),
-            None => None,
+        let field = |(it, at): (&KeyColumn, &Option<usize>)| match at.and_then(|at| row.get(at)) {
+            Some(expr) => Ties::inserted(analysis.constants, it, expr).ok_or_else(|| unknown_key(it)),
+            None if it.column.has_default => Err(unknown_key(it)),
+            None => Ok(None),
         };
-        shards.push(layout.place(key.as_ref()).ok_or_else(|| {
-            let message = format!("no shard takes a row with this value of \"{}\"", layout.column.name);
-            refuse("no-shard", message, "add the value's range or list entry to the table's configuration")
+        let key: Result<Vec<_>, Refusal> = layout.key.iter().zip(&places).map(field).collect();
+        shards.push(layout.place(&key?).ok_or_else(|| {
+            let message = format!("no shard takes a row with this value of {}", layout.names());
+            let hint = "add the value's range or list entry to the table's configuration, or set default_shard";
+            refuse("no-shard", message, hint)
         })?);
     }
     Ok(shards)
 }
 
-fn key(analysis: &Analysis<'_>, layout: &Layout, expr: &Expr) -> Result<Option<crate::plan::value::Value>, Refusal> {
-    Ties::inserted(analysis.constants, layout, expr).ok_or_else(|| unknown_key(layout))
-}
-
-fn unknown_key(layout: &Layout) -> Refusal {
+fn unknown_key(key: &KeyColumn) -> Refusal {
     refuse(
         "insert-key",
         format!(
             "the value of shard key \"{}\" is not a constant or parameter that pgherd can read as the column stores it",
-            layout.column.name
+            key.column.name
         ),
         "give the key as a plain literal or parameter of the column's own type, ISO dates with their offset",
     )
@@ -193,14 +192,14 @@ fn target(
 }
 
 fn assignments(layout: &Layout, assignments: &[Assignment]) -> Result<(), Refusal> {
-    let is_key = |name: &ObjectName| parts(name).is_none_or(|(_, name)| *name == *layout.column.name);
+    let is_key = |name: &ObjectName| parts(name).is_none_or(|(_, name)| layout.position(name).is_some());
     for assignment in assignments {
-        let changes = match &assignment.target {
-            AssignmentTarget::ColumnName(name) => is_key(name),
-            AssignmentTarget::Tuple(names) => names.iter().any(is_key),
+        let changed = match &assignment.target {
+            AssignmentTarget::ColumnName(name) => Some(name).filter(|name| is_key(name)),
+            AssignmentTarget::Tuple(names) => names.iter().find(|name| is_key(name)),
         };
-        if changes {
-            return Err(key_change(&layout.column.name));
+        if let Some(name) = changed {
+            return Err(key_change(parts(name).map_or("", |(_, name)| name)));
         }
     }
     Ok(())

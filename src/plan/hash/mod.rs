@@ -8,15 +8,22 @@ use crate::plan::value::{Kind, Numeric, Value};
 /// `HASH_PARTITION_SEED`
 const SEED: u64 = 0x7A5B_2236_7996_DCFD;
 
-/// The remainder of a one-column key under `modulus`: the partition, and so the shard, that a row with it belongs to.
+/// The remainder of a key under `modulus`: the partition, and so the shard, that a row with it belongs to.
 ///
-/// `None` where the key's type has no hash function here, or `modulus` is 0. NULL is 0, as PostgreSQL has it.
-pub fn remainder(kind: Kind, key: Option<&Value>, modulus: usize) -> Option<usize> {
-    let row = match key {
-        None => 0,
-        Some(value) => combine(0, extended(kind, value, SEED)?),
-    };
+/// `None` where a column's type has no hash function here, or `modulus` is 0. NULL adds nothing, as PostgreSQL has it.
+pub fn remainder(key: &[(Kind, Option<&Value>)], modulus: usize) -> Option<usize> {
+    let mut row = 0;
+    for (kind, value) in key {
+        if let Some(value) = value {
+            row = combine(row, extended(*kind, value, SEED)?);
+        }
+    }
     usize::try_from(row.checked_rem(u64::try_from(modulus).ok()?)?).ok()
+}
+
+/// Whether values of the kind have a hash function here.
+pub fn is_hashed(kind: Kind) -> bool {
+    !matches!(kind, Kind::Float4 | Kind::Float8 | Kind::Time | Kind::Interval)
 }
 
 /// `hash_combine64`

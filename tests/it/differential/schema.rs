@@ -7,6 +7,7 @@ use rand::rngs::StdRng;
 
 use crate::harness::wire::WireClient;
 use crate::harness::{self, Database, Pgherd};
+use crate::layouts::Layout;
 
 /// What a column holds. Values of one sort that are equal look alike, unless [`Sort::is_ambiguous`] says otherwise.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -148,13 +149,14 @@ pub(super) struct Table {
     pub(super) columns: Vec<Column>,
     /// How many rows it has.
     pub(super) rows: u32,
-    /// The shard key; none for a reference table.
-    key: Option<String>,
+    /// How its rows are spread; none for a reference table.
+    layout: Option<Layout>,
 }
 
 /// Random tables: the first two by the same key, one by another, one with no rows at all, one on every shard.
 pub(super) fn tables(dice: &mut StdRng) -> Vec<Table> {
     let key = [Int, Big, Text][dice.random_range(0..3)];
+    let (both, other) = layouts(dice, key);
     let mut tables = Vec::new();
     for (name, key, rows) in
         [("a", Some(key), 120), ("b", Some(key), 60), ("c", Some(Int), 80), ("void", Some(Int), 0), ("r", None, 9)]
@@ -166,9 +168,33 @@ pub(super) fn tables(dice: &mut StdRng) -> Vec<Table> {
         for at in 0..dice.random_range(5..10) {
             columns.push(Column { name: format!("c{at}"), sort: SORTS[dice.random_range(0..SORTS.len())] });
         }
-        tables.push(Table { name: name.into(), columns, rows, key: key.map(|_| "k".into()) });
+        let layout = match name {
+            "a" | "b" => both.clone(),
+            _ => other.clone(),
+        };
+        tables.push(Table { name: name.into(), columns, rows, layout: key.map(|_| layout) });
     }
     tables
+}
+
+/// How the first two tables are spread, and the others, whose key is an integer.
+fn layouts(dice: &mut StdRng, key: Sort) -> (Layout, Layout) {
+    let by = ["k", "id"];
+    let both = match (dice.random_range(0..8), key) {
+        (0..4, _) => Layout::hash(&["k"]),
+        (4..6, _) => Layout::hash(&by),
+        (6, Text) => Layout::texts("k"),
+        (6, _) => Layout::numbers("k"),
+        (_, Text) => Layout::hash(&["id", "k"]),
+        _ => Layout::range(&["k"]),
+    };
+    let other = match dice.random_range(0..4) {
+        0 => Layout::hash(&["k"]),
+        1 => Layout::range(&by),
+        2 => Layout::numbers("k"),
+        _ => Layout::hash(&["id", "k"]),
+    };
+    (both, other)
 }
 
 fn creation(table: &Table, dice: &mut StdRng) -> String {
@@ -214,29 +240,17 @@ impl World {
         for (at, shard) in harness::fresh_databases(shards).await.iter().enumerate() {
             let mut own = schema.clone();
             for table in &tables {
-                let Some(key) = &table.key else { continue };
-                let column = table.columns.iter().find(|column| column.name == *key).expect("the key is a column");
-                let _ = write!(
-                    own,
-                    "create table parts_{0} (k {1}) partition by hash (k);
-                     delete from {0} where not satisfies_hash_partition('parts_{0}'::regclass, {shards}, {at}, {key});
-                     drop table parts_{0};",
-                    table.name,
-                    column.sort.definition()
-                );
+                let Some(layout) = &table.layout else { continue };
+                own += &layout.keep_own(&table.name, shards, at);
             }
             shard.execute(&own).await;
             let _ = write!(toml, "\"{}\", ", shard.conninfo());
         }
         toml += "]\n";
         for table in &tables {
-            let _ = match &table.key {
-                Some(key) => write!(
-                    toml,
-                    "[[database.table]]\nname = \"public.{}\"\nshard_key = \"{key}\"\nmethod = \"hash\"\n",
-                    table.name
-                ),
-                None => write!(toml, "[[database.table]]\nname = \"public.{}\"\nreference = true\n", table.name),
+            toml += &match &table.layout {
+                Some(layout) => layout.toml(&table.name, shards),
+                None => format!("[[database.table]]\nname = \"public.{}\"\nreference = true\n", table.name),
             };
         }
         toml +=

@@ -53,10 +53,12 @@ fn pool() -> Pool {
 }
 
 fn tables(shards: usize) -> Vec<Table> {
-    let table = |name: &str, distribution| Table { schema: "public".into(), name: name.into(), distribution };
-    let hash = |column: &str| Distribution::Hash { column: column.into() };
+    let table =
+        |name: &str, distribution| Table { schema: "public".into(), name: name.into(), distribution, group: None };
+    let columns = |key: &[&str]| key.iter().map(|column| (*column).to_owned()).collect::<Vec<_>>();
+    let hash = |column: &str| Distribution::Hash { columns: columns(&[column]) };
     // Days of January 2024 in equal parts; the last part takes what is left.
-    let day = |part: usize| Some(format!("2024-01-{:02}", 1 + part * 8));
+    let day = |part: usize| Some(vec![format!("2024-01-{:02}", 1 + part * 8)]);
     let ranges = (0..shards)
         .map(|part| RangePart {
             from: if part == 0 { None } else { day(part) },
@@ -76,10 +78,30 @@ fn tables(shards: usize) -> Vec<Table> {
         table("notes", hash("id")),
         table("texts", hash("k")),
         table("empty", hash("k")),
-        table("visits", Distribution::Range { column: "day".into(), ranges }),
-        table("accounts", Distribution::List { column: "plan".into(), parts }),
+        table("visits", Distribution::Range { columns: columns(&["day"]), ranges, default: None }),
+        table("accounts", Distribution::List { column: "plan".into(), parts, default: None }),
+        table("pairs", Distribution::Hash { columns: columns(&["a", "b"]) }),
+        table("halves", Distribution::Hash { columns: columns(&["x", "y"]) }),
+        table("grid", grid(shards)),
+        table("tiers", tiers(shards)),
         table("countries", Distribution::Reference),
     ]
+}
+
+/// Cells below (10) on the first shard, those from there to (20, 2024-01-10) on the second, all others on the last.
+fn grid(shards: usize) -> Distribution {
+    let bound = |values: &[&str]| Some(values.iter().map(|value| (*value).to_owned()).collect());
+    let ranges = vec![
+        RangePart { from: None, to: bound(&["10"]), shard: 0 },
+        RangePart { from: bound(&["10"]), to: bound(&["20", "2024-01-10"]), shard: 1 % shards },
+    ];
+    Distribution::Range { columns: vec!["x".into(), "y".into()], ranges, default: Some(shards - 1) }
+}
+
+/// Two values on the first shard, all others on the last.
+fn tiers(shards: usize) -> Distribution {
+    let values = ["low", "high"].map(|value| Some(value.to_owned())).to_vec();
+    Distribution::List { column: "tier".into(), parts: vec![ListPart { values, shard: 0 }], default: Some(shards - 1) }
 }
 
 /// What a statement answered, as a client sees it.

@@ -118,3 +118,86 @@ async fn what_does_not_concern_the_shards_is_left_alone() {
         assert!(matches!(cluster.plan(text, Some(Parameters::NONE)), Ok(Distributed::Elsewhere)), "{text}");
     }
 }
+
+#[tokio::test]
+async fn every_column_of_a_key_is_needed_to_find_its_shard() {
+    let cluster = Cluster::start(4).await;
+    let all = vec![0, 1, 2, 3];
+    let home = |text: &str| shards(&cluster, text, &[], &[]);
+    let (one, is_untouched) = home("select * from pairs where a = 3 and b = 'b1'");
+    assert!(one.len() == 1 && is_untouched);
+    for text in [
+        "select * from pairs where b = 'b1' and (a = 3)",
+        "select * from pairs where (a, b) = (3, 'b1')",
+        "select * from pairs where (b, a) in (('b1', 3))",
+        "select * from pairs where a in (3, 3) and b = any(array['b1'])",
+        "select * from pairs where a = any('{3}') and b = any('{b1,b1}'::text[])",
+        "select * from pairs where a = 3 and b = 'b1' or b = 'b1' and a = 3 and v > 7",
+        "select * from pairs p join halves h on p.a = h.x and p.b = h.y where p.a = 3 and h.y = 'b1'",
+        "select * from pairs p join halves h on p.a = h.x and p.b = h.y and h.x = 3 where p.b = 'b1'",
+        "select * from pairs p where a = 3 and b = 'b1' and exists (select 1 from halves h where h.x = p.a and p.b = h.y)",
+        "select * from pairs p left join halves h on h.x = p.a and h.y = p.b where a = 3 and b = 'b1'",
+        "update pairs set v = 1 where a = 3 and b = 'b1'",
+        "delete from pairs using halves where a = 3 and b = 'b1' and x = a and y = b",
+        "insert into pairs (b, v, a) values ('b1', 1, 3), ('b1', 2, '3')",
+    ] {
+        assert_eq!(home(text), (one.clone(), true), "{text}");
+    }
+    for text in [
+        "select * from pairs where a = 3",
+        "select * from pairs where b = 'b1'",
+        "select * from pairs where a = 3 or b = 'b1'",
+        "select * from pairs where a = 3 and b > 'b1'",
+        "select * from pairs where a = 3 and b = 'b1' or a = 4",
+        "select * from pairs where (a, b) > (3, 'b1')",
+    ] {
+        assert_eq!(home(text), (all.clone(), false), "{text}");
+    }
+    let text = "select * from pairs where a = any($1) and b = $2";
+    for (types, value) in [(&[][..], &b"{3}"[..]), (&[1007], b"{3}"), (&[1016], b"{ 3 }")] {
+        assert_eq!(shards(&cluster, text, types, &[Some(value), Some(b"b1")]), (one.clone(), true), "{types:?}");
+    }
+    assert_eq!(shards(&cluster, text, &[1231], &[Some(b"{3}"), Some(b"b1")]), (all, false));
+    for text in [
+        "select * from pairs p join halves h on p.a = h.x",
+        "select * from pairs p join halves h on p.a = h.x and p.b = h.y || ''",
+        "select * from pairs p join halves h on p.a = h.x and p.b = p.b and h.y = h.y",
+        "select count(distinct a) from pairs",
+        "select rank() over (partition by a) from pairs",
+    ] {
+        assert!(cluster.plan(text, Some(Parameters::NONE)).is_err(), "{text}");
+    }
+}
+
+#[tokio::test]
+async fn ranges_of_several_columns_and_default_shards_are_pruned() {
+    let cluster = Cluster::start(4).await;
+    for (text, wanted) in [
+        ("select * from grid where x = 3 and y = '2024-01-01'", vec![0]),
+        ("select * from grid where x = 20 and y = '2024-01-09'", vec![1]),
+        ("select * from grid where x = 20 and y = '2024-01-10'", vec![3]),
+        // A row without a day lies on the default shard, whatever its x is.
+        ("select * from grid where x = 3", vec![0, 3]),
+        ("select * from grid where x < 10 and y > '2024-01-01'", vec![0]),
+        ("select * from grid where x <= 10 and y > '2024-01-01'", vec![0, 1]),
+        ("select * from grid where x = 20 and y < '2024-01-10'", vec![1]),
+        ("select * from grid where x = 20 and y <= '2024-01-10'", vec![1, 3]),
+        ("select * from grid where x > 20 and y > '2024-01-01'", vec![3]),
+        ("select * from grid where x in (3, 12) and y between '2024-01-01' and '2024-01-03'", vec![0, 1]),
+        ("select * from grid where y = '2024-01-01'", vec![0, 1, 3]),
+        ("select * from grid where x is null", vec![3]),
+        ("select * from grid where x = 3 and y is null", vec![3]),
+        ("select * from grid where x < 5 and x > 7 and y = '2024-01-01'", vec![0]),
+        ("select * from tiers where tier = 'low'", vec![0]),
+        ("select * from tiers where tier = 'other'", vec![3]),
+        ("select * from tiers where tier is null", vec![3]),
+        ("select * from tiers where tier in ('low', 'x')", vec![0, 3]),
+        ("insert into tiers values ('anything', 1), (null, 2)", vec![3]),
+        ("insert into grid values (20, '2024-01-10', 1), (null, '2024-01-10', 2)", vec![3]),
+        ("select * from visits where day = any('{2024-01-09,2024-01-10}')", vec![1]),
+        ("select * from visits where day = any(array['2024-01-09', '2024-01-30'])", vec![1, 3]),
+        ("select * from visits where day = any(null)", vec![0]),
+    ] {
+        assert_eq!(shards(&cluster, text, &[], &[]).0, wanted, "{text}");
+    }
+}

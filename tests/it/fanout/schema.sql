@@ -9,6 +9,10 @@ create table empty (k int4, v numeric, t text);
 create table visits (day date not null, n int4, who text collate "C");
 create table accounts (plan text, balance numeric);
 create table countries (code text, label text);
+create table pairs (a int4, b text, v int4);
+create table halves (x int4, y text, w int4);
+create table grid (x int4, y date, v int4);
+create table tiers (tier text, v int4);
 create table local (id int4);
 create view open_orders as select * from orders where ok;
 create function slug(text) returns text immutable language sql as 'select lower($1)';
@@ -29,6 +33,12 @@ insert into visits select '2024-01-01'::date + g % 31, g, 'who' || g % 5 from ge
 insert into accounts select (array['free', 'basic', 'pro', 'vip', null])[1 + g % 5], g * 1.50 from generate_series(1, 100) g;
 insert into countries values ('de', 'Germany'), ('fr', 'France'), ('it', 'Italy'), ('nl', 'Netherlands');
 
+insert into pairs select nullif(g % 7, 6), nullif('b' || g % 5, 'b4'), g from generate_series(1, 200) g;
+insert into halves select nullif(g % 6, 5), nullif('b' || g % 4, 'b3'), g from generate_series(1, 60) g;
+insert into grid select nullif(g % 31, 30), '2024-01-01'::date + nullif(g % 20, 19), g from generate_series(1, 300) g;
+insert into tiers select (array['low', 'high', 'other', 'none', null])[1 + g % 5], g from generate_series(1, 50) g;
+
+create table by_pair (a int4, b text) partition by hash (a, b);
 create table by_int (k int4) partition by hash (k);
 create table by_big (k int8) partition by hash (k);
 create table by_text (k text) partition by hash (k);
@@ -38,4 +48,9 @@ delete from notes where not satisfies_hash_partition('by_big'::regclass, %shards
 delete from texts where not satisfies_hash_partition('by_text'::regclass, %shards%, %shard%, k);
 delete from visits where least((day - '2024-01-01') / 8, %shards% - 1) <> %shard%;
 delete from accounts where case plan when 'free' then 0 when 'basic' then 1 when 'pro' then 2 when 'vip' then 3 else %shards% - 1 end % %shards% <> %shard%;
-drop table by_int, by_big, by_text;
+delete from pairs where not satisfies_hash_partition('by_pair'::regclass, %shards%, %shard%, a, b);
+delete from halves where not satisfies_hash_partition('by_pair'::regclass, %shards%, %shard%, x, y);
+delete from grid where case when x is not null and y is not null and x < 10 then 0
+  when x is not null and y is not null and x >= 10 and (x, y) < (20, '2024-01-10'::date) then 1 % %shards% else %shards% - 1 end <> %shard%;
+delete from tiers where case when tier in ('low', 'high') then 0 else %shards% - 1 end <> %shard%;
+drop table by_pair, by_int, by_big, by_text;

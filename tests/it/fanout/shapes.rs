@@ -180,11 +180,41 @@ async fn an_average_has_postgresqls_digits_in_hundreds_of_random_groups() {
     cluster.catalog = pgherd::catalog::load::load(&cluster.shards[0].client().await).await.expect("catalog");
     let mut table = cluster.configured.tables[0].clone();
     table.name = "numbers".into();
-    table.distribution = pgherd::config::model::Distribution::Hash { column: "k".into() };
+    table.distribution = pgherd::config::model::Distribution::Hash { columns: vec!["k".into()] };
     cluster.configured.tables.push(table);
     cluster
         .same("select g, sum(v), avg(v), min(v), max(v), sum(f), avg(f), count(v) from numbers group by g order by g")
         .await;
     cluster.same("select v, count(*) from numbers group by v").await;
     cluster.same("select k, g, v from numbers order by v desc, k, g").await;
+}
+
+#[tokio::test]
+async fn keys_of_several_columns_and_default_shards_are_read_as_one_table() {
+    same_everywhere(&[
+        "select * from pairs",
+        "select p.v, h.w from pairs p join halves h on p.a = h.x and p.b = h.y",
+        "select p.v, h.w from pairs p left join halves h on (p.a, p.b) = (h.x, h.y) and h.w > 9",
+        "select a, b, count(*), sum(v) from pairs group by a, b",
+        "select a, b, array_agg(v order by v) from pairs group by b, a",
+        "select a, count(*) from pairs group by a order by a",
+        "select distinct b, v % 2, a from pairs",
+        "select distinct a from pairs order by a",
+        "select a, rank() over (partition by b, a order by v) from pairs",
+        "select v from pairs where a = 3 and b = 'b1'",
+        "select v from pairs where (a, b) in ((1, 'b1'), (2, 'b2'), (3, null)) order by v",
+        "select v from pairs where a in (1, 2) and b in ('b0', 'b3') or a = 4 and b = 'b2' order by v",
+        "select v from pairs where a is null and b is null order by v",
+        "select v from pairs where a = 1 and b is null order by v",
+        "select v from grid where x < 10 order by v",
+        "select v from grid where x = 20 and y < '2024-01-05' order by v",
+        "select v from grid where x between 5 and 12 and y > '2024-01-08' order by v",
+        "select v from grid where x is null or y is null order by v",
+        "select x, y, v from grid where x >= 20 order by x, y, v limit 5",
+        "select v from tiers where tier = 'none' order by v",
+        "select v from tiers where tier in ('low', 'none') order by v",
+        "select v from tiers where tier is null order by v",
+        "select tier, count(*) from tiers group by tier",
+    ])
+    .await;
 }

@@ -12,6 +12,7 @@ use rand::{Rng, SeedableRng};
 use crate::answers::{Answer, Manner, ask};
 use crate::harness::wire::WireClient;
 use crate::harness::{self, Database, Pgherd};
+use crate::layouts::Layout;
 
 const QUICK: Duration = Duration::from_secs(4);
 
@@ -35,6 +36,26 @@ struct World {
     shards: Vec<Database>,
     pgherd: Pgherd,
     key: &'static str,
+    layouts: [(&'static str, Layout); 3],
+}
+
+/// How the tables are spread: the first two alike, by the key alone or by both columns of their primary keys.
+fn layouts(dice: &mut StdRng, key: &str) -> [(&'static str, Layout); 3] {
+    let both = match (dice.random_range(0..6), key) {
+        (0..2, _) => Layout::hash(&["k"]),
+        (2, _) => Layout::hash(&["k", "id"]),
+        (3, _) => Layout::hash(&["id", "k"]),
+        (4, "text") => Layout::texts("k"),
+        (4, "int4" | "int8") => Layout::numbers("k"),
+        (5, "int4" | "int8") => Layout::range(&["k", "id"]),
+        _ => Layout::range(&["id"]),
+    };
+    let other = match dice.random_range(0..3) {
+        0 => Layout::hash(&["id"]),
+        1 => Layout::range(&["id"]),
+        _ => Layout::numbers("id"),
+    };
+    [("t", both.clone()), ("u", both), ("w", other)]
 }
 
 impl World {
@@ -56,13 +77,13 @@ impl World {
             primary.conninfo(),
             conninfos.join(", ")
         );
-        for (table, key) in [("t", "k"), ("u", "k"), ("w", "id")] {
-            toml +=
-                &format!("[[database.table]]\nname = \"public.{table}\"\nshard_key = \"{key}\"\nmethod = \"hash\"\n");
+        let layouts = layouts(dice, key);
+        for (table, layout) in &layouts {
+            toml += &layout.toml(table, shards.len());
         }
         toml += "[[database.table]]\nname = \"public.r\"\nreference = true\n[[user]]\nname = \"postgres\"\nauth = \"trust\"\n\
                  [pool]\nmin_connections = 0\n[cache]\nenabled = false\n";
-        Self { whole, shards, pgherd: Pgherd::start(&toml).await, key }
+        Self { whole, shards, pgherd: Pgherd::start(&toml).await, key, layouts }
     }
 
     /// What all tables hold, by table; every shard has the same of `r`.
@@ -88,6 +109,19 @@ impl World {
                 let of_one: Vec<_> = all.iter().filter(|row| !truth.contains(row)).collect();
                 let of_other: Vec<_> = truth.iter().filter(|row| !all.contains(row)).collect();
                 return Err(format!("{table}: has {of_one:?} for {of_other:?}"));
+            }
+        }
+        // Every row is where a read by its key looks for it.
+        for (table, layout) in &self.layouts {
+            for (at, shard) in self.shards.iter().enumerate() {
+                let sql = layout.misplaced(table, self.shards.len(), at);
+                let client = shard.client().await;
+                let (first, last) = sql.rsplit_once("; ").unwrap_or(("", &sql));
+                client.batch_execute(first).await.expect("a partitioned table");
+                let misplaced: i64 = client.query_one(last, &[]).await.expect(last).get(0);
+                if misplaced > 0 {
+                    return Err(format!("{misplaced} rows of {table} on shard {at} belong elsewhere"));
+                }
             }
         }
         Ok(())
