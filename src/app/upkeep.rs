@@ -54,9 +54,11 @@ async fn check_database(house: Arc<House>, database: Arc<Database>) {
         if let Err(error) = &health {
             tracing::warn!(%error, database = database.config.name, user, ?target, "health check failed");
         }
-        if target == Target::Primary
+        let holds_tenants = database.config.schemas.is_some() && matches!(target, Target::Shard(_));
+        if (target == Target::Primary || holds_tenants)
             && health.is_ok()
-            && let Ok(Err(error)) = tokio::time::timeout(CHECK_DEADLINE, database.learn_unseen_from(&pool)).await
+            && let Ok(Err(error)) =
+                tokio::time::timeout(CHECK_DEADLINE, database.learn_unseen_from(&pool, target)).await
         {
             tracing::warn!(%error, database = database.config.name, user, "cannot read which functions change the session");
         }

@@ -16,6 +16,7 @@ use crate::config::model::{Config, Database, ServerAddress, User};
 use crate::error::Error;
 use crate::net::tls::ClientTls;
 use crate::plan::rules::{self, Input, SessionView, Transaction};
+use crate::plan::search_path::listed;
 use crate::plan::{Plan, explain};
 use crate::sql::Analyzer;
 
@@ -79,9 +80,11 @@ pub async fn run(path: PathBuf, arguments: &Arguments) -> Result<Explained, Stri
     };
     let facts = Analyzer::new().facts(sql.as_bytes(), session.conforming_strings);
     let search_path = rules::resolve_search_path(&session.search_path, &session.role, &primary);
+    let listed_path = listed(&session.search_path, &session.role);
     let view = SessionView {
         role: &session.role,
         search_path: &search_path,
+        listed_path: &listed_path,
         in_transaction: Transaction::Outside,
         pinned: false,
         server_attached: false,

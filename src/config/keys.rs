@@ -180,6 +180,9 @@ static DATABASE: Section = Section {
         key("shards", Secrets, None),
         key("coordinator", Secret, None),
         key("table", Tables(&TABLE), None),
+        key("shard_by", Choice(&["table", "schema"]), Some("table")),
+        key("schemas", Texts, None),
+        key("schema", Tables(&SCHEMA), None),
         key("pool", Table(&DATABASE_POOL), None),
         key("max_clients", Count, None),
         key("cache", Flag, Some("true")),
@@ -218,6 +221,9 @@ static TABLE: Section = Section {
     ],
     unsupported: &[],
 };
+
+static SCHEMA: Section =
+    Section { path: "database.schema", keys: &[key("name", Text, None), key("shard", Count, None)], unsupported: &[] };
 
 static RANGE: Section = Section {
     path: "database.table.ranges",

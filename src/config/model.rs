@@ -174,6 +174,8 @@ pub struct Database {
     pub coordinator: Option<ServerAddress>,
     /// Sharded and reference tables.
     pub tables: Vec<Table>,
+    /// Schemas that each lie whole on one shard; `None` where tables are spread one by one.
+    pub schemas: Option<Schemas>,
     /// The pool's settings, defaults filled in.
     pub pool: Pool,
     /// Clients of this database at most.
@@ -186,6 +188,41 @@ pub struct Database {
     pub olap_timeout: Duration,
     /// How transactions over several shards are committed; `None` refuses them.
     pub two_phase: Option<TwoPhase>,
+}
+
+impl Database {
+    /// Whether statements of it may go to shards.
+    pub fn is_distributed(&self) -> bool {
+        !self.tables.is_empty() || self.schemas.is_some()
+    }
+}
+
+/// `shard_by = "schema"`: which schemas are spread over the shards, and where.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Schemas {
+    /// Those whose shard is named.
+    pub listed: BTreeMap<String, usize>,
+    /// Those that go by a hash of their name.
+    pub hashed: Vec<SchemaPattern>,
+}
+
+/// A schema's name, or what names of schemas begin with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SchemaPattern {
+    /// This name.
+    Name(String),
+    /// Every name that begins so.
+    Prefix(String),
+}
+
+impl SchemaPattern {
+    /// Whether the schema is one of those meant.
+    pub fn matches(&self, schema: &str) -> bool {
+        match self {
+            Self::Name(name) => name == schema,
+            Self::Prefix(prefix) => schema.starts_with(prefix.as_str()),
+        }
+    }
 }
 
 /// `[database.two_phase]`

@@ -108,7 +108,7 @@ pub async fn run(
             _ if !is_first => {}
             Ok(Said { error: Some(frame), completed, .. }) => {
                 // Where the shard's text is not the client's, a place in it means nothing to the client.
-                let is_own_text = parts.get(at).is_some_and(|part| part.rows.is_empty());
+                let is_own_text = parts.get(at).is_some_and(|part| part.is_verbatim);
                 let message = if is_own_text { frame.bytes } else { without_position(&frame) };
                 return Err(Failure::Server(message, completed));
             }
@@ -287,7 +287,7 @@ mod tests {
     }
 
     fn part(shard: usize, rows: &[usize]) -> Part {
-        Part { shard, sql: "".into(), rows: rows.to_vec() }
+        Part { shard, sql: "".into(), rows: rows.to_vec(), is_verbatim: false }
     }
 
     #[test]

@@ -186,5 +186,6 @@ pub mod hash;
 pub mod rules;
 pub mod search_path;
 pub mod shard_key;
+pub mod tenant;
 pub mod unseen;
 pub mod value;

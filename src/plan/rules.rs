@@ -2,7 +2,7 @@
 
 use super::cacheable::cacheable;
 use super::functions::{self, Conduct};
-use super::{Local, Plan, Reason, Refusal, names, sharded};
+use super::{Local, Plan, Reason, Refusal, names, sharded, tenant};
 use crate::catalog::model::{Catalog, Oid, Persistence, RelationKind};
 use crate::config::model::{Cache, Database, Fanout, Reads};
 use crate::sql::explain_route_inner;
@@ -47,6 +47,8 @@ pub struct SessionView<'a> {
     pub role: &'a str,
     /// Schemas as [`resolve_search_path`] gives them.
     pub search_path: &'a [Box<str>],
+    /// Schemas as search_path lists them, `"$user"` replaced, whether the primary has them or not.
+    pub listed_path: &'a [String],
     /// Where its transaction stands.
     pub in_transaction: Transaction,
     /// Whether a server is kept for it beyond transactions.
@@ -101,6 +103,9 @@ pub fn decide(input: &Input<'_>) -> Plan {
     }
     if input.facts.statements.iter().any(|statement| statement.class == Class::ExplainRoute) {
         return explain_route(input);
+    }
+    if let Some(plan) = tenant::decide(input) {
+        return plan;
     }
     if let Some(plan) = sharded::decide(input) {
         return plan;

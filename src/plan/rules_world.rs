@@ -17,6 +17,8 @@ pub(super) struct World {
     pub(super) cache: config::Cache,
     pub(super) fanout: config::Fanout,
     pub(super) path: Vec<Box<str>>,
+    /// Schemas as search_path lists them.
+    pub(super) listed: Vec<String>,
     pub(super) in_transaction: Transaction,
     pub(super) temporary: bool,
     pub(super) pinned: bool,
@@ -62,6 +64,7 @@ impl World {
                 max_shipped_bytes: 1 << 20,
             },
             path: vec!["pg_catalog".into(), "public".into()],
+            listed: vec!["public".into()],
             in_transaction: Transaction::Outside,
             temporary: false,
             pinned: false,
@@ -74,6 +77,7 @@ impl World {
         let session = SessionView {
             role: "app",
             search_path: &self.path,
+            listed_path: &self.listed,
             in_transaction: self.in_transaction,
             pinned: self.pinned,
             server_attached: false,
@@ -277,6 +281,7 @@ fn database() -> config::Database {
         coordinator: None,
         shards: Vec::new(),
         tables: Vec::new(),
+        schemas: None,
         pool: config::Pool {
             mode: config::PoolMode::Transaction,
             max_connections: 1,

@@ -6,6 +6,7 @@ use super::distribute::{Distributed, Gathered};
 use super::rules::Input;
 use super::sharded::{in_transaction, planned, refusal};
 use super::{Explained, Plan, Reason};
+use crate::catalog::model::RelationKind;
 use crate::sql::facts::{Class, Effect, Statement};
 use crate::sql::{self, Wrapped, Wrapping};
 
@@ -26,6 +27,9 @@ pub(super) fn decide(input: &Input<'_>) -> Option<Plan> {
     let refused = |code, message: &str, hint| Some(Plan::Refuse(refusal(code, message.into(), hint)));
     let unread = "this statement over sharded tables is in a form that pgherd does not read";
     let Some(found) = sql::wrapped(input.text, scs) else {
+        if let Some(plan) = copy_of_table(input, scs) {
+            return Some(plan);
+        }
         let hint = "Write COPY (SELECT ...) TO STDOUT, DECLARE ... CURSOR FOR SELECT or EXPLAIN SELECT.";
         return refused("statement", unread, hint);
     };
@@ -79,6 +83,35 @@ pub(super) fn decide(input: &Input<'_>) -> Option<Plan> {
         (Ok(Distributed::Streamed(_)), Wrapping::Copy | Wrapping::Cursor { .. }) => {
             refused("statement", "COPY and cursors over several shards without a coordinator", "Name one in the TOML.")
         }
+    }
+}
+
+/// COPY of a table is COPY of a query for all that is in it.
+fn copy_of_table(input: &Input<'_>, scs: bool) -> Option<Plan> {
+    let copied = sql::copied_table(input.text, scs)?;
+    let catalog = input.shards?;
+    let relation = match &copied.name.schema {
+        Some(schema) => catalog.relation(schema, &copied.name.name),
+        None => catalog.resolve(input.session.search_path, &copied.name.name),
+    }
+    .filter(|relation| relation.kind == RelationKind::Table)?;
+    let columns = match copied.columns {
+        Some(written) => input.text.get(written)?.to_owned(),
+        None => {
+            let own = relation.columns.iter().filter(|column| !column.is_generated);
+            own.map(|column| format!("\"{}\"", column.name.replace('"', "\"\""))).collect::<Vec<_>>().join(", ")
+        }
+    };
+    let (table, rest) = (input.text.get(copied.written)?, input.text.get(copied.rest..)?);
+    let text = format!("COPY (SELECT {columns} FROM {table}) {rest}");
+    let facts = sql::facts_of(&text, scs);
+    facts.single().filter(|statement| statement.class == Class::CopyOut)?;
+    match decide(&Input { facts: &facts, text: &text, ..*input })? {
+        // Places in this text mean nothing to the client.
+        Plan::Gather(gathered) => {
+            Some(Plan::Gather(Arc::new(Gathered { is_verbatim: false, ..Arc::unwrap_or_clone(gathered) })))
+        }
+        plan => Some(plan),
     }
 }
 

@@ -29,7 +29,7 @@ impl Session {
     ) -> Result<(), Error> {
         let execution = Execution::described(facts, text, &[]);
         self.wait_for_answers().await?;
-        if self.is_mid_flight() && self.db.config.tables.is_empty() {
+        if self.is_mid_flight() && !self.db.config.is_distributed() {
             // A pipeline without its Sync is one transaction with what follows it.
             return self.relay_simple(frame, facts, Target::Primary).await;
         }

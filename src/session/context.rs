@@ -123,6 +123,8 @@ pub struct Database {
     unseen: ArcSwapOption<(Box<str>, Unseen)>,
     /// Whether there is any such code: all that most databases are ever asked.
     has_unseen: AtomicBool,
+    /// The same of the shards, where they hold schemas of tenants.
+    pub(super) shards_unseen: RwLock<HashMap<usize, (Box<str>, Unseen)>>,
     next_replica: AtomicUsize,
     /// What is done wrong on purpose, so that the tests can show that they would find it.
     #[cfg(feature = "faults")]
@@ -174,7 +176,7 @@ impl Database {
         cache: Option<Arc<ResultCache>>,
         solo: Arc<AtomicBool>,
     ) -> Self {
-        let has_shards = !config.tables.is_empty();
+        let has_shards = config.is_distributed();
         let is_planned = cache.is_some() || has_shards || !config.replicas.is_empty();
         let missing = usize::from(is_planned) + usize::from(has_shards);
         let has_coordinator = has_shards && config.coordinator.is_some();
@@ -194,6 +196,7 @@ impl Database {
             unseen_writers: RwLock::default(),
             unseen: ArcSwapOption::empty(),
             has_unseen: AtomicBool::new(false),
+            shards_unseen: RwLock::default(),
             next_replica: AtomicUsize::new(0),
             #[cfg(feature = "faults")]
             leak: Mutex::default(),
@@ -213,7 +216,7 @@ impl Database {
 
     /// Whether a plan can be anything but "the primary": only then are flights held back until they are understood.
     pub fn is_planned(&self) -> bool {
-        self.cache.is_some() || !self.config.tables.is_empty() || !self.config.replicas.is_empty()
+        self.cache.is_some() || self.config.is_distributed() || !self.config.replicas.is_empty()
     }
 
     /// The server behind a target.

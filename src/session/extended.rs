@@ -236,7 +236,7 @@ impl Session {
 
     async fn start_stream_bind(&mut self, begin: &[u8], missing: usize) -> Result<(), Error> {
         self.flight_must_be_relayed().await?;
-        if !self.db.config.tables.is_empty() {
+        if self.db.config.is_distributed() {
             return Err(too_many("bytes in a Bind where a shard key may be among them", limits::BIND_BYTES));
         }
         self.forward_bind(begin, missing).await

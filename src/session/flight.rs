@@ -298,7 +298,7 @@ impl Session {
 
     /// Where a Bind goes that nothing in its flight executes.
     async fn way_of_bind(&mut self, unit: &[Frame], frame: &Frame) -> Result<Option<Way>, Error> {
-        if self.db.config.tables.is_empty() {
+        if !self.db.config.is_distributed() {
             return Ok(None);
         }
         let bound = frontend::bind(frame.body()).map_err(|error| malformed("Bind", error))?;

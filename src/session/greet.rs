@@ -7,6 +7,7 @@ use std::sync::Arc;
 use bytes::BufMut;
 
 use super::Session;
+use super::context::Target;
 use super::state::SessionSettings;
 use crate::backend::pool::Baseline;
 use crate::backend::reset;
@@ -33,7 +34,7 @@ impl Session {
             }
         };
         if self.db.unseen_digest().is_none() {
-            self.db.learn_unseen_from(&pool).await.map_err(Error::fatal)?;
+            self.db.learn_unseen_from(&pool, Target::Primary).await.map_err(Error::fatal)?;
         }
         self.settings = SessionSettings::new(self.db.share_settings(settings));
         self.write_greeting(&baseline);

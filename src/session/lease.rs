@@ -251,10 +251,17 @@ impl Session {
         if !std::mem::take(&mut self.changes_code) {
             return;
         }
-        let Some(attached) = self.server.as_mut().filter(|attached| attached.target == Target::Primary) else { return };
+        let has_tenants = self.db.config.schemas.is_some();
+        let is_told = |target| target == Target::Primary || (has_tenants && matches!(target, Target::Shard(_)));
+        let Some(attached) = self.server.as_mut().filter(|attached| is_told(attached.target)) else { return };
+        let target = attached.target;
         let server = attached.lease.server();
         server.spill(&mut self.client.outbuf);
-        if let Err(error) = self.db.learn_unseen(server).await {
+        let learned = match target {
+            Target::Shard(shard) => self.db.learn_unseen_of_shard(server, shard).await,
+            _ => self.db.learn_unseen(server).await,
+        };
+        if let Err(error) = learned {
             // Not the client's business. The connection's session is not what was expected: it is closed.
             tracing::warn!(%error, "cannot read which functions change the session");
             server.mark_broken();

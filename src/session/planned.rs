@@ -13,6 +13,7 @@ use crate::catalog::model::Catalog;
 use crate::error::{Error, ErrorKind};
 use crate::plan::distribute::{CopiedIn, Gathered, Scattered, Streamed};
 use crate::plan::rules::{self, Bound, Input, SessionView, Transaction, resolve_search_path};
+use crate::plan::search_path::listed;
 use crate::plan::{CachedRead, Explained, Local, Plan, Refusal};
 use crate::sql::facts::{Class, Facts, SharedFacts, TransactionControl};
 use crate::telemetry::metrics::PlanClass;
@@ -146,6 +147,9 @@ impl Way {
     }
 }
 
+/// `search_path` where nobody has said otherwise.
+const DEFAULT_PATH: &str = "\"$user\", public";
+
 /// Client encodings whose characters may hold ASCII bytes, so that a quote may be hidden in one.
 const DECEPTIVE_ENCODINGS: [&str; 7] = ["SJIS", "BIG5", "GBK", "UHC", "GB18030", "JOHAB", "SHIFT_JIS_2004"];
 
@@ -157,7 +161,7 @@ impl Session {
 
     /// Decides what to do with an execution.
     pub(super) async fn way(&mut self, execution: &Execution<'_>) -> Result<Way, Error> {
-        if !self.db.config.tables.is_empty() && self.held_server().is_some_and(|server| !server.expects.is_unsynced()) {
+        if self.db.config.is_distributed() && self.held_server().is_some_and(|server| !server.expects.is_unsynced()) {
             // A pipeline: where the transaction stands is known when what was synced before has been answered.
             self.wait_for_answers().await?;
         }
@@ -173,7 +177,7 @@ impl Session {
             return Ok(Way::Relay(self.default_target()));
         }
         if self.is_known_primary(execution.facts)
-            || (self.db.config.tables.is_empty() && self.db.may_run_unseen(execution.facts))
+            || (!self.db.config.is_distributed() && self.db.may_run_unseen(execution.facts))
         {
             return Ok(Way::Relay(self.target_of_primary(execution.facts)));
         }
@@ -248,7 +252,7 @@ impl Session {
 
     /// Whether plans of this database depend on keys and on replicas, too.
     pub(super) fn plans_look_beyond_facts(&self) -> bool {
-        !self.db.config.tables.is_empty() || !self.db.config.replicas.is_empty()
+        self.db.config.is_distributed() || !self.db.config.replicas.is_empty()
     }
 
     /// Turns to what is known of statements of sessions like this one, as of that version of the catalog.
@@ -348,7 +352,7 @@ impl Session {
 
     /// A text that is not UTF-8: nothing in it can be compared with the names of sharded tables.
     fn plan_of_foreign_text(&self, _facts: &Facts) -> Result<Plan, Error> {
-        if self.db.config.tables.is_empty() {
+        if !self.db.config.is_distributed() {
             return Ok(Plan::Primary(crate::plan::Reason { code: "encoding", text: "the text is not UTF-8".into() }));
         }
         Err(Error::refused("a statement that is not UTF-8 cannot be planned in a database with sharded tables")
@@ -367,10 +371,15 @@ impl Session {
         let coordinator = self.db.coordinator_catalog.as_ref().map(|handle| handle.current());
         let role = self.effective_role();
         let search_path = self.search_path(catalog, &role);
+        let listed_path = match self.db.config.schemas {
+            Some(_) => listed(&self.setting("search_path").unwrap_or_else(|| DEFAULT_PATH.into()), &role),
+            None => Vec::new(),
+        };
         let encoding = self.setting("client_encoding").unwrap_or_else(|| "UTF8".into());
         let view = SessionView {
             role: &role,
             search_path: &search_path,
+            listed_path: &listed_path,
             in_transaction: self.transaction_view(),
             pinned: self.pins.any() || self.mode == crate::config::model::PoolMode::Session,
             server_attached: self.server.is_some(),
@@ -397,7 +406,7 @@ impl Session {
 
     /// Schemas as PostgreSQL resolves names for this session.
     pub(super) fn search_path(&self, catalog: &Catalog, role: &str) -> Vec<Box<str>> {
-        let setting = self.setting("search_path").unwrap_or_else(|| "\"$user\", public".into());
+        let setting = self.setting("search_path").unwrap_or_else(|| DEFAULT_PATH.into());
         resolve_search_path(&setting, role, catalog)
     }
 

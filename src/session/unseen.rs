@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use super::Session;
-use super::context::Database;
+use super::context::{Database, Target};
 use crate::backend::pool::Pool;
 use crate::backend::server::ServerConn;
 use crate::error::Error;
@@ -17,26 +17,53 @@ impl Database {
     /// # Errors
     /// The server failed.
     pub async fn learn_unseen(&self, server: &mut ServerConn) -> Result<(), Error> {
-        let digest = server.run(DIGEST).await?.into_iter().flatten().flatten().next().unwrap_or_default();
-        if self.unseen_digest().as_deref() == Some(&digest) {
-            return Ok(());
+        if let Some((digest, unseen)) = read_unseen(server, self.unseen_digest().as_deref()).await? {
+            self.note_unseen(&digest, unseen);
         }
-        let functions = server.run(FUNCTIONS).await?;
-        let (uses, reaches) = (server.run(USES).await?, server.run(REACHES).await?);
-        self.note_unseen(&digest, Unseen::read(&functions, &uses, &reaches));
         Ok(())
     }
 
-    /// The same on a connection of that pool.
+    /// The same of a shard that holds schemas of tenants, with whatever code is in them.
+    ///
+    /// # Errors
+    /// The server failed.
+    pub async fn learn_unseen_of_shard(&self, server: &mut ServerConn, shard: usize) -> Result<(), Error> {
+        let known = self.shards_unseen.read().get(&shard).map(|known| known.0.clone());
+        if let Some(found) = read_unseen(server, known.as_deref()).await? {
+            self.shards_unseen.write().insert(shard, found);
+        }
+        Ok(())
+    }
+
+    /// The same on a connection of that pool, which is the primary's or a shard's.
     ///
     /// # Errors
     /// There is none, or it failed.
-    pub async fn learn_unseen_from(&self, pool: &Arc<Pool>) -> Result<(), Error> {
+    pub async fn learn_unseen_from(&self, pool: &Arc<Pool>, target: Target) -> Result<(), Error> {
         let mut lease = pool.acquire().await?;
-        self.learn_unseen(lease.server()).await?;
+        match target {
+            Target::Shard(shard) => self.learn_unseen_of_shard(lease.server(), shard).await?,
+            _ => self.learn_unseen(lease.server()).await?,
+        }
         lease.release();
         Ok(())
     }
+
+    /// Whether a statement may run such code on that shard; true while nobody has looked.
+    fn may_run_unseen_on(&self, shard: usize, facts: &Facts) -> bool {
+        self.shards_unseen.read().get(&shard).is_none_or(|(_, unseen)| unseen.may_run(facts))
+    }
+}
+
+/// Reads such code, unless the digest is still the same.
+async fn read_unseen(server: &mut ServerConn, known: Option<&str>) -> Result<Option<(Box<str>, Unseen)>, Error> {
+    let digest = server.run(DIGEST).await?.into_iter().flatten().flatten().next().unwrap_or_default();
+    if known == Some(&*digest) {
+        return Ok(None);
+    }
+    let functions = server.run(FUNCTIONS).await?;
+    let (uses, reaches) = (server.run(USES).await?, server.run(REACHES).await?);
+    Ok(Some((digest.as_str().into(), Unseen::read(&functions, &uses, &reaches))))
 }
 
 impl Session {
@@ -48,9 +75,12 @@ impl Session {
             Class::Opaque => MAKES.iter().any(|word| statement.identifiers.iter().any(|known| &**known == *word)),
             _ => false,
         });
-        if self.db.may_run_unseen(facts)
-            && let Some(server) = self.held_server()
-        {
+        let may_run = match self.server.as_ref().map(|attached| attached.target) {
+            None => return,
+            Some(Target::Shard(shard)) if self.db.config.schemas.is_some() => self.db.may_run_unseen_on(shard, facts),
+            Some(_) => self.db.may_run_unseen(facts),
+        };
+        if may_run && let Some(server) = self.held_server() {
             server.dirty = true;
         }
     }

@@ -22,4 +22,4 @@ mod wrapped;
 pub use analyzer::{Analyzer, facts_of};
 pub use command::explain_route_inner;
 pub use piece::statement_ends;
-pub use wrapped::{Explaining, Wrapped, Wrapping, wrapped};
+pub use wrapped::{CopiedTable, Explaining, Wrapped, Wrapping, copied_table, wrapped};

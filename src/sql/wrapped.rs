@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use super::command::explained;
+use super::facts::Name;
 use super::piece::{self, Piece};
 
 /// A statement that holds a query, and where that stands in its text.
@@ -76,6 +77,37 @@ pub fn wrapped(text: &str, standard_conforming_strings: bool) -> Option<Wrapped>
     }
 }
 
+/// `COPY table (columns) TO ...`, cut open.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CopiedTable {
+    /// The table.
+    pub name: Name,
+    /// Its name as it is written, in bytes.
+    pub written: Range<usize>,
+    /// The columns as they are written, without their parentheses.
+    pub columns: Option<Range<usize>>,
+    /// Where TO begins.
+    pub rest: usize,
+}
+
+/// Cuts a COPY of a table to somewhere open that stands alone in its query string.
+pub fn copied_table(text: &str, standard_conforming_strings: bool) -> Option<CopiedTable> {
+    let pieces = piece::split(text.as_bytes(), standard_conforming_strings);
+    let [tokens] = pieces.as_slice() else { return None };
+    let piece = Piece { text: text.as_bytes(), tokens };
+    let (name, behind) = piece.name(1).filter(|_| piece.is(0, "copy"))?;
+    let written = piece.token(1)?.start..piece.token(behind - 1)?.end;
+    let (columns, to) = match piece.is_punctuation(behind, b'(') {
+        true => {
+            let end = piece.behind_parenthesis(behind)?;
+            (Some(piece.token(behind)?.end..piece.token(end - 1)?.start), end)
+        }
+        false => (None, behind),
+    };
+    let rest = piece.token(to).filter(|_| piece.is(to, "to"))?.start;
+    Some(CopiedTable { name, written, columns, rest })
+}
+
 /// Reads the options of an EXPLAIN whose query begins at the token `inner`.
 fn options(piece: Piece<'_>, inner: usize) -> Explaining {
     let mut found =
@@ -128,6 +160,21 @@ mod tests {
         assert_eq!(query("copy t to stdout"), None);
         assert_eq!(query("select 1"), None);
         assert_eq!(query("explain select 1; select 2"), None);
+    }
+
+    #[test]
+    fn a_copied_table_is_cut_out_with_its_columns() {
+        let text = "copy Public.\"T\" ( a, \"b)\" ) to stdout (format csv)";
+        let found = copied_table(text, true).expect("COPY");
+        assert_eq!((found.name.schema.as_deref(), &*found.name.name), (Some("public"), "T"));
+        assert_eq!((&text[found.written], &text[found.columns.expect("columns")]), ("Public.\"T\"", " a, \"b)\" "));
+        assert_eq!(&text[found.rest..], "to stdout (format csv)");
+        assert_eq!(copied_table("copy t to stdout", true).map(|found| found.columns), Some(None));
+        for text in
+            ["copy t from stdin", "copy (select 1) to stdout", "copy binary t to stdout", "copy t to stdout; select 1"]
+        {
+            assert_eq!(copied_table(text, true), None, "{text}");
+        }
     }
 
     #[test]

@@ -33,6 +33,7 @@ mod relay;
 mod replay;
 mod replication;
 mod servers;
+mod tenants;
 mod tpch;
 mod transcripts;
 mod traps;

@@ -1,5 +1,7 @@
 //! Whether the shards hold what the TOML says: the same tables, nothing that looks beyond one shard, rows where they belong.
 
+use std::collections::HashSet;
+
 use super::client::{Client, literal};
 use super::report::Report;
 use super::rows;
@@ -168,6 +170,7 @@ async fn check_table(
     if table.distribution == Distribution::Reference {
         compare_rows(table, &shapes, shards, report).await;
     } else {
+        compare_sequences(table, &shapes, report);
         check_rows(table, &shapes, shards, report).await;
     }
     shapes.into_iter().flatten().next()
@@ -200,12 +203,6 @@ fn judge_shape(database: &Database, table: &Table, shape: &Shape, place: &str, r
     judge_foreign_keys(database, table, shape, place, report);
     if is_reference {
         return;
-    }
-    let sequences = shape.columns.iter().filter(|column| column.sequence).map(|column| column.name.as_str());
-    let sequences: Vec<&str> = sequences.collect();
-    if !sequences.is_empty() {
-        let text = format!("{} counts on each shard alone, so shards give the same values", sequences.join(", "));
-        report.warning(place, text, "use uuid, or sequences that start apart and step by the number of shards");
     }
     for key in table.distribution.key() {
         match shape.column(key) {
@@ -274,6 +271,27 @@ fn compare_shapes(first: &Shape, shape: &Shape, place: &str, report: &mut Report
         text,
         "let the table have the same columns, types and collations, in the same order, on every shard",
     );
+}
+
+/// Sequences of the shards give values of their own only if all step by the same number, and start apart.
+fn compare_sequences(table: &Table, shapes: &[Option<Shape>], report: &mut Report) {
+    let known: Vec<&Shape> = shapes.iter().flatten().collect();
+    let Some(first) = known.first() else { return };
+    for column in first.columns.iter().filter(|column| column.sequence) {
+        let steps = known.iter().map(|shape| shape.column(&column.name).and_then(|column| column.steps));
+        let residues: Option<HashSet<(i64, i64)>> = steps
+            .map(|steps| steps.filter(|(step, _)| *step != 0).map(|(step, start)| (step, start.rem_euclid(step))))
+            .collect();
+        let is_apart = residues.as_ref().is_some_and(|residues| {
+            let steps: HashSet<i64> = residues.iter().map(|(step, _)| *step).collect();
+            residues.len() == known.len() && steps.len() == 1
+        });
+        if known.len() > 1 && !is_apart {
+            let text = format!("{} counts on each shard alone, so shards give the same values", column.name);
+            let help = "use uuid, or let the shards' sequences step by the number of shards and start apart: INCREMENT 2 START 1 and INCREMENT 2 START 2";
+            report.warning(&shown(table), text, help);
+        }
+    }
 }
 
 /// Rows of a sharded table, on each shard.

@@ -8,6 +8,7 @@ mod rest;
 mod rows;
 mod servers;
 mod tables;
+mod tenants;
 mod transactions;
 
 use std::io::{self, Write};
@@ -66,6 +67,7 @@ pub async fn run(path: &Path) -> Result<Report, Faults> {
     for (database, servers) in &mut databases {
         Box::pin(transactions::check(database, servers, &tls, &mut report)).await;
         Box::pin(layout::check(database, servers, &mut report)).await;
+        Box::pin(tenants::check(database, servers, &mut report)).await;
         let pure_functions = &config.fanout.pure_functions;
         Box::pin(definitions::check(database, pure_functions, servers, &mut report)).await;
     }

@@ -44,6 +44,8 @@ pub(super) struct Column {
     pub(super) byte_order: bool,
     /// Whether its values come from a sequence of the shard's own.
     pub(super) sequence: bool,
+    /// The step and the first value of that sequence, where the column owns it.
+    pub(super) steps: Option<(i64, i64)>,
 }
 
 /// One pair of columns of a foreign key.
@@ -84,7 +86,7 @@ pub(super) async fn read(client: &mut Client, table: &Table) -> Result<Option<Sh
         row_security: flag(&row, 3),
         estimated_rows: text(&row, 4).parse().unwrap_or(-1.0),
         bytes: text(&row, 5).parse().unwrap_or(0.0),
-        columns: columns(client, oid).await?,
+        columns: columns(client, oid, &sql_name(table)).await?,
         hooks: hooks(client, oid).await?,
         beyond: if key.is_empty() { Vec::new() } else { beyond(client, oid, key).await? },
         foreign: foreign(client, oid).await?,
@@ -100,17 +102,20 @@ fn flag(row: &Row, index: usize) -> bool {
     text(row, index) == "t"
 }
 
-async fn columns(client: &mut Client, oid: Oid) -> Result<Vec<Column>, Error> {
+async fn columns(client: &mut Client, oid: Oid, name: &str) -> Result<Vec<Column>, Error> {
+    let name = literal(name);
     let sql = format!(
         "SELECT a.attname, format_type(a.atttypid, a.atttypmod), a.atttypid, a.attnotnull, \
            coalesce(quote_ident(n.nspname) || '.' || quote_ident(co.collname), ''), \
            coalesce(co.collisdeterministic, true), \
            coalesce(co.collname IN ('C', 'POSIX', 'ucs_basic', 'pg_c_utf8') \
              OR (co.collname = 'default' AND d.datcollate IN ('C', 'POSIX')), false), \
-           a.attidentity <> '' OR coalesce(pg_get_expr(f.adbin, f.adrelid) LIKE '%nextval(%', false) \
+           a.attidentity <> '' OR coalesce(pg_get_expr(f.adbin, f.adrelid) LIKE '%nextval(%', false), \
+           s.seqincrement, s.seqstart \
          FROM pg_attribute a LEFT JOIN pg_collation co ON co.oid = a.attcollation \
            LEFT JOIN pg_namespace n ON n.oid = co.collnamespace \
            LEFT JOIN pg_attrdef f ON f.adrelid = a.attrelid AND f.adnum = a.attnum \
+           LEFT JOIN pg_sequence s ON s.seqrelid = pg_get_serial_sequence({name}, a.attname)::regclass \
            JOIN pg_database d ON d.datname = current_database() \
          WHERE a.attrelid = {oid} AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum"
     );
@@ -123,6 +128,7 @@ async fn columns(client: &mut Client, oid: Oid) -> Result<Vec<Column>, Error> {
         deterministic: flag(row, 5),
         byte_order: flag(row, 6),
         sequence: flag(row, 7),
+        steps: text(row, 8).parse().ok().zip(text(row, 9).parse().ok()),
     };
     Ok(client.rows(&sql).await?.iter().map(column).collect())
 }

@@ -1,6 +1,6 @@
 //! `[[database]]`: its servers, pool and tables.
 
-use super::{pool, table};
+use super::{pool, schema, table};
 use crate::config::dsn;
 use crate::config::model::{
     ChannelBinding, Database, Distribution, LatchScope, Pool, Reads, Secret, ServerAddress, SslMode, TwoPhase,
@@ -29,7 +29,8 @@ pub(super) fn read(table: &Table<'_>, defaults: &Pool) -> Database {
         table.fault("reads", "there are no replicas to read from", "name them in replicas, or set reads = \"primary\"");
     }
     let tables = table::read_all(table, table.texts_len("shards"));
-    let sharded = tables.iter().any(|table| table.distribution != Distribution::Reference);
+    let schemas = schema::read(table, table.texts_len("shards"));
+    let sharded = schemas.is_some() || tables.iter().any(|table| table.distribution != Distribution::Reference);
     if !shards.is_empty() && !sharded {
         table.warn("shards", "no table is sharded, so only reference tables use them", "add a [[database.table]]");
     }
@@ -48,6 +49,7 @@ pub(super) fn read(table: &Table<'_>, defaults: &Pool) -> Database {
         shards,
         coordinator,
         tables,
+        schemas,
         pool: pool::read(&table.table("pool"), Some(defaults)),
         max_clients: table.count("max_clients", 1..1_000_001).map(|count| count as usize),
         cache: table.flag("cache"),

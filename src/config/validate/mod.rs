@@ -8,6 +8,7 @@ mod listen;
 mod pool;
 mod redis;
 mod rest;
+mod schema;
 mod table;
 mod user;
 

@@ -459,7 +459,7 @@ proptest! {
     }
 }
 
-fn sharded(table: &str) -> String {
+fn with_tables(table: &str) -> String {
     format!(
         "[[database]]\nname = \"a\"\nprimary = \"host=x\"\nshards = [\"host=s0\", \"host=s1\"]\ntable = [{table}]\n\
          [[user]]\nname = \"u\"\nauth = \"trust\"\n"
@@ -468,7 +468,7 @@ fn sharded(table: &str) -> String {
 
 #[test]
 fn shard_keys_of_several_columns_default_shards_and_groups_are_read() {
-    let text = sharded(
+    let text = with_tables(
         r#"{ name = "p", shard_key = ["a", "B"], method = "hash", group = "g" },
            { name = "q", shard_key = ["x", "y"], method = "hash", group = "g" },
            { name = "r", shard_key = ["x", "y"], method = "range", default_shard = 1, ranges = [
@@ -529,9 +529,50 @@ fn faults_of_keys_bounds_defaults_and_groups_are_named() {
             "public.p of this group is spread otherwise",
         ),
     ] {
-        let error = read_in(Path::new("/nonexistent"), &sharded(table)).expect_err(table);
-        let is_it = |fault: &&crate::config::Fault| fault.path.ends_with(path) && fault.problem.contains(problem);
-        assert!(error.faults.iter().any(|fault| is_it(&fault)), "{table}: {error}");
+        let error = read_in(Path::new("/nonexistent"), &with_tables(table)).expect_err(table);
+        let is_it = |fault: &crate::config::Fault| fault.path.ends_with(path) && fault.problem.contains(problem);
+        assert!(error.faults.iter().any(is_it), "{table}: {error}");
         assert_eq!(error.faults.len(), 1, "{table}: {error}");
+    }
+}
+
+#[test]
+fn schemas_that_are_spread_are_read_and_their_faults_named() {
+    let text = |keys: &str| {
+        format!(
+            "[[database]]\nname = \"a\"\nprimary = \"host=x\"\nshards = [\"host=s0\", \"host=s1\"]\n{keys}\n\
+             [[user]]\nname = \"u\"\nauth = \"trust\"\n"
+        )
+    };
+    let good = good(&text(
+        r#"shard_by = "schema"
+        schemas = ["tenant_*", "Acme"]
+        schema = [{ name = "tenant_7", shard = 1 }]"#,
+    ));
+    assert!(!good.warnings.iter().any(|warning| warning.path.ends_with("shards")), "{:?}", good.warnings);
+    let schemas = good.config.databases["a"].schemas.clone().expect("schemas");
+    assert_eq!(schemas.listed["tenant_7"], 1);
+    assert!(
+        schemas.hashed[0].matches("tenant_x")
+            && !schemas.hashed[0].matches("tenant")
+            && schemas.hashed[1].matches("acme")
+    );
+    for (keys, path, problem) in [
+        (r#"shard_by = "schema""#, "shard_by", "which schemas"),
+        (r#"schemas = ["x"]"#, "schemas", "one by one"),
+        (r#"schema = [{ name = "x", shard = 0 }]"#, "schema", "one by one"),
+        ("shard_by = \"schema\"\nschemas = [\"*\"]", "schemas", "begins with a letter"),
+        ("shard_by = \"schema\"\nschemas = [\"pg_x*\"]", "schemas", "on every server"),
+        ("shard_by = \"schema\"\nschema = [{ name = \"x\", shard = 2 }]", "schema[0].shard", "out of bounds"),
+        ("shard_by = \"schema\"\nschema = [{ name = \"x\" }]", "schema[0].shard", "missing"),
+        (
+            "shard_by = \"schema\"\nschema = [{ name = \"x\", shard = 0 }, { name = \"X\", shard = 1 }]",
+            "schema[1].name",
+            "twice",
+        ),
+    ] {
+        let error = read_in(Path::new("/nonexistent"), &text(keys)).expect_err(keys);
+        let is_it = |fault: &crate::config::Fault| fault.path.ends_with(path) && fault.problem.contains(problem);
+        assert!(error.faults.iter().any(is_it) && error.faults.len() == 1, "{keys}: {error}");
     }
 }

@@ -38,6 +38,12 @@ pub(super) struct Analysis<'a> {
     pub(super) foreign: Option<String>,
     /// Sub-queries, CTEs, derived tables.
     pub(super) inner_queries: usize,
+    /// Whether one of them reads sharded rows that may lie elsewhere than the rows around it.
+    pub(super) is_loose: bool,
+    /// Whether one of them reads nothing but reference tables, or nothing at all.
+    pub(super) is_apart: bool,
+    /// How many queries enclose what is looked at.
+    depth: usize,
 }
 
 /// One analysed block.
@@ -52,11 +58,33 @@ type Ctes = Vec<Box<str>>;
 
 impl<'a> Analysis<'a> {
     pub(super) fn new(constants: Constants<'a>) -> Self {
-        Self { constants, tie: Tie::Free, touches: false, touches_sharded: false, foreign: None, inner_queries: 0 }
+        Self {
+            constants,
+            tie: Tie::Free,
+            touches: false,
+            touches_sharded: false,
+            foreign: None,
+            inner_queries: 0,
+            is_loose: false,
+            is_apart: false,
+            depth: 0,
+        }
     }
 
     /// Walks a query; the block is that of its own SELECT, if it is a plain one.
     pub(super) fn query<'o>(
+        &mut self,
+        query: &Query,
+        outer: Option<&'o Scope<'o>>,
+        ctes: &Ctes,
+    ) -> Result<Option<Block<'o>>, Refusal> {
+        self.depth += 1;
+        let walked = self.parts_of(query, outer, ctes);
+        self.depth -= 1;
+        walked
+    }
+
+    fn parts_of<'o>(
         &mut self,
         query: &Query,
         outer: Option<&'o Scope<'o>>,
@@ -141,6 +169,12 @@ impl<'a> Analysis<'a> {
             factors.iter().map(|factor| (factor.0, factor.1, factor.2)).collect();
         let joined = block::join(&mut scope, self.constants, &joins, selection);
         self.narrow(&scope, &joined);
+        if self.depth > 0 {
+            match scope.sharded().next() {
+                None => self.is_apart = true,
+                Some(_) => self.is_loose |= joined.together.is_err() || !joined.is_bound,
+            }
+        }
         for (_, _, constraint) in joins {
             self.expressions(constraint, Some(&scope), ctes)?;
         }
@@ -148,6 +182,15 @@ impl<'a> Analysis<'a> {
             self.expressions(selection, Some(&scope), ctes)?;
         }
         Ok(Block { scope, joined })
+    }
+
+    /// Rows of that shard are concerned too.
+    pub(super) fn take(&mut self, shard: usize) {
+        self.tie = match self.tie {
+            Tie::Free => Tie::One(shard),
+            Tie::One(one) if one == shard => Tie::One(one),
+            _ => Tie::Many,
+        };
     }
 
     fn narrow(&mut self, scope: &Scope<'_>, joined: &Joined) {

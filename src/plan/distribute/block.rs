@@ -64,6 +64,9 @@ pub(super) struct Joined {
     pub(super) together: Result<(), Refusal>,
     /// Shards that can give rows, if they lie together.
     pub(super) shards: ShardSet,
+    /// Whether an equality of keys binds one of them to a relation further out, so that no row counts but those that lie where
+    /// that one's do.
+    pub(super) is_bound: bool,
 }
 
 /// Reads joins and WHERE: fills each relation's shard sets in and says whether the sharded ones lie together.
@@ -74,6 +77,7 @@ pub(super) fn join(
     selection: Option<&Expr>,
 ) -> Joined {
     let (found, links, own) = read(scope, constants, joins, selection);
+    let is_bound = is_bound(scope, constants, joins, selection);
     let mut union = Union::new(scope.sources.len());
     links.iter().for_each(|&(a, b)| union.join(a, b));
     let mut groups = Sets::new();
@@ -104,7 +108,22 @@ pub(super) fn join(
     let shards = scope.sharded().map(|(_, source, _)| &source.filtered).fold(None, |shards: Option<ShardSet>, set| {
         Some(shards.map_or_else(|| set.clone(), |shards| shards.intersection(set).copied().collect()))
     });
-    Joined { together: together(scope, joins, &own, &mut union), shards: shards.unwrap_or_default() }
+    Joined { together: together(scope, joins, &own, &mut union), shards: shards.unwrap_or_default(), is_bound }
+}
+
+fn is_bound(
+    scope: &Scope<'_>,
+    constants: Constants<'_>,
+    joins: &[(usize, Side, &JoinConstraint)],
+    selection: Option<&Expr>,
+) -> bool {
+    let ties = Ties { constants, scope };
+    let conditions = joins.iter().filter_map(|(_, side, constraint)| match (side, constraint) {
+        (Side::Inner, JoinConstraint::On(condition)) => Some(condition),
+        _ => None,
+    });
+    let bound = selection.into_iter().chain(conditions).flat_map(|condition| ties.correlated(condition));
+    bound.into_iter().any(|(index, _)| scope.sources.get(index).is_some_and(|source| !source.nullable))
 }
 
 /// A LEFT JOIN's own condition, by relation: sets and links that bind only the joined relation.

@@ -7,6 +7,7 @@ use sqlparser::ast::{
 };
 
 use super::functions::{Fitness, Functions};
+use super::once::is_moment;
 use super::refuse::{clause, refuse};
 use super::scope::parts;
 use crate::plan::Refusal;
@@ -34,6 +35,8 @@ const VALUE_FUNCTIONS: [&str; 13] = [
 /// What a look at the whole tree found.
 #[derive(Debug)]
 pub(super) struct Findings {
+    /// Whether there is a moment that can be computed once for all shards.
+    pub(super) has_moment: bool,
     /// The first thing that only one shard can answer.
     pub(super) one_shard: Option<Refusal>,
 }
@@ -43,10 +46,19 @@ pub(super) struct Findings {
 /// # Errors
 /// A node that pgherd does not know, or a function that is not fit for sharded data at all.
 pub(super) fn check(tree: &impl Visit, functions: Functions<'_>) -> Result<Findings, Refusal> {
-    let mut checker = Checker { functions, one_shard: None };
+    judged(tree, functions, false)
+}
+
+/// As [`check`], for a write: `now()` and its like are computed once for all shards.
+pub(super) fn check_write(tree: &impl Visit, functions: Functions<'_>) -> Result<Findings, Refusal> {
+    judged(tree, functions, true)
+}
+
+fn judged(tree: &impl Visit, functions: Functions<'_>, once: bool) -> Result<Findings, Refusal> {
+    let mut checker = Checker { functions, one_shard: None, once, has_moment: false };
     match tree.visit(&mut checker) {
         ControlFlow::Break(refusal) => Err(*refusal),
-        ControlFlow::Continue(()) => Ok(Findings { one_shard: checker.one_shard }),
+        ControlFlow::Continue(()) => Ok(Findings { one_shard: checker.one_shard, has_moment: checker.has_moment }),
     }
 }
 
@@ -60,6 +72,9 @@ pub(super) fn names_a_moment(text: &str) -> bool {
 struct Checker<'a> {
     functions: Functions<'a>,
     one_shard: Option<Refusal>,
+    /// Whether moments can be computed once.
+    once: bool,
+    has_moment: bool,
 }
 
 type Flow = ControlFlow<Box<Refusal>>;
@@ -77,6 +92,8 @@ impl Checker<'_> {
                 message,
                 "leave it out, or tie the statement to one shard key",
             ));
+        } else if self.once && is_moment(name, false) && !is_qualified && !is_quoted {
+            self.has_moment = true;
         } else if VALUE_FUNCTIONS.contains(&name) && !is_qualified && !is_quoted {
             self.only_one_shard(clause("stable-function", &name.to_uppercase()));
         }
@@ -131,7 +148,13 @@ impl Checker<'_> {
             return Ok(());
         }
         if VALUE_FUNCTIONS.contains(&name) && schema.is_none() {
-            self.name(name, false, false);
+            // With a precision it is another one.
+            self.only_one_shard(clause("stable-function", &name.to_uppercase()));
+            return Ok(());
+        }
+        let is_plain = schema.is_none_or(|schema| schema == "pg_catalog") && arguments == 0 && function.over.is_none();
+        if self.once && is_plain && is_moment(name, true) && self.functions.is_built_in(schema, name) {
+            self.has_moment = true;
             return Ok(());
         }
         if self.functions.judge(schema, name, arguments)? == Fitness::OneShard {

@@ -15,12 +15,16 @@ mod gather_check;
 mod group;
 mod having;
 mod items;
+mod merge_into;
 mod model;
+mod once;
 mod refuse;
 mod scatter;
 mod scope;
+mod select_into;
 mod ship;
 mod source;
+mod steady;
 mod stream;
 mod tie;
 mod write;
@@ -36,7 +40,7 @@ pub use scatter::{Part, Scattered, Tally, marker};
 use sqlparser::ast::{Query, SetExpr, Statement};
 
 use self::analysis::{Analysis, Block, Tie};
-use self::check::check;
+use self::check::{check, check_write};
 use self::constant::Constants;
 use self::functions::Functions;
 use self::refuse::{clause, refuse};
@@ -94,7 +98,10 @@ fn planned(
         return Ok(Distributed::Elsewhere);
     }
     let functions = Functions { catalog: input.catalog, pure_functions: input.pure_functions };
-    let findings = check(tree, functions)?;
+    let findings = match shape {
+        Shape::Write(_) => check_write(tree, functions)?,
+        _ => check(tree, functions)?,
+    };
     if let Some(foreign) = &analysis.foreign {
         let message = format!("\"{foreign}\" does not live on the shards and cannot be joined with tables that do");
         return Err(refuse(
@@ -111,11 +118,11 @@ fn planned(
     }
     match (analysis.tie, shape) {
         (_, Shape::Write(Written::Reference(relation))) => {
-            let (touches_sharded, inner) = (analysis.touches_sharded, analysis.inner_queries);
             if names_a_moment(input) {
                 return Err(clause("stable-function", "a parameter such as 'now'"));
             }
-            scatter::reference(input, tree, &relation, touches_sharded, inner, findings.one_shard)
+            let write = scatter::Write { input, tree, source, analysis, functions, findings };
+            write.reference(&relation)
         }
         (Tie::One(shard), _) => {
             Ok(Distributed::Shard { shard, reason: reason("shard-key", "every sharded table is tied to one shard") })
@@ -136,7 +143,8 @@ fn planned(
             if names_a_moment(input) {
                 return Err(clause("stable-function", "a parameter such as 'now'"));
             }
-            scatter::sharded(input, tree, source, written, analysis.inner_queries, findings.one_shard)
+            let write = scatter::Write { input, tree, source, analysis, functions, findings };
+            write.sharded(written)
         }
         (Tie::Many, Shape::Write(Written::Elsewhere)) => Err(clause("multi-shard-write", "this write")),
         (Tie::Many, Shape::Explain) => Err(clause("explain", "EXPLAIN")),
@@ -175,6 +183,7 @@ fn walk<'t>(analysis: &mut Analysis<'_>, tree: &'t Statement) -> Result<Shape<'t
         Statement::Insert(insert) => write::insert(analysis, insert).map(Shape::Write),
         Statement::Update(update) => write::update(analysis, update).map(Shape::Write),
         Statement::Delete(delete) => write::delete(analysis, delete).map(Shape::Write),
+        Statement::Merge(merge) => merge_into::merge(analysis, merge).map(Shape::Write),
         _ => Err(clause("statement", "this kind of statement")),
     }
 }

@@ -4,11 +4,17 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 
-use sqlparser::ast::{Expr, Insert, SetExpr, Statement};
+use sqlparser::ast::{Expr, Insert, SelectItem, SetExpr, Statement};
 
+use super::analysis::Analysis;
+use super::check::Findings;
+use super::functions::Functions;
 use super::model::{Distributed, Input};
+use super::once::{self, Edits};
 use super::refuse::{clause, refuse};
+use super::select_into;
 use super::source::Source;
+use super::steady::is_steady;
 use crate::catalog::model::{Column, DefaultKind, Relation};
 use crate::plan::shard_key::ShardSet;
 use crate::plan::{Reason, Refusal};
@@ -43,8 +49,10 @@ pub struct Part {
     pub shard: usize,
     /// The text.
     pub sql: Arc<str>,
-    /// Which of an INSERT's rows they are; empty where the shard runs the client's own text.
+    /// Which of an INSERT's rows they are; empty where it is about all that the shard has.
     pub rows: Vec<usize>,
+    /// Whether it is the client's own text, to the letter.
+    pub is_verbatim: bool,
 }
 
 /// What becomes of the shards' answers.
@@ -75,74 +83,146 @@ pub(super) struct Sharded {
     pub(super) rows: Vec<usize>,
     /// Shards where rows can be that are changed, if they can be told apart.
     pub(super) shards: Result<ShardSet, Refusal>,
+    /// How many columns an INSERT's query gives, where it is one and they can be counted.
+    pub(super) width: Option<usize>,
 }
 
-/// Splits a write to a reference table: every shard does the same.
-pub(super) fn reference(
-    input: &Input<'_>,
-    tree: &Statement,
-    relation: &Relation,
-    touches_sharded: bool,
-    inner_queries: usize,
-    one_shard: Option<Refusal>,
-) -> Result<Distributed, Refusal> {
-    if touches_sharded {
-        return Err(clause("reference-write", "a write to a reference table from sharded ones"));
+/// A write of which is known what it writes to.
+pub(super) struct Write<'w, 'a> {
+    pub(super) input: &'w Input<'a>,
+    pub(super) tree: &'w Statement,
+    pub(super) source: &'w Source<'a>,
+    pub(super) analysis: &'w Analysis<'a>,
+    pub(super) functions: Functions<'w>,
+    pub(super) findings: Findings,
+}
+
+impl Write<'_, '_> {
+    /// Splits a write to a reference table: every shard does the same.
+    pub(super) fn reference(self, relation: &Relation) -> Result<Distributed, Refusal> {
+        if self.analysis.touches_sharded {
+            return Err(clause("reference-write", "a write to a reference table from sharded ones"));
+        }
+        let takes_from_others = match self.tree {
+            Statement::Update(update) => update.from.is_some(),
+            Statement::Delete(delete) => delete.using.is_some(),
+            _ => false,
+        };
+        if takes_from_others {
+            return Err(clause("reference-write", "FROM or USING in a write to a reference table"));
+        }
+        let takes_rows = matches!(self.tree, Statement::Insert(insert) if select_into::is_query(insert));
+        if (takes_rows || self.analysis.inner_queries > 0) && !is_steady(self.tree, self.functions) {
+            return Err(clause("sub-query", "a query that can give others of its rows on each shard,"));
+        }
+        if let Some(refusal) = &self.findings.one_shard {
+            return Err(refusal.clone());
+        }
+        if let Statement::Insert(insert) = self.tree {
+            if !takes_rows {
+                values(insert)?;
+            }
+            let width = if takes_rows { width(insert) } else { None };
+            for (column, _) in left_out(insert, relation, width) {
+                if column.default > DefaultKind::Constant {
+                    return Err(refuse(
+                        "default",
+                        format!("the default of \"{}\" could be another one on each shard", column.name),
+                        "give the column's value in the statement",
+                    ));
+                }
+            }
+        }
+        quiet(relation)?;
+        let shards = 0..self.input.database.shards.len();
+        let serial = format!("{}.{}", relation.schema, relation.name).into();
+        self.everywhere(shards.collect(), Tally::Alike, Some(serial), "every shard has the whole reference table")
     }
-    if inner_queries > 0 {
-        return Err(clause("sub-query", "a sub-query in a write to a reference table"));
-    }
-    let takes_from_others = match tree {
-        Statement::Update(update) => update.from.is_some(),
-        Statement::Delete(delete) => delete.using.is_some(),
-        _ => false,
-    };
-    if takes_from_others {
-        return Err(clause("reference-write", "FROM or USING in a write to a reference table"));
-    }
-    if let Some(refusal) = one_shard {
-        return Err(refusal);
-    }
-    if let Statement::Insert(insert) = tree {
-        values(insert)?;
-        for (column, _) in left_out(insert, relation) {
-            if column.default > DefaultKind::Constant {
-                return Err(refuse(
-                    "default",
-                    format!("the default of \"{}\" could be another one on each shard", column.name),
-                    "give the column's value in the statement",
+
+    /// Splits a write to rows of several shards.
+    pub(super) fn sharded(self, written: Sharded) -> Result<Distributed, Refusal> {
+        let select = match self.tree {
+            Statement::Insert(insert) if select_into::is_query(insert) => Some(insert),
+            _ => None,
+        };
+        if select.is_none() && self.analysis.inner_queries > 0 {
+            if self.analysis.is_loose {
+                return Err(clause(
+                    "sub-query",
+                    "a sub-query over other rows than those with the same shard key in a write",
                 ));
+            }
+            if self.analysis.is_apart && !is_steady(self.tree, self.functions) {
+                return Err(clause("sub-query", "a query that can give others of its rows on each shard,"));
+            }
+        }
+        if let Some(refusal) = &self.findings.one_shard {
+            return Err(refusal.clone());
+        }
+        quiet(&written.relation)?;
+        if let Some(insert) = select {
+            let lacks = left_out(insert, &written.relation, written.width.or_else(|| width(insert)));
+            if let Some((column, _)) = lacks.iter().find(|(column, _)| column.default == DefaultKind::Moment) {
+                return Err(one_for_all(column));
+            }
+            written.shards?;
+            let shards = select_into::shards(self.input, insert, self.source)?.into_iter().collect();
+            return self.everywhere(shards, Tally::Sum, None, "each row belongs to the shard that it is read from");
+        }
+        match self.tree {
+            Statement::Insert(insert) => self.rows(insert, &written),
+            _ => {
+                let shards = written.shards?.into_iter().collect();
+                self.everywhere(shards, Tally::Sum, None, "rows of several shards can be concerned")
             }
         }
     }
-    quiet(relation)?;
-    let shards = 0..input.database.shards.len();
-    let serial = format!("{}.{}", relation.schema, relation.name).into();
-    everywhere(input, shards.collect(), Tally::Alike, Some(serial), "every shard has the whole reference table")
-}
 
-/// Splits a write to rows of several shards.
-pub(super) fn sharded(
-    input: &Input<'_>,
-    tree: &Statement,
-    source: &Source<'_>,
-    written: Sharded,
-    inner_queries: usize,
-    one_shard: Option<Refusal>,
-) -> Result<Distributed, Refusal> {
-    if inner_queries > 0 {
-        return Err(clause("sub-query", "a sub-query in a write"));
-    }
-    if let Some(refusal) = one_shard {
-        return Err(refusal);
-    }
-    quiet(&written.relation)?;
-    match tree {
-        Statement::Insert(insert) => rows(input, insert, source, &written),
-        _ => {
-            let shards = written.shards?.into_iter().collect();
-            everywhere(input, shards, Tally::Sum, None, "rows of several shards can be concerned")
+    /// What is put in place of `now()` and its like, if they are there.
+    fn edits(&self, first: usize) -> Result<Edits, Refusal> {
+        if !self.findings.has_moment {
+            return Ok(Edits::default());
         }
+        Edits::of(self.source, first).ok_or_else(|| clause("stable-function", "now() and its like in RETURNING"))
+    }
+
+    fn everywhere(
+        &self,
+        shards: Vec<usize>,
+        tally: Tally,
+        serial: Option<Box<str>>,
+        why: &'static str,
+    ) -> Result<Distributed, Refusal> {
+        let edits = self.edits(0)?;
+        let text = self.input.text;
+        let sql: Arc<str> = edits.slice(text, 0..text.len()).into();
+        let is_verbatim = edits.is_empty();
+        let part = |shard| Part { shard, sql: Arc::clone(&sql), rows: Vec::new(), is_verbatim };
+        let parts = shards.into_iter().map(part).collect();
+        let reason = Reason { code: "multi-shard-write", text: why.into() };
+        finished(self.input, Scattered { parts, tally, serial, moments: edits.moments, is_ddl: false, reason })
+    }
+
+    /// Each row of an INSERT where it belongs.
+    fn rows(&self, insert: &Insert, written: &Sharded) -> Result<Distributed, Refusal> {
+        let unreadable = || clause("insert", "this form of INSERT");
+        let trees = values(insert)?;
+        let texts = self.source.rows_of_values().filter(|texts| texts.len() == trees.len()).ok_or_else(unreadable)?;
+        if written.rows.len() != texts.len() {
+            return Err(unreadable());
+        }
+        let (added, mut moments) = moments(insert, self.source, &written.relation)?;
+        let edits = self.edits(moments.len())?;
+        moments.extend(edits.moments.iter().cloned());
+        let mut by_shard: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
+        written.rows.iter().enumerate().for_each(|(at, shard)| by_shard.entry(*shard).or_default().push(at));
+        let parts = by_shard.into_iter().map(|(shard, rows)| {
+            let sql = spliced(self.input.text, &texts, &rows, &added, &edits);
+            Part { shard, sql, rows, is_verbatim: false }
+        });
+        let reason = Reason { code: "multi-shard-write", text: "its rows belong to several shards".into() };
+        let parts = parts.collect();
+        finished(self.input, Scattered { parts, tally: Tally::Sum, serial: None, moments, is_ddl: false, reason })
     }
 }
 
@@ -155,17 +235,17 @@ fn quiet(relation: &Relation) -> Result<(), Refusal> {
     Err(refuse("trigger", message, "tie the statement to one value of the shard key"))
 }
 
-fn everywhere(
-    input: &Input<'_>,
-    shards: Vec<usize>,
-    tally: Tally,
-    serial: Option<Box<str>>,
-    why: &'static str,
-) -> Result<Distributed, Refusal> {
-    let sql: Arc<str> = input.text.into();
-    let parts = shards.into_iter().map(|shard| Part { shard, sql: Arc::clone(&sql), rows: Vec::new() }).collect();
-    let reason = Reason { code: "multi-shard-write", text: why.into() };
-    finished(input, Scattered { parts, tally, serial, moments: Vec::new(), is_ddl: false, reason })
+fn one_for_all(column: &Column) -> Refusal {
+    let what = format!("the default of \"{}\" is one for all rows of a statement, not one for each shard", column.name);
+    refuse("default", what, "list the columns that are given values, or give this one its value in the statement")
+}
+
+/// How many columns an INSERT's query gives, where that can be counted without knowing its tables.
+fn width(insert: &Insert) -> Option<usize> {
+    let query = insert.source.as_ref()?;
+    let SetExpr::Select(select) = &*query.body else { return None };
+    let is_one = |item: &SelectItem| matches!(item, SelectItem::UnnamedExpr(_) | SelectItem::ExprWithAlias { .. });
+    select.projection.iter().all(is_one).then_some(select.projection.len())
 }
 
 /// A write over several shards needs a commit over several shards.
@@ -202,8 +282,9 @@ fn values(insert: &Insert) -> Result<&[sqlparser::ast::Parens<Vec<Expr>>], Refus
     }
 }
 
-/// Columns that get their defaults, and whether no row speaks of them.
-fn left_out<'r>(insert: &Insert, relation: &'r Relation) -> Vec<(&'r Column, bool)> {
+/// Columns that get their defaults, and whether no row speaks of them. `width` is how many columns a query gives; where it is not
+/// known and the statement lists none, any column may get its default.
+fn left_out<'r>(insert: &Insert, relation: &'r Relation, width: Option<usize>) -> Vec<(&'r Column, bool)> {
     let rows = match insert.source.as_ref().map(|query| &*query.body) {
         Some(SetExpr::Values(values)) => values.rows.as_slice(),
         _ => &[],
@@ -216,7 +297,10 @@ fn left_out<'r>(insert: &Insert, relation: &'r Relation) -> Vec<(&'r Column, boo
     let mut left_out = Vec::new();
     for (at, column) in relation.columns.iter().enumerate() {
         let place = place(column, at);
-        let is_given = place.is_some_and(|at| rows.iter().all(|row| row.get(at).is_some_and(|expr| !is_default(expr))));
+        let is_given = match select_into::is_query(insert) {
+            true => place.is_some_and(|at| width.map_or(!insert.columns.is_empty(), |width| at < width)),
+            false => place.is_some_and(|at| rows.iter().all(|row| row.get(at).is_some_and(|expr| !is_default(expr)))),
+        };
         if !is_given {
             left_out.push((column, place.is_none()));
         }
@@ -228,45 +312,18 @@ fn left_out<'r>(insert: &Insert, relation: &'r Relation) -> Vec<(&'r Column, boo
 fn moments(insert: &Insert, source: &Source<'_>, relation: &Relation) -> Result<(Added, Vec<Box<str>>), Refusal> {
     let mut added = Added { columns: String::new(), values: String::new(), at: source.end_of_columns() };
     let mut moments: Vec<Box<str>> = Vec::new();
-    for (column, is_free) in left_out(insert, relation) {
+    for (column, is_free) in left_out(insert, relation, None) {
         if column.default != DefaultKind::Moment {
             continue;
         }
         let (Some((expression, type_name)), true, Some(_)) = (&column.moment, is_free, added.at) else {
-            let what = format!(
-                "the default of \"{}\" is one for all rows of a statement, not one for each shard",
-                column.name
-            );
-            let hint = "list the columns that are given values, or give this one its value in the statement";
-            return Err(refuse("default", what, hint));
+            return Err(one_for_all(column));
         };
         added.columns += &format!(", \"{}\"", column.name.replace('"', "\"\""));
         added.values += &format!(", {}::{type_name}", marker(moments.len()));
-        // The text that JSON has of it means the same under every setting.
-        let text = format!("pg_catalog.to_json(({expression})::{type_name}) OPERATOR(pg_catalog.#>>) '{{}}'");
-        moments.push(format!("COALESCE(pg_catalog.quote_literal({text}), 'NULL')").into());
+        moments.push(once::literal(expression, type_name));
     }
     Ok((added, moments))
-}
-
-/// Each row of an INSERT where it belongs.
-fn rows(input: &Input<'_>, insert: &Insert, source: &Source<'_>, written: &Sharded) -> Result<Distributed, Refusal> {
-    let unreadable = || clause("insert", "this form of INSERT");
-    let trees = values(insert)?;
-    let texts = source.rows_of_values().filter(|texts| texts.len() == trees.len()).ok_or_else(unreadable)?;
-    if written.rows.len() != texts.len() {
-        return Err(unreadable());
-    }
-    let (added, moments) = moments(insert, source, &written.relation)?;
-    let mut by_shard: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
-    written.rows.iter().enumerate().for_each(|(at, shard)| by_shard.entry(*shard).or_default().push(at));
-    let parts = by_shard.into_iter().map(|(shard, rows)| {
-        let sql = spliced(input.text, &texts, &rows, &added);
-        Part { shard, sql, rows }
-    });
-    let reason = Reason { code: "multi-shard-write", text: "its rows belong to several shards".into() };
-    let parts = parts.collect();
-    finished(input, Scattered { parts, tally: Tally::Sum, serial: None, moments, is_ddl: false, reason })
 }
 
 /// Columns that the text leaves out and that are given values all the same.
@@ -278,14 +335,15 @@ struct Added {
 }
 
 /// The text with those of its rows.
-fn spliced(text: &str, texts: &[Range<usize>], rows: &[usize], added: &Added) -> Arc<str> {
+fn spliced(text: &str, texts: &[Range<usize>], rows: &[usize], added: &Added, edits: &Edits) -> Arc<str> {
     let (Some(first), Some(last)) = (texts.first(), texts.last()) else { return text.into() };
     let row = |row: &usize| {
-        let row = text.get(texts.get(*row)?.clone())?;
+        let row = edits.slice(text, texts.get(*row)?.clone());
         Some(format!("{}{})", row.strip_suffix(')')?, added.values))
     };
     let kept: Vec<String> = rows.iter().filter_map(row).collect();
     let columns = added.at.filter(|at| *at < first.start).unwrap_or(first.start);
     let (head, values) = (&text[..columns], &text[columns..first.start]);
-    format!("{head}{}{values}{}{}", added.columns, kept.join(", "), &text[last.end..]).into()
+    let tail = edits.slice(text, last.end..text.len());
+    format!("{head}{}{values}{}{tail}", added.columns, kept.join(", ")).into()
 }

@@ -280,6 +280,30 @@ impl<'a> Source<'a> {
         self.is_punctuation(at + 1, b'(')
     }
 
+    /// Whether nothing stands between the parentheses behind the token.
+    pub(super) fn is_empty_call(&self, at: usize) -> bool {
+        self.is_call(at) && self.is_punctuation(at + 2, b')')
+    }
+
+    /// The bytes of the tokens from one to another.
+    pub(super) fn range_of(&self, first: usize, last: usize) -> Option<Range<usize>> {
+        Some(self.tokens.get(first)?.start..self.tokens.get(last)?.end)
+    }
+
+    /// The query of an INSERT that takes its rows from one: what stands between the columns and ON CONFLICT or RETURNING.
+    pub(super) fn query_of_insert(&self) -> Option<Range<usize>> {
+        let outer = self.outer();
+        let begins = |at: &&usize| **at >= 3 && (self.is(**at, "select") || self.is(**at, "with"));
+        let first = *outer.iter().find(begins)?;
+        let ends = |at: &&usize| {
+            **at > first
+                && ((self.is(**at, "returning") && self.is_bare(**at))
+                    || (self.is(**at, "on") && self.is(**at + 1, "conflict")))
+        };
+        let last = outer.iter().find(ends).map_or(self.len(), |at| *at).checked_sub(1)?;
+        self.range_of(first, last)
+    }
+
     /// The name before the dot before that place.
     pub(super) fn schema_at(&self, at: usize) -> Option<String> {
         let dot = at.checked_sub(1).filter(|&dot| self.is_punctuation(dot, b'.'))?;

@@ -213,7 +213,7 @@ impl<'a> Ties<'a> {
     }
 
     /// Relations whose keys equal an outer one's lie where the outer one's rows are.
-    fn correlated(&self, condition: &Expr) -> Vec<(usize, ShardSet)> {
+    pub(super) fn correlated(&self, condition: &Expr) -> Vec<(usize, ShardSet)> {
         let mut links: Vec<(Link, &'a ShardSet)> = Vec::new();
         for (a, b) in equalities(condition) {
             let (Some(a), Some(b)) = (self.key(a), self.key(b)) else { continue };

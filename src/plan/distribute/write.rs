@@ -5,10 +5,11 @@ use sqlparser::ast::{
     OnInsert, SetExpr, TableObject, TableWithJoins, Update, UpdateTableFromKind,
 };
 
-use super::analysis::{Analysis, Tie};
+use super::analysis::{Analysis, Block, Tie};
 use super::refuse::refuse;
 use super::scatter::{Sharded, Written};
 use super::scope::{Role, parts};
+use super::select_into::{self, Home};
 use super::tie::Ties;
 use crate::catalog::model::Relation;
 use crate::plan::Refusal;
@@ -48,29 +49,36 @@ pub(super) fn insert(analysis: &mut Analysis<'_>, insert: &Insert) -> Result<Wri
     analysis.expressions(&insert.on, None, &Vec::new())?;
     let (layout, relation) = match (role, relation) {
         (Role::Reference, Some(relation)) => {
-            return walk_source(analysis, insert).map(|()| Written::Reference(relation));
+            return walk_source(analysis, insert).map(|_| Written::Reference(relation));
         }
         (Role::Sharded(layout), Some(relation)) => (layout, relation),
-        _ => return walk_source(analysis, insert).map(|()| Written::Elsewhere),
+        _ => return walk_source(analysis, insert).map(|_| Written::Elsewhere),
     };
-    walk_source(analysis, insert)?;
+    let block = walk_source(analysis, insert)?;
     conflict(&layout, insert)?;
-    let rows = rows(analysis, insert, &layout, &relation)?;
-    for &shard in &rows {
-        analysis.tie = match analysis.tie {
-            Tie::Free => Tie::One(shard),
-            Tie::One(one) if one == shard => Tie::One(one),
-            _ => Tie::Many,
-        };
+    if select_into::is_query(insert) {
+        let (home, width) = select_into::home(analysis, insert, &layout, &relation, block.as_ref());
+        let mut shards = block.map_or_else(|| Err(select_into::across()), |block| Ok(block.joined.shards));
+        match home {
+            Home::Source => {}
+            Home::Shard(shard) => analysis.take(shard),
+            Home::Unknown => analysis.tie = Tie::Many,
+        }
+        if home != Home::Source && analysis.tie == Tie::Many {
+            shards = Err(select_into::across());
+        }
+        return Ok(Written::Sharded(Sharded { relation, rows: Vec::new(), shards, width }));
     }
+    let rows = rows(analysis, insert, &layout, &relation)?;
+    rows.iter().for_each(|&shard| analysis.take(shard));
     let shards = Ok(rows.iter().copied().collect());
-    Ok(Written::Sharded(Sharded { relation, rows, shards }))
+    Ok(Written::Sharded(Sharded { relation, rows, shards, width: None }))
 }
 
-fn walk_source(analysis: &mut Analysis<'_>, insert: &Insert) -> Result<(), Refusal> {
+fn walk_source<'o>(analysis: &mut Analysis<'_>, insert: &Insert) -> Result<Option<Block<'o>>, Refusal> {
     match &insert.source {
-        Some(query) => analysis.query(query, None, &Vec::new()).map(|_| ()),
-        None => Ok(()),
+        Some(query) => analysis.query(query, None, &Vec::new()),
+        None => Ok(None),
     }
 }
 
@@ -184,14 +192,18 @@ fn target(
         (Role::Reference, Some(relation)) => Ok((None, Written::Reference(relation))),
         (Role::Sharded(layout), Some(relation)) => {
             let shards = block.joined.together.map(|()| block.joined.shards);
-            Ok((Some((**layout).clone()), Written::Sharded(Sharded { relation, rows: Vec::new(), shards })))
+            Ok((
+                Some((**layout).clone()),
+                Written::Sharded(Sharded { relation, rows: Vec::new(), shards, width: None }),
+            ))
         }
         (Role::Reference | Role::Sharded(_), None) => Err(several()),
         (Role::Derived | Role::Foreign, _) => Ok((None, Written::Elsewhere)),
     }
 }
 
-fn assignments(layout: &Layout, assignments: &[Assignment]) -> Result<(), Refusal> {
+/// Whether none of the assignments changes the shard key.
+pub(super) fn assignments(layout: &Layout, assignments: &[Assignment]) -> Result<(), Refusal> {
     let is_key = |name: &ObjectName| parts(name).is_none_or(|(_, name)| layout.position(name).is_some());
     for assignment in assignments {
         let changed = match &assignment.target {

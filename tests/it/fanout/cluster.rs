@@ -180,6 +180,7 @@ impl Cluster {
             shards: databases.iter().map(address).collect(),
             coordinator: None,
             tables: tables(shards),
+            schemas: None,
             pool: pool(),
             cache: false,
             replication: false,

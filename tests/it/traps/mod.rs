@@ -4,6 +4,7 @@ mod failures;
 mod gathered;
 mod herd;
 mod portals;
+mod routing;
 mod rows;
 mod sessions;
 mod transactions;

@@ -273,7 +273,6 @@ const TRAPS: &[Trap] = &[
             "! insert into sales (id) select 1",
             "! update countries set title = 'x'",
             "! truncate sales",
-            "! copy sales to stdout",
             "! do $$ begin delete from sales; end $$",
             "! create index on sales (id)",
             "! lock table sales",

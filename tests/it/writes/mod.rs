@@ -3,6 +3,7 @@
 mod commits;
 mod copies;
 mod crashes;
+mod queries;
 mod random;
 mod recovery;
 mod several;

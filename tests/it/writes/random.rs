@@ -188,7 +188,7 @@ impl Writer<'_> {
 
     fn statement(&mut self) -> String {
         let returning = self.of(&["", "", " returning k, id, v", " returning v + 1 as next, s"]);
-        match self.dice.random_range(0..16) {
+        match self.dice.random_range(0..20) {
             0..=3 => {
                 let values = self.rows(|it| {
                     let (key, id) = (it.key(), it.dice.random_range(0..6));
@@ -249,7 +249,29 @@ impl Writer<'_> {
                 self.of(&["a", "b", "c"]),
                 self.dice.random_range(0..6)
             ),
-            14 => self
+            14 => self.of_query(),
+            15 => {
+                let condition = self.condition("t");
+                let (verb, what) = *[
+                    ("delete from t", ""),
+                    ("update t set v = 3", ""),
+                    ("update t set s = (select count(*)::text from u where u.k = t.k and u.id = t.id)", " or true"),
+                ]
+                .choose(self.dice)
+                .expect("some");
+                format!(
+                    "{verb} where ({condition}) and (exists (select 1 from u where u.k = t.k and u.id = t.id){what})"
+                )
+            }
+            16 => {
+                let (first, second) = (self.condition("t"), self.dice.random_range(0..40));
+                format!(
+                    "merge into t using u on t.k = u.k and t.id = u.id when matched and ({first}) then delete \
+                     when matched then update set v = u.v % 500, s = u.s \
+                     when not matched and u.v > {second} then insert (id, k, v) values (u.id, u.k, u.v % 900)"
+                )
+            }
+            17 => self
                 .of(&[
                     "update r set v = v + 1 where v < 100 returning code, v",
                     "delete from r where v > 5",
@@ -265,6 +287,29 @@ impl Writer<'_> {
                     "delete from t where v = 1 / id",
                 ])
                 .into(),
+        }
+    }
+}
+
+impl Writer<'_> {
+    /// An INSERT of rows that are there.
+    fn of_query(&mut self) -> String {
+        let (conflict, condition) = (
+            self.of(&[
+                "",
+                " on conflict do nothing",
+                " on conflict (k, id) do update set v = excluded.v returning k, id, v",
+            ]),
+            self.condition("t"),
+        );
+        match self.dice.random_range(0..6) {
+            0 => format!("insert into u select k, id, v, s from t where {condition}{conflict}"),
+            1 => format!("insert into u (id, k) select id, k from t where {condition}{conflict}"),
+            2 => format!("insert into u (k, v, id) select t.k, count(*), t.id from t group by t.id, t.k{conflict}"),
+            3 => format!("insert into t (k, id, v) select t.k, t.id, r.v from t join r on r.v = t.id where {condition} on conflict do nothing"),
+            4 => "insert into w (id, b) select id + 20, b from w where id < 20 on conflict do nothing".to_owned(),
+            _ => "insert into r select code || 'x', v + 1 from r where char_length(code) < 3 on conflict (code) do update set v = 0 returning *"
+                .to_owned(),
         }
     }
 }

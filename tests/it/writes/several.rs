@@ -26,7 +26,7 @@ impl Twins {
     }
 
     /// Both say the same; rows whose order nothing fixes are sorted.
-    async fn same(&self, clients: &mut (WireClient, WireClient), manner: Manner, sql: &str) -> Answer {
+    pub(super) async fn same(&self, clients: &mut (WireClient, WireClient), manner: Manner, sql: &str) -> Answer {
         let truth = ask(&mut clients.0, manner, sql).await.sorted();
         let answer = ask(&mut clients.1, manner, sql).await.sorted();
         assert_eq!(truth.code(), answer.code(), "{manner:?} {sql}: {:?} {:?}", truth.error, answer.error);
@@ -247,7 +247,19 @@ async fn what_could_not_be_right_is_refused_and_changes_nothing() {
     let twins = Twins::set(2).await;
     let mut client = twins.pgherd.wire("app").await;
     for sql in [
-        "update accounts set at = now()",
+        "update accounts set at = now() returning now()",
+        "update accounts set at = clock_timestamp()",
+        "update accounts set at = current_timestamp(3)",
+        "delete from accounts where id in (select account_id from entries)",
+        "update accounts set owner = (select code from rates limit 1)",
+        "update accounts set owner = (select string_agg(code, '') from rates)",
+        "insert into rates select code || 'x', rate from rates limit 1",
+        "insert into rates select code || row_number() over (), rate from rates",
+        "insert into entries (account_id, amount) select id, balance from accounts order by id limit 3",
+        "insert into entries (account_id, amount) select 1 + id, balance from accounts",
+        "insert into entries (account_id, amount) select count(*), 1 from accounts",
+        "insert into accounts (id, balance) select account_id, amount from entries",
+        "insert into entries (account_id, amount) select a.id, 1 from rates r left join accounts a on a.id = 3",
         "update accounts set balance = (random() * 10)::int",
         "update accounts set balance = 0 where ctid = '(0,1)'",
         "update accounts set id = id + 1",

@@ -1,0 +1,157 @@
+//! Schemas that each lie whole on one shard: a statement runs where the schemas lie that it names, or that its search_path names.
+
+use std::collections::BTreeSet;
+
+use super::rules::Input;
+use super::sharded::refusal;
+use super::{Plan, Reason, Refusal, hash, names};
+use crate::config::model::{Database, Distribution};
+use crate::plan::value::{Kind, Value};
+use crate::sql::facts::{Class, Effect, Name, Statement};
+use crate::sql::lexer::{Lexer, Token};
+use crate::sql::literal;
+
+/// The shard of a schema; `None` if it is not spread.
+pub fn shard_of(database: &Database, schema: &str) -> Option<usize> {
+    let schemas = database.schemas.as_ref()?;
+    if let Some(shard) = schemas.listed.get(schema) {
+        return Some(*shard);
+    }
+    let value = Value::Bytes(schema.as_bytes().into());
+    let is_hashed = schemas.hashed.iter().any(|pattern| pattern.matches(schema));
+    hash::remainder(&[(Kind::Text, Some(&value))], database.shards.len()).filter(|_| is_hashed)
+}
+
+/// A plan for a query string that concerns schemas of the shards; `None` where it does not.
+pub(super) fn decide(input: &Input<'_>) -> Option<Plan> {
+    input.database.schemas.as_ref()?;
+    match home(input) {
+        Ok(None) => None,
+        Ok(Some(shard)) => Some(Plan::Shard {
+            shard,
+            detachable: false,
+            reason: Reason { code: "schema", text: "its schemas lie whole on one shard".into() },
+        }),
+        Err(refusal) => Some(Plan::Refuse(refusal)),
+    }
+}
+
+fn home(input: &Input<'_>) -> Result<Option<usize>, Refusal> {
+    let path = of_path(input);
+    let mut homes = BTreeSet::new();
+    let mut others: Option<String> = None;
+    for statement in &input.facts.statements {
+        let own = named(input, statement);
+        let is_unsaid = takes_path(statement);
+        if is_unsaid {
+            homes.extend(&path);
+        }
+        others = others.or_else(|| elsewhere(input, statement, is_unsaid && !path.is_empty()));
+        homes.extend(own);
+    }
+    let mut shards = homes.into_iter();
+    let Some(shard) = shards.next() else { return Ok(None) };
+    if !input.session.text_is_plain {
+        let hint = "Set client_encoding to UTF8.";
+        return Err(refusal("client-encoding", "a text in this client_encoding cannot be read safely".into(), hint));
+    }
+    if shards.next().is_some() {
+        let hint = "Ask for each of them on its own, or let search_path name schemas of one shard.";
+        return Err(refusal("schemas", "it concerns schemas that lie on several shards".into(), hint));
+    }
+    match others {
+        None => Ok(Some(shard)),
+        Some(name) => Err(refusal(
+            "mixed",
+            format!("{name} does not lie on the shard of the schemas named"),
+            "Make it a reference table, or ask for it on its own.",
+        )),
+    }
+}
+
+/// The shards of the schemas that search_path names, whether the primary has them or not.
+fn of_path(input: &Input<'_>) -> BTreeSet<usize> {
+    input.session.listed_path.iter().filter_map(|schema| shard_of(input.database, schema)).collect()
+}
+
+/// Whether search_path says where it belongs: it has a name without a schema, or no relation's name at all.
+fn takes_path(statement: &Statement) -> bool {
+    let names = || statement.reads.iter().chain(&statement.writes);
+    match statement.class {
+        Class::Empty | Class::Show | Class::Transaction(_) | Class::ExplainRoute => false,
+        Class::Session => statement.effects.iter().any(|effect| {
+            matches!(
+                effect,
+                Effect::TemporaryObject | Effect::Cursor | Effect::HoldCursor | Effect::Prepare(_) | Effect::Execute(_)
+            )
+        }),
+        // Who listens, listens on the primary.
+        Class::Utility if names().next().is_none() && statement.identifiers.iter().any(|it| &**it == "notify") => false,
+        _ if statement.functions.iter().any(|function| &*function.name == "pg_notify") => false,
+        _ => names().next().is_none() || names().any(|name| name.schema.is_none()),
+    }
+}
+
+/// The shards of the schemas that a statement names.
+fn named(input: &Input<'_>, statement: &Statement) -> BTreeSet<usize> {
+    let shard = |schema: &str| shard_of(input.database, schema);
+    let names = statement.reads.iter().chain(&statement.writes).chain(&statement.functions).chain(&statement.casts);
+    let mut shards: BTreeSet<usize> = names.filter_map(|name| shard(name.schema.as_deref()?)).collect();
+    if matches!(statement.class, Class::Ddl | Class::Utility | Class::Opaque | Class::Session) {
+        shards.extend(qualifiers(input).iter().filter_map(|schema| shard(schema)));
+    }
+    if statement.class == Class::Opaque {
+        let listed = |name: &&str| input.database.schemas.as_ref().is_some_and(|it| it.listed.contains_key(*name));
+        shards.extend(statement.identifiers.iter().map(|it| &**it).filter(listed).filter_map(shard));
+    }
+    shards
+}
+
+/// Names that stand before a dot, or behind the word SCHEMA.
+fn qualifiers(input: &Input<'_>) -> Vec<String> {
+    let text = input.text.as_bytes();
+    let tokens: Vec<Token> = Lexer::new(text, input.session.standard_conforming_strings).significant().collect();
+    let is = |at: usize, word: &str| tokens.get(at).is_some_and(|token| token.is_word(text, word));
+    let mut found = Vec::new();
+    for (at, token) in tokens.iter().enumerate() {
+        let Some(name) = literal::identifier(*token, text) else { continue };
+        let is_before_dot = tokens.get(at + 1).is_some_and(|next| next.is_punctuation(text, b'.'));
+        let before = at.saturating_sub(1);
+        let is_schema =
+            at > 0 && (is(before, "schema") || (is(before, "exists") && (0..before).any(|at| is(at, "schema"))));
+        if is_before_dot || is_schema {
+            found.push(name);
+        }
+    }
+    found
+}
+
+/// A relation that a statement names and that is not whole on every shard: a table of the primary, or one that is spread by key.
+/// `in_schema`: names without a schema are first looked for in a schema of the shards.
+fn elsewhere(input: &Input<'_>, statement: &Statement, in_schema: bool) -> Option<String> {
+    let path = input.session.search_path;
+    let is_elsewhere = |name: &&Name| {
+        if name.schema.as_deref().is_some_and(|schema| {
+            shard_of(input.database, schema).is_some() || schema == "pg_catalog" || schema == "information_schema"
+        }) {
+            return false;
+        }
+        let configured = input.database.tables.iter().find(|table| {
+            *table.name == *name.name && name.schema.as_deref().is_none_or(|schema| *table.schema == *schema)
+        });
+        match configured {
+            Some(table) => table.distribution != Distribution::Reference,
+            // A schema of the shards may have it; if none does, the shard says so.
+            None if in_schema && name.schema.is_none() => false,
+            None => input.catalog.is_some_and(|catalog| {
+                names::candidates(name, catalog, path).iter().any(|relation| !names::is_system(relation))
+            }),
+        }
+    };
+    let hidden = statement.identifiers.iter().filter(|_| statement.class == Class::Opaque).find(|identifier| {
+        let mut tables = input.database.tables.iter();
+        tables.any(|table| *table.name == ***identifier && table.distribution != Distribution::Reference)
+    });
+    let mut names = statement.reads.iter().chain(&statement.writes);
+    hidden.map(ToString::to_string).or_else(|| names.find(is_elsewhere).map(names::display))
+}

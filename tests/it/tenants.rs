@@ -1,0 +1,196 @@
+//! Schemas per tenant: each lies whole on one shard, and statements follow the schemas that they, or `search_path`, name.
+
+use std::fmt::Write as _;
+
+use pgherd::commands::check::{self, Level};
+
+use crate::answers::{Answer, MANNERS, Manner, ask};
+use crate::harness::wire::{WireClient, rows};
+use crate::harness::{self, Database, Pgherd};
+
+struct Stage {
+    primary: Database,
+    shards: Vec<Database>,
+    toml: String,
+    pgherd: Pgherd,
+}
+
+/// `acme` and `globex` are listed on two shards, `t_...` go by their names' hash; `countries` is on both.
+async fn stage(two_phase: bool) -> Stage {
+    let (primary, shards) = (harness::fresh_database().await, harness::fresh_databases(2).await);
+    primary.execute("create table local_notes (id int4); insert into local_notes values (1)").await;
+    let role = "do $$ begin perform pg_advisory_xact_lock(7); if not exists (select from pg_roles where rolname = 'decider') \
+                then create role decider login superuser; end if; end $$";
+    primary.execute(role).await;
+    let mut toml = format!("[[database]]\nname = \"app\"\nprimary = \"{}\"\nshards = [", primary.conninfo());
+    for shard in &shards {
+        shard.execute("create table countries (code text); insert into countries values ('de'), ('fr'); create table spread (k int4, v int4)").await;
+        let _ = write!(toml, "\"{}\", ", shard.conninfo());
+    }
+    toml += "]\nshard_by = \"schema\"\nschemas = [\"t_*\"]\n";
+    if two_phase {
+        toml += "two_phase = { user = \"decider\" }\n";
+    }
+    toml += "schema = [{ name = \"acme\", shard = 0 }, { name = \"globex\", shard = 1 }]\n\
+             table = [{ name = \"countries\", reference = true }, { name = \"spread\", shard_key = \"k\", method = \"hash\" }]\n\
+             [[user]]\nname = \"postgres\"\nauth = \"trust\"\n[pool]\nmin_connections = 0\nmax_connections = 5\n";
+    Stage { primary, shards, pgherd: Pgherd::start(&toml).await, toml }
+}
+
+async fn ok(client: &mut WireClient, sql: &str) -> Answer {
+    let answer = Answer::read(&client.query(sql).await);
+    assert_eq!(answer.error, None, "{sql}");
+    answer
+}
+
+async fn refused(client: &mut WireClient, sql: &str) {
+    let answer = Answer::read(&client.query(sql).await);
+    assert_eq!((answer.code(), answer.status), (Some("0A000"), 'I'), "{sql}: {answer:?}");
+}
+
+#[tokio::test]
+async fn statements_go_where_the_schemas_lie_that_they_name() {
+    let stage = stage(true).await;
+    let mut client = stage.pgherd.wire("app").await;
+    for (schema, id) in [("acme", 1), ("globex", 2)] {
+        for sql in [
+            format!("create schema {schema}"),
+            format!("create table {schema}.t (id int4 primary key, code text, tenant_id int4)"),
+            format!("create index on {schema}.t (code)"),
+            format!("insert into {schema}.t values ({id}, 'de', 7), ({id} + 10, 'fr', 7)"),
+            format!(
+                "create function {schema}.f() returns int4 language sql as 'select count(*)::int4 from {schema}.t'"
+            ),
+            format!("do $$ begin update {schema}.t set tenant_id = 8; end $$"),
+        ] {
+            ok(&mut client, &sql).await;
+        }
+    }
+    for (shard, schema, other) in [(0, "acme", "globex"), (1, "globex", "acme")] {
+        let there = stage.shards[shard].client().await;
+        let sql = format!("select count(*) from {schema}.t where tenant_id = 8");
+        assert_eq!(there.query_one(&sql, &[]).await.expect(schema).get::<_, i64>(0), 2);
+        assert!(there.query_one(&format!("select 1 from {other}.t"), &[]).await.is_err());
+    }
+    for manner in MANNERS {
+        for (sql, wanted) in [
+            ("select id from acme.t order by id", vec!["1", "11"]),
+            ("select t.id from globex.t join countries using (code) order by 1", vec!["2", "12"]),
+            ("select acme.f()", vec!["2"]),
+            ("with x as (select * from globex.t) select max(id) from x", vec!["12"]),
+            ("select id from local_notes", vec!["1"]),
+            ("select count(*) from countries", vec!["2"]),
+            ("select count(*) from spread", vec!["0"]),
+        ] {
+            let answer = ask(&mut client, manner, sql).await;
+            assert_eq!(answer.error, None, "{sql}");
+            let given: Vec<Vec<u8>> = answer.rows.into_iter().map(|mut row| row.remove(0).expect("a value")).collect();
+            if matches!(manner, Manner::Simple | Manner::Text) {
+                assert_eq!(given, wanted.iter().map(|it| it.as_bytes().to_vec()).collect::<Vec<_>>(), "{sql}");
+            }
+        }
+    }
+    for sql in [
+        "select * from acme.t, globex.t",
+        "select * from acme.t, local_notes",
+        "select * from acme.t, spread",
+        "select * from acme.t where id in (select id from globex.t)",
+        "insert into acme.t select * from globex.t",
+        "create table acme.copy as select * from globex.t",
+        "select 1 from acme.t; select 1 from globex.t",
+        "do $$ begin delete from acme.t; delete from spread; end $$",
+    ] {
+        refused(&mut client, sql).await;
+    }
+    let route = ok(&mut client, "explain (route) select * from globex.t").await;
+    let shown =
+        |name: &str| route.rows.iter().find(|row| row[0].as_deref() == Some(name.as_bytes())).map(|row| row[1].clone());
+    assert_eq!(shown("shard"), Some(Some(b"1".to_vec())));
+    assert_eq!(shown("reason"), Some(Some(b"schema".to_vec())));
+    // One transaction over both.
+    ok(&mut client, "begin").await;
+    ok(&mut client, "update acme.t set id = id + 100").await;
+    ok(&mut client, "update globex.t set id = id + 100").await;
+    ok(&mut client, "rollback").await;
+    ok(&mut client, "begin").await;
+    ok(&mut client, "delete from acme.t where id = 11").await;
+    ok(&mut client, "delete from globex.t where id = 12").await;
+    ok(&mut client, "commit").await;
+    assert_eq!(rows(&client.query("select id from acme.t").await).len(), 1);
+    assert_eq!(rows(&client.query("select id from globex.t").await).len(), 1);
+}
+
+#[tokio::test]
+async fn search_path_says_whose_names_without_a_schema_are() {
+    let stage = stage(false).await;
+    let mut client = stage.pgherd.wire("app").await;
+    // By the hash of their names; both shards have some of them.
+    let names: Vec<String> = (1..=6).map(|at| format!("t_{at}")).collect();
+    for (at, name) in names.iter().enumerate() {
+        // With another tenant in search_path it would be refused.
+        ok(&mut client, "set search_path to public").await;
+        ok(&mut client, &format!("create schema {name}")).await;
+        ok(&mut client, &format!("set search_path to {name}, public")).await;
+        ok(&mut client, "create table orders (id serial, what text)").await;
+        ok(&mut client, &format!("insert into orders (what) select '{name}' from generate_series(1, {at} + 1)")).await;
+        assert_eq!(rows(&client.query("select nextval('orders_id_seq')").await).len(), 1, "a sequence of the tenant's");
+    }
+    let mut spread = [0, 0];
+    for (at, shard) in stage.shards.iter().enumerate() {
+        let sql = "select count(*) from pg_namespace where nspname like 't\\_%'";
+        spread[at] = shard.client().await.query_one(sql, &[]).await.expect("schemas").get::<_, i64>(0);
+    }
+    assert!(spread[0] > 0 && spread[1] > 0 && spread[0] + spread[1] == 6, "{spread:?}");
+    for manner in MANNERS {
+        for (at, name) in names.iter().enumerate() {
+            ok(&mut client, &format!("set search_path to {name}, public")).await;
+            let sql = "select what from orders join countries on code = 'de' where what like 't%'";
+            let answer = ask(&mut client, manner, sql).await;
+            assert_eq!((answer.error.as_ref(), answer.rows.len()), (None, at + 1), "{name}");
+            assert!(answer.rows.iter().all(|row| row[0].as_deref() == Some(name.as_bytes())), "{name}: {answer:?}");
+        }
+    }
+    refused(&mut client, "select * from spread").await;
+    ok(&mut client, "select count(*) from public.spread").await;
+    ok(&mut client, "begin").await;
+    ok(&mut client, "insert into orders (what) values ('kept')").await;
+    ok(&mut client, "savepoint s").await;
+    ok(&mut client, "delete from orders").await;
+    ok(&mut client, "rollback to s").await;
+    ok(&mut client, "commit").await;
+    assert_eq!(rows(&client.query("select 1 from orders where what = 'kept'").await).len(), 1);
+    ok(&mut client, "begin").await;
+    ok(&mut client, "declare c cursor for select id from orders order by id").await;
+    assert_eq!(rows(&client.query("fetch 2 from c").await).len(), 2);
+    ok(&mut client, "commit").await;
+    // Two schemas of different shards: nobody knows which is meant.
+    ok(&mut client, "set search_path to acme, globex").await;
+    refused(&mut client, "select * from orders").await;
+    ok(&mut client, "set search_path to public").await;
+    assert_eq!(rows(&client.query("select * from local_notes").await).len(), 1);
+    drop(client);
+    // A role's own schema.
+    let mut client = stage.pgherd.wire("app").await;
+    assert_eq!(Answer::read(&client.query("select * from orders").await).code(), Some("42P01"));
+}
+
+#[tokio::test]
+async fn check_finds_schemas_that_are_where_nobody_looks() {
+    let stage = stage(false).await;
+    stage.shards[0].execute("create schema acme; create table acme.t (a int)").await;
+    stage.shards[1].execute("create schema globex; create schema t_empty").await;
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("proxy.toml");
+    std::fs::write(&path, &stage.toml).expect("a file");
+    let report = check::run(&path).await.unwrap_or_else(|faults| panic!("{faults}"));
+    assert_eq!(report.count(Level::Fault), 0, "{report}");
+    stage.shards[1].execute("create schema acme; create table acme.t (a int); drop schema globex").await;
+    stage.primary.execute("create schema globex; create table globex.t (a int)").await;
+    let report = check::run(&path).await.unwrap_or_else(|faults| panic!("{faults}"));
+    let found = |place: &str, text: &str| {
+        report.findings.iter().any(|finding| finding.place.contains(place) && finding.text.contains(text))
+    };
+    assert!(found("shard 1", "the schema acme has tables here, but belongs to shard 0"), "{report}");
+    assert!(found("primary", "the schema globex has tables here, but belongs to shard 1"), "{report}");
+    assert!(found("shard 1", "there is no schema globex"), "{report}");
+}
