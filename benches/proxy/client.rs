@@ -203,6 +203,17 @@ impl Client {
         self.scanner.scan(&buf[..read])
     }
 
+    /// The bare socket of a connection without TLS, for who reads answers in another way.
+    ///
+    /// # Errors
+    /// It is a connection over TLS.
+    pub fn into_socket(self) -> io::Result<TcpStream> {
+        match self.io {
+            Io::Plain(socket) => Ok(socket),
+            Io::Tls(_) => Err(io::Error::other("a connection over TLS has no bare socket")),
+        }
+    }
+
     /// Says goodbye and closes.
     ///
     /// # Errors

@@ -4,6 +4,7 @@
 #![allow(clippy::print_stdout, unreachable_pub, reason = "a program that prints tables, in several files")]
 
 mod bulk;
+mod cache;
 mod client;
 mod connect;
 mod copying;
@@ -76,6 +77,17 @@ struct Options {
     /// The pgherd binary; the one built with this program if left out.
     #[arg(long, default_value = env!("CARGO_BIN_EXE_pgherd"))]
     pgherd: PathBuf,
+    /// Parts of `cache`; all of them if left out.
+    #[arg(long, value_enum, value_delimiter = ',')]
+    cache_parts: Vec<CachePart>,
+    /// Distinct answers of `cache`'s churn.
+    #[arg(long, default_value_t = 100_000)]
+    distinct: u64,
+    /// Serves these bytes as the answer to everything: what `cache` compares with.
+    #[arg(long, hide = true, requires = "echo_port")]
+    echo: Option<PathBuf>,
+    #[arg(long, hide = true)]
+    echo_port: Option<u16>,
     /// Set by cargo.
     #[arg(long, hide = true)]
     bench: bool,
@@ -101,6 +113,8 @@ enum Measure {
     Copy,
     /// TPC-H over four shards beside one PostgreSQL, both layouts. Not part of `all`.
     Tpch,
+    /// The result cache: hits beside a bare hop and pgpool-II, large answers, Redis, writes.
+    Cache,
     /// All of one server.
     All,
 }
@@ -110,6 +124,20 @@ impl Measure {
     fn is_of_shards(self) -> bool {
         matches!(self, Self::Merge | Self::Copy | Self::Tpch)
     }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum CachePart {
+    /// Hits of memory: throughput, CPU per hit.
+    Hits,
+    /// Answers of 1 MiB.
+    Large,
+    /// Resident memory under a churn of distinct answers; other clients beside an answer of 64 MiB.
+    Bounds,
+    /// Hits of Redis, and what `strict` costs.
+    Redis,
+    /// pgbench's default transaction with the cache off and on.
+    Writes,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
@@ -159,7 +187,12 @@ fn main() -> ExitCode {
         println!("measures only under `cargo bench --bench proxy`");
         return ExitCode::SUCCESS;
     }
-    match run(&Options::parse()) {
+    let options = Options::parse();
+    let ended = match (&options.echo, options.echo_port) {
+        (Some(answer), Some(port)) => cache::echo::serve(port, answer).map_err(|error| failed("echo", error)),
+        _ => run(&options),
+    };
+    match ended {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("{error}");
@@ -186,7 +219,7 @@ fn run(options: &Options) -> Result<(), ServerError> {
 
     let yard = Yard { ground: &ground, server: &server, pgherd: &options.pgherd, threads: options.threads };
     type Program = fn(&Options, &Yard<'_>) -> Result<(), ServerError>;
-    let programs: [(Measure, Program); 9] = [
+    let programs: [(Measure, Program); 10] = [
         (Measure::Memory, memory::run),
         (Measure::Connect, connect::run),
         (Measure::Bulk, bulk::run),
@@ -196,6 +229,7 @@ fn run(options: &Options) -> Result<(), ServerError> {
         (Measure::Merge, merging::run),
         (Measure::Copy, copying::run),
         (Measure::Tpch, tpch::run),
+        (Measure::Cache, cache::run),
     ];
     for (measure, program) in programs {
         if options.measures(measure) {

@@ -54,16 +54,7 @@ impl Running {
             return forwarder.cpu_time();
         }
         let pid = self.pid()?;
-        let threads = fs::read_dir(format!("/proc/{pid}/task")).ok()?;
-        let of_thread =
-            |path: &Path| -> Option<u64> { fs::read_to_string(path).ok()?.split_whitespace().next()?.parse().ok() };
-        let nanoseconds: Option<u64> = threads.flatten().map(|entry| of_thread(&entry.path().join("schedstat"))).sum();
-        nanoseconds.filter(|&sum| sum > 0).map(Duration::from_nanos).or_else(|| {
-            let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-            let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
-            let ticks: u64 = fields.get(11)?.parse::<u64>().ok()? + fields.get(12)?.parse::<u64>().ok()?;
-            Some(Duration::from_millis(ticks * 10))
-        })
+        cpu_time(pid).map(|own| own + children(pid).into_iter().filter_map(cpu_time).sum::<Duration>())
     }
 
     /// Processor time since an earlier [`Running::cpu_time`], in seconds.
@@ -80,6 +71,41 @@ impl Running {
     pub fn pid(&self) -> Option<u32> {
         self.process.as_ref().and_then(Supervisor::pid)
     }
+}
+
+/// Processor time that a process has used.
+fn cpu_time(pid: u32) -> Option<Duration> {
+    let threads = fs::read_dir(format!("/proc/{pid}/task")).ok()?;
+    let of_thread =
+        |path: &Path| -> Option<u64> { fs::read_to_string(path).ok()?.split_whitespace().next()?.parse().ok() };
+    let nanoseconds: Option<u64> = threads.flatten().map(|entry| of_thread(&entry.path().join("schedstat"))).sum();
+    nanoseconds.filter(|&sum| sum > 0).map(Duration::from_nanos).or_else(|| {
+        let fields = stat(pid)?;
+        let ticks: u64 = fields.get(11)?.parse::<u64>().ok()? + fields.get(12)?.parse::<u64>().ok()?;
+        Some(Duration::from_millis(ticks * 10))
+    })
+}
+
+/// The fields of a process' stat behind its name.
+fn stat(pid: u32) -> Option<Vec<String>> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    Some(stat.rsplit_once(')')?.1.split_whitespace().map(str::to_owned).collect())
+}
+
+/// The processes that a process has started; some proxies have one for each client.
+fn children(pid: u32) -> Vec<u32> {
+    let Ok(all) = fs::read_dir("/proc") else { return Vec::new() };
+    let pids = all.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    pids.filter(|&child| stat(child).is_some_and(|fields| fields.get(1).is_some_and(|of| of.parse() == Ok(pid))))
+        .collect()
+}
+
+/// A program of the system's, wherever it is installed.
+pub fn installed(name: &str) -> Option<PathBuf> {
+    let folders = std::env::var_os("PATH").unwrap_or_default();
+    let mut folders: Vec<PathBuf> = std::env::split_paths(&folders).collect();
+    folders.push(PathBuf::from("/usr/sbin"));
+    folders.iter().map(|folder| folder.join(name)).find(|path| path.exists())
 }
 
 /// A process' resident memory in KiB.
@@ -120,16 +146,13 @@ impl Yard<'_> {
                 Ok(Some(Running { port: forwarder.port, process: None, forwarder: Some(forwarder) }))
             }
             Target::Pgbouncer => self.start_pgbouncer(entrance),
-            Target::Pgherd => self.start_pgherd(entrance).map(Some),
+            Target::Pgherd => self.start_pgherd(entrance, "enabled = true").map(Some),
         }
     }
 
     /// Transaction pooling, TCP without TLS to the server: as for pgherd.
     fn start_pgbouncer(&self, entrance: Entrance) -> Result<Option<Running>, ServerError> {
-        let folders = std::env::var_os("PATH").unwrap_or_default();
-        let mut folders: Vec<PathBuf> = std::env::split_paths(&folders).collect();
-        folders.push(PathBuf::from("/usr/sbin"));
-        let Some(program) = folders.iter().map(|folder| folder.join("pgbouncer")).find(|path| path.exists()) else {
+        let Some(program) = installed("pgbouncer") else {
             eprintln!("PgBouncer is not installed (apt-get install pgbouncer): it is left out");
             return Ok(None);
         };
@@ -162,7 +185,11 @@ impl Yard<'_> {
         self.run(&folder, &[&program.to_string_lossy(), &config.to_string_lossy()], port, entrance).map(Some)
     }
 
-    fn start_pgherd(&self, entrance: Entrance) -> Result<Running, ServerError> {
+    /// pgherd with that TOML in `[cache]`.
+    ///
+    /// # Errors
+    /// It does not start.
+    pub fn start_pgherd(&self, entrance: Entrance, cache: &str) -> Result<Running, ServerError> {
         let (folder, port) = (self.ground.server_folder("pgherd")?, free_port()?);
         let threads = self.threads.map(|threads| format!("threads = {threads}\n")).unwrap_or_default();
         let tls = match entrance.tls {
@@ -179,7 +206,7 @@ impl Yard<'_> {
              primary = \"host=127.0.0.1 port={} dbname=bench user=postgres sslmode=disable\"\n\n\
              [[user]]\nname = \"postgres\"\nauth = \"trust\"\n\n\
              [[user]]\nname = \"{SCRAM_USER}\"\nscram_secret = \"{}\"\n\n\
-             [cache]\nenabled = true\n\n[telemetry]\nlog = \"warn\"\n",
+             [admin]\nusers = [\"postgres\"]\n\n[cache]\n{cache}\n\n[telemetry]\nlog = \"warn\"\n",
             self.server.port(),
             scram_secret()
         );
@@ -208,7 +235,11 @@ impl Yard<'_> {
         self.run(folder, &command, port, entrance)
     }
 
-    fn run(&self, folder: &Path, command: &[&str], port: u16, entrance: Entrance) -> Result<Running, ServerError> {
+    /// Runs a program in a folder of its own until somebody can log in to that port.
+    ///
+    /// # Errors
+    /// It does not come to that.
+    pub fn run(&self, folder: &Path, command: &[&str], port: u16, entrance: Entrance) -> Result<Running, ServerError> {
         let mut process = Supervisor::new(self.ground, folder, command, "KILL")?;
         let door = door(port, entrance);
         process.start(|_| door.enter().and_then(|mut client| client.query("select 1")).is_ok())?;

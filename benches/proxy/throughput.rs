@@ -9,10 +9,10 @@ use crate::targets::{Entrance, Running, Target, Yard};
 use crate::{Options, Protocol, Workload, failed, in_turn, name};
 
 /// One pgbench run.
-struct Sample {
-    tps: f64,
-    latency_ms: f64,
-    cpu_us: Option<f64>,
+pub(crate) struct Sample {
+    pub(crate) tps: f64,
+    pub(crate) latency_ms: f64,
+    pub(crate) cpu_us: Option<f64>,
 }
 
 /// Measures and prints.
@@ -35,7 +35,7 @@ pub(crate) fn run(options: &Options, yard: &Yard<'_>) -> Result<(), ServerError>
                     if *target == Target::Pgbouncer && protocol == Protocol::Prepared {
                         continue;
                     }
-                    let sample = measure(options, yard, running, protocol, clients, seconds)?;
+                    let sample = measure(options.workload, yard, running, protocol, clients, seconds)?;
                     let cpu = sample.cpu_us.map(|us| format!(", {us:.1} us CPU")).unwrap_or_default();
                     let (way, through) = (name(protocol), name(*target));
                     eprintln!("round {} {way} {clients:>3} {through:<9} {:>8.0} tps{cpu}", round + 1, sample.tps);
@@ -56,8 +56,8 @@ pub(crate) fn run(options: &Options, yard: &Yard<'_>) -> Result<(), ServerError>
     Ok(())
 }
 
-fn measure(
-    options: &Options,
+pub(crate) fn measure(
+    workload: Workload,
     yard: &Yard<'_>,
     running: &Running,
     protocol: Protocol,
@@ -68,7 +68,7 @@ fn measure(
     pgbench.args(["-n", "-h", "127.0.0.1", "-U", "postgres", "-M", name(protocol).as_str()]);
     pgbench.args(["-p", &running.port.to_string(), "-c", &clients.to_string(), "-j", &clients.min(2).to_string()]);
     pgbench.args(["-T", &seconds.to_string()]);
-    if options.workload == Workload::Select {
+    if workload == Workload::Select {
         pgbench.arg("-S");
     }
     let (before, began) = (running.cpu_time(), Instant::now());

@@ -33,6 +33,12 @@ impl Noted {
         self.0.iter().map(|(oid, _)| *oid).filter(|oid| *oid != DATABASE)
     }
 
+    /// Whether these are the relations whose epochs were noted, the one that stands for the whole database aside.
+    pub(crate) fn is_of(&self, relations: &[u32]) -> bool {
+        let mut noted = self.relations();
+        relations.iter().all(|oid| noted.next() == Some(*oid)) && noted.next().is_none()
+    }
+
     pub(crate) fn bytes(&self) -> usize {
         std::mem::size_of_val::<[(u32, u64)]>(&self.0)
     }

@@ -34,6 +34,12 @@ impl Key {
         Self(Arc::new(Inner { hash: xxh3_128(&bytes), fingerprint, bytes: bytes.into_boxed_slice() }))
     }
 
+    /// The key of a text and nothing else.
+    #[cfg(test)]
+    pub(crate) fn of_text(text: &str) -> Self {
+        KeyBuilder::new(Switches::default(), Protocol::Simple).statement(text.as_bytes()).build()
+    }
+
     /// A key with a hash of the caller's choosing, to show that collisions are compared in full.
     #[cfg(test)]
     pub(crate) fn with_hash(&self, hash: u128) -> Self {

@@ -1,7 +1,7 @@
 //! Looking up: memory, then Redis, then the turn to fill.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use tokio::time::Instant;
 
@@ -19,7 +19,7 @@ const HOT: u64 = 8;
 
 /// Whether an entry that is asked for all the time is so near its end that one who asks for it had better fill it again, while
 /// all others are served.
-fn is_due(held: &Held) -> bool {
+pub(super) fn is_due(held: &Held) -> bool {
     held.hits.load(Ordering::Relaxed) >= HOT && held.entry.remaining() < held.entry.ttl / 10
 }
 
@@ -162,7 +162,7 @@ impl ResultCache {
     }
 
     /// Redis, where an answer from memory needs its word.
-    fn asks_redis(&self) -> Option<&Arc<Shared>> {
+    pub(super) fn asks_redis(&self) -> Option<&Arc<Shared>> {
         self.shared.as_ref().filter(|_| self.consistency == Consistency::Strict)
     }
 
@@ -171,12 +171,17 @@ impl ResultCache {
             Tier::Memory => &self.stats.memory_hits,
             Tier::Redis => &self.stats.redis_hits,
         };
-        let number = count.fetch_add(1, Ordering::Relaxed) + 1;
+        let number = self.count_hit(count, held);
+        let is_sampled = self.audit_one_in > 0 && number.is_multiple_of(self.audit_one_in);
+        Lookup::Hit { entry: held.entry.clone(), tier, label, is_sampled }
+    }
+
+    /// Which one it is of its tier.
+    pub(super) fn count_hit(&self, count: &AtomicU64, held: &Held) -> u64 {
         held.hits.fetch_add(1, Ordering::Relaxed);
         let saved_us = u64::try_from(held.entry.cost.as_micros()).unwrap_or(u64::MAX);
         self.stats.saved_us.fetch_add(saved_us, Ordering::Relaxed);
-        let is_sampled = self.audit_one_in > 0 && number.is_multiple_of(self.audit_one_in);
-        Lookup::Hit { entry: held.entry.clone(), tier, label, is_sampled }
+        count.fetch_add(1, Ordering::Relaxed) + 1
     }
 
     fn fill(self: &Arc<Self>, asked: Asked<'_>, turn: Turn, noted: Noted, epochs: bytes::Bytes) -> Lookup {
@@ -198,7 +203,7 @@ impl ResultCache {
 
     /// What a hit will promise. To be asked before epochs are noted: what others wrote while this pgherd was not alone left
     /// no trace here, so everything is renewed when it becomes the only one.
-    fn label(&self, relations: &[u32]) -> Freshness {
+    pub(super) fn label(&self, relations: &[u32]) -> Freshness {
         if self.consistency == Consistency::Bounded {
             return Freshness::Bounded;
         }
@@ -206,11 +211,13 @@ impl ResultCache {
             return Freshness::Strict;
         }
         let solo = self.solo.load(Ordering::Acquire);
-        let mut was_solo = self.was_solo.lock();
-        if solo && !*was_solo {
-            self.epochs.local.renew_all();
+        if self.was_solo.load(Ordering::Acquire) != solo {
+            let _one_at_a_time = self.becoming_solo.lock();
+            if solo && !self.was_solo.load(Ordering::Acquire) {
+                self.epochs.local.renew_all();
+            }
+            self.was_solo.store(solo, Ordering::Release);
         }
-        *was_solo = solo;
         let is_told = || self.elsewhere.as_ref().is_some_and(|elsewhere| elsewhere.follows(relations));
         match solo {
             true => Freshness::Strict,

@@ -1,6 +1,7 @@
 //! The result cache of one database: whole answers in memory and in Redis, matched only while the relations they were read
 //! from have not been written since. Knows nothing of sessions or plans; `docs/design/cache-epochs.md` has the protocol.
 
+mod at_once;
 mod doubt;
 mod elsewhere;
 mod entry;
@@ -26,6 +27,7 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+pub use self::at_once::AtOnce;
 pub use self::doubt::{BackendChecker, BackendId, Doubt, Epochs, WriteSetView};
 pub use self::entry::Entry;
 pub use self::epochs::CatalogEpoch;
@@ -136,7 +138,8 @@ pub struct ResultCache {
     /// Whether this pgherd is known to be the only one; `app` sets it.
     solo: Arc<AtomicBool>,
     /// Whether it was so at the last lookup: what was cached before must not pass for strict after.
-    was_solo: Mutex<bool>,
+    was_solo: AtomicBool,
+    becoming_solo: Mutex<()>,
     faults: Switches,
 }
 
@@ -183,7 +186,8 @@ impl ResultCache {
             statements_purged: AtomicU64::new(0),
             fill_wait: FILL_WAIT,
             elsewhere: config.wal.as_ref().map(|wal| Elsewhere::new(wal.max_lag)),
-            was_solo: Mutex::new(solo.load(Ordering::Acquire)),
+            was_solo: AtomicBool::new(solo.load(Ordering::Acquire)),
+            becoming_solo: Mutex::default(),
             solo,
             faults,
         }))

@@ -42,6 +42,7 @@ impl Session {
             Lookup::Hit { entry, is_sampled, .. } => {
                 let audit =
                     if is_sampled { cache.audit(&key, &entry, &read.relations, read.catalog_version) } else { None };
+                self.note_answer(execution, &key, &read);
                 Ok(Way::Hit(entry, audit))
             }
             Lookup::Fill(ticket) if self.server.is_none() => Ok(Way::Fill(ticket.pinned(read.is_pinned), read)),

@@ -21,11 +21,11 @@ use crate::wire::frontend;
 use crate::wire::writer::{self, TransactionStatus};
 
 /// Bytes of a Sync.
-const SYNC_LEN: usize = HEADER_LEN;
+pub(super) const SYNC_LEN: usize = HEADER_LEN;
 
 /// A request at the front of what the client has sent: where its messages begin and end.
 #[derive(Debug, Clone, PartialEq, Eq)]
-enum Request {
+pub(super) enum Request {
     /// One Query.
     Query { end: usize },
     /// Parse of the unnamed statement or none, Bind to the unnamed portal, Describe of it or none, Execute of it, Sync.
@@ -83,7 +83,14 @@ impl Session {
     /// # Errors
     /// It could not be sent: what the client is to be told. Of a flight its Sync is still to be handled then.
     pub(super) async fn go_by_express(&mut self) -> Result<bool, Error> {
-        let Some(ticket) = self.ticket() else { return Ok(false) };
+        if !matches!(self.client.inbuf.first(), Some(b'Q' | b'P' | b'B')) || !self.is_clear() {
+            return Ok(false);
+        }
+        let Some(request) = Request::read(&self.client.inbuf) else { return Ok(false) };
+        if self.answer_at_once(&request).await? {
+            return Ok(true);
+        }
+        let Some(ticket) = self.ticket(request) else { return Ok(false) };
         self.in_extended = matches!(ticket, Ticket::Flight { .. });
         self.since = Instant::now();
         self.timed_out = false;
@@ -131,11 +138,7 @@ impl Session {
     }
 
     /// Judges the request at the front of what the client has sent.
-    fn ticket(&mut self) -> Option<Ticket> {
-        if !matches!(self.client.inbuf.first(), Some(b'Q' | b'P' | b'B')) || !self.is_clear() {
-            return None;
-        }
-        let request = Request::read(&self.client.inbuf)?;
+    fn ticket(&mut self, request: Request) -> Option<Ticket> {
         match request {
             Request::Query { end } => {
                 let text = frontend::query(self.client.inbuf.get(HEADER_LEN..end)?).ok()?;
@@ -193,7 +196,7 @@ impl Session {
     }
 
     /// The statement that a Bind names, if it is one that goes by express.
-    fn prepared_before(&mut self, bind: Range<usize>) -> Option<Arc<Prepared>> {
+    pub(super) fn prepared_before(&mut self, bind: Range<usize>) -> Option<Arc<Prepared>> {
         let (_, name) = frontend::bind_names(self.client.inbuf.get(bind.start + HEADER_LEN..bind.end)?)?;
         let prepared = match name {
             b"" => Arc::clone(self.unnamed.as_ref()?),
@@ -208,30 +211,43 @@ impl Session {
 
     /// The statement of the Parse at the front, if it is one that goes by express.
     fn prepared_now(&mut self, end: usize) -> Option<Arc<Prepared>> {
-        let conforming = self.conforming_strings();
-        let message = self.client.inbuf.get(..end)?;
-        if let Some(last) = &self.unnamed
-            && last.parse == message
-            && last.conforming == conforming
-        {
-            // Nothing is on its way (`is_clear`), so that no answer can mistake one for the other.
-            let is_the_same = Arc::ptr_eq(&last.under, &self.settings.current)
-                && last.described.get().is_none()
-                && last.identity.is_none();
-            return Some(match is_the_same {
-                true => Arc::clone(last),
-                false => {
-                    let serial = self.db.statements.next_serial();
-                    Arc::new(last.again(serial, &self.settings.current, self.settings.exact()))
-                }
-            });
+        if let Some(prepared) = self.parsed_again(end) {
+            return Some(prepared);
         }
-        let text = frontend::parse_names(message.get(HEADER_LEN..)?)?.1;
-        let facts = self.db.shared.analyzer.facts_of_parse(text, conforming);
+        let text = frontend::parse_names(self.client.inbuf.get(HEADER_LEN..end)?)?.1;
+        let facts = self.db.shared.analyzer.facts_of_parse(text, self.conforming_strings());
         self.may_go_by_express(&facts)?;
+        self.parsed_now(end)
+    }
+
+    /// The statement of the Parse at the front, whatever it is.
+    pub(super) fn parsed_now(&mut self, end: usize) -> Option<Arc<Prepared>> {
+        if let Some(prepared) = self.parsed_again(end) {
+            return Some(prepared);
+        }
         let frame = Frame { bytes: Bytes::copy_from_slice(self.client.inbuf.get(..end)?) };
         let (_, prepared) = self.read_parse(&frame).ok()?;
         Some(prepared)
+    }
+
+    /// The unnamed statement, if the Parse at the front is the one that made it.
+    fn parsed_again(&self, end: usize) -> Option<Arc<Prepared>> {
+        let message = self.client.inbuf.get(..end)?;
+        let last = self.unnamed.as_ref()?;
+        if last.parse != message || last.conforming != self.conforming_strings() {
+            return None;
+        }
+        // Nothing is on its way (`is_clear`), so that no answer can mistake one for the other.
+        let is_the_same = Arc::ptr_eq(&last.under, &self.settings.current)
+            && last.described.get().is_none()
+            && last.identity.is_none();
+        Some(match is_the_same {
+            true => Arc::clone(last),
+            false => {
+                let serial = self.db.statements.next_serial();
+                Arc::new(last.again(serial, &self.settings.current, self.settings.exact()))
+            }
+        })
     }
 
     fn send_query(&mut self, end: usize) {

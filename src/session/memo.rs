@@ -10,6 +10,7 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 
+use super::answers::{Answer, Answers, Budget, Question};
 use crate::backend::settings::SharedSettings;
 use crate::plan::{Plan, WriteSet};
 use crate::sql::fingerprint::Fingerprint;
@@ -25,7 +26,7 @@ const BY_FACTS_ALONE: [&str; 5] = ["point-read", "write", "session", "show", "ca
 
 /// A fingerprint is a hash already.
 #[derive(Debug, Default)]
-struct AsItIs(u64);
+pub(super) struct AsItIs(u64);
 
 impl Hasher for AsItIs {
     fn finish(&self) -> u64 {
@@ -80,17 +81,20 @@ type Kind = (Box<str>, SharedSettings);
 
 /// All memories of a database, one for each kind of session.
 #[derive(Debug, Default)]
-pub(super) struct PlanMemories(Mutex<foldhash::HashMap<Kind, Arc<PlanMemory>>>);
+pub(super) struct PlanMemories {
+    all: Mutex<foldhash::HashMap<Kind, Arc<PlanMemory>>>,
+    budget: Arc<Budget>,
+}
 
 impl PlanMemories {
     /// The memory of sessions with that login and these settings.
     fn of(&self, world: World, login: &str, settings: &SharedSettings) -> Arc<PlanMemory> {
         let kind = (login.into(), Arc::clone(settings));
-        let mut memories = self.0.lock();
+        let mut memories = self.all.lock();
         if let Some(memory) = memories.get(&kind).filter(|memory| memory.world == world) {
             return Arc::clone(memory);
         }
-        let memory = Arc::new(PlanMemory { world, known: ArcSwap::default() });
+        let memory = Arc::new(PlanMemory { world, known: ArcSwap::default(), answers: Answers::within(&self.budget) });
         if memories.len() >= MEMORIES {
             memories.retain(|_, memory| memory.world == world && Arc::strong_count(memory) > 1);
         }
@@ -109,6 +113,8 @@ struct PlanMemory {
     world: World,
     /// Looked at for every statement and changed for the first of its kind: a copy then.
     known: ArcSwap<Fingerprints>,
+    /// Questions that the cache has answered.
+    answers: Answers,
 }
 
 /// A session's way to what is known. See the module's description.
@@ -131,6 +137,26 @@ impl PlanMemo {
             self.at.as_ref().is_some_and(|(memory, of)| memory.world == world && Arc::ptr_eq(of, settings));
         if !is_at_hand {
             self.at = Some((all.of(world, login(), settings), Arc::clone(settings)));
+        }
+    }
+
+    /// Whether any question is known.
+    pub(super) fn has_answers(&self) -> bool {
+        self.at.as_ref().is_some_and(|(memory, _)| !memory.answers.is_empty())
+    }
+
+    /// How the cache has answered that very question.
+    pub(super) fn answer(&self, question: &Question<'_>) -> Option<Arc<Answer>> {
+        self.at.as_ref()?.0.answers.get(question)
+    }
+
+    /// Notes that it has.
+    pub(super) fn note_answer(&self, question: &Question<'_>, answer: Answer) {
+        // Of another catalog than this memory is: planned while the catalog changed.
+        if let Some((memory, _)) =
+            self.at.as_ref().filter(|(memory, _)| memory.world.catalog == answer.read.catalog_version)
+        {
+            memory.answers.note(question, answer);
         }
     }
 
@@ -246,7 +272,7 @@ mod tests {
             set.set("work_mem", &number.to_string());
             drop(memo(&all, WORLD, "ann", &Arc::new(set)));
         }
-        assert!(all.0.lock().len() <= MEMORIES);
+        assert!(all.all.lock().len() <= MEMORIES);
         let memo = memo(&all, WORLD, "ann", &SharedSettings::default());
         for number in 0..=FINGERPRINTS {
             memo.note_plan(Fingerprint(number as u128), &primary("write"));

@@ -1,6 +1,8 @@
 //! One client's session: from its handshake to its last byte, one turn a message.
 
 mod answer;
+mod answers;
+mod at_once;
 mod cached;
 mod call;
 pub mod cancel;

@@ -358,3 +358,60 @@ async fn a_purge_forgets() {
     must_fill(&cache, &one, &[ORDERS]).await;
     must_fill(&cache, &other, &[CUSTOMERS]).await;
 }
+
+#[tokio::test]
+async fn a_churn_of_distinct_answers_stays_within_the_bound() {
+    let cache = ResultCache::new("app", &Cache { memory_bytes: 4 << 20, ..config() }, solo()).expect("configuration");
+    load_catalog(&cache);
+    for number in 0..30_000 {
+        let one = key(&cache, &format!("SELECT {number}"));
+        let text = "x".repeat(number % 3000);
+        assert_eq!(must_fill(&cache, &one, &[ORDERS]).await.store(answer(&text)).await, Stored::Yes);
+        let stats = cache.stats();
+        assert!(stats.bytes <= 4 << 20, "{stats:?}");
+    }
+    let stats = cache.stats();
+    assert!(stats.bytes > 3 << 20 && stats.evictions == 30_000 - stats.entries, "{stats:?}");
+}
+
+#[tokio::test]
+async fn a_key_that_was_hit_is_answered_at_once_until_something_stands_against_it() {
+    let cache = cache();
+    let count = key(&cache, "SELECT count(*) FROM orders");
+    let at_once = || match cache.at_once(&count, &[ORDERS], CATALOG) {
+        AtOnce::Hit(entry) => Some(entry.bytes.clone()),
+        AtOnce::Ask(_) => panic!("there is no Redis"),
+        AtOnce::No => None,
+    };
+    assert_eq!(at_once(), None);
+    must_fill(&cache, &count, &[ORDERS]).await.store(answer("10")).await;
+    let hits = cache.stats().memory_hits;
+    assert_eq!(at_once().as_deref(), Some(&b"10"[..]));
+    assert_eq!(cache.stats().memory_hits, hits + 1);
+    // Other relations than it was filled from are another reading of the same text.
+    for relations in [&[][..], &[CUSTOMERS], &[ORDERS, CUSTOMERS]] {
+        assert!(matches!(cache.at_once(&count, relations, CATALOG), AtOnce::No), "{relations:?}");
+    }
+    assert!(matches!(cache.at_once(&count, &[ORDERS], CATALOG - 1), AtOnce::No), "an older catalog");
+    let mut write = cache.epochs().open(BACKEND);
+    write.raise(&writes(&[ORDERS])).await.expect("raise");
+    assert_eq!(at_once(), None);
+    write.settle();
+    assert_eq!(at_once(), None);
+    must_fill(&cache, &count, &[ORDERS]).await.store(answer("11")).await;
+    assert_eq!(at_once().as_deref(), Some(&b"11"[..]));
+    cache.catalog_changed();
+    assert_eq!(at_once(), None);
+}
+
+#[tokio::test]
+async fn becoming_the_only_one_makes_what_was_cached_before_a_miss_at_once() {
+    let solo = Arc::new(AtomicBool::new(false));
+    let cache = ResultCache::new("app", &config(), solo.clone()).expect("configuration");
+    load_catalog(&cache);
+    let count = key(&cache, "SELECT count(*) FROM orders");
+    must_fill(&cache, &count, &[ORDERS]).await.store(answer("10")).await;
+    assert!(matches!(cache.at_once(&count, &[ORDERS], CATALOG), AtOnce::Hit(_)));
+    solo.store(true, Ordering::SeqCst);
+    assert!(matches!(cache.at_once(&count, &[ORDERS], CATALOG), AtOnce::No));
+}

@@ -1,5 +1,6 @@
 //! The result cache end to end: through pgherds that share one Redis and one PostgreSQL, nobody ever sees an old or a foreign row.
 
+mod at_once;
 mod conduct;
 mod economy;
 mod elsewhere;
