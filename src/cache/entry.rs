@@ -50,6 +50,15 @@ impl Entry {
         Self { bytes: Bytes::copy_from_slice(&self.bytes), ..self }
     }
 
+    /// [`Entry::fitted`], of a large one beside the threads that serve: to copy it takes a while.
+    pub(crate) async fn fitted_aside(self) -> Self {
+        if self.bytes.len() <= super::LARGE_BYTES {
+            return self.fitted();
+        }
+        let entry = self.clone();
+        tokio::task::spawn_blocking(|| entry.fitted()).await.unwrap_or(self)
+    }
+
     /// The same answer, given at `created`, to be served for `remaining` from `asked_at` only.
     #[must_use]
     pub(crate) fn aged(mut self, created: SystemTime, asked_at: Instant, remaining: Duration) -> Self {

@@ -112,6 +112,7 @@ impl FillTicket {
         if cache.faults.store_without_comparing() {
             self.restamp(&key).await;
         }
+        let entry = entry.fitted_aside().await;
         if cache.statements_purged.load(Relaxed) != self.statements_purged {
             // By whatever fingerprint: purges are rare, and this answer is filled again.
             cache.stats.add(|stats| &stats.rejected_stale);
@@ -121,11 +122,13 @@ impl FillTicket {
             cache.stats.add(|stats| &stats.rejected_stale);
             return Stored::No("written to meanwhile");
         }
-        let held = Arc::new(Held::new(entry.fitted(), self.noted.clone(), self.epochs.clone()));
+        let held = Arc::new(Held::new(entry, self.noted.clone(), self.epochs.clone()));
         cache.memory.insert(key.clone(), held.clone(), self.is_pinned);
         drop(turn);
         let stored = match &cache.shared {
-            Some(shared) if !self.epochs.is_empty() => self.share(shared, &key, &held.entry).await,
+            Some(shared) if !self.epochs.is_empty() && shared.takes(&held.entry) => {
+                self.share(shared, &key, &held.entry).await
+            }
             _ => Stored::Yes,
         };
         if stored == Stored::Yes {

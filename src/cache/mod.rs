@@ -57,6 +57,8 @@ const UNCACHEABLE_FOR: Duration = Duration::from_secs(10);
 const UNCACHEABLE_KEYS: u64 = 10_000;
 /// How often memory lets go of what is too old.
 const SWEEP: Duration = Duration::from_secs(30);
+/// Answers larger than that are copied, packed and unpacked beside the threads that serve.
+const LARGE_BYTES: usize = 256 << 10;
 /// How often PostgreSQL is asked about the server processes of writes whose outcome is not known.
 const UNKNOWN_CHECK: Duration = Duration::from_millis(250);
 

@@ -289,6 +289,10 @@ static REDIS: Section = Section {
         fixed("timeout", Duration, Some("5ms")),
         fixed("prefix", Text, Some("pgherd:")),
         fixed("lease", Duration, Some("10s")),
+        fixed("replicas", Count, Some("0")),
+        fixed("max_entry", Size, Some("4MiB")),
+        fixed("compress_above", Size, Some("64KiB")),
+        fixed("ca", Path, None),
     ],
     unsupported: &[],
 };

@@ -515,6 +515,14 @@ pub struct Redis {
     pub lease: Duration,
     /// What a write does while Redis is gone.
     pub on_loss: OnRedisLoss,
+    /// Replicas that must have what keeps answers fresh before it counts; all that can be promoted.
+    pub replicas: u32,
+    /// Larger answers stay in memory.
+    pub max_entry_bytes: usize,
+    /// Larger answers are compressed.
+    pub compress_above_bytes: usize,
+    /// PEM of the authorities that sign the server's certificate; the system's where there is none.
+    pub ca: Option<PathBuf>,
 }
 
 /// `[cache] wal = {...}`

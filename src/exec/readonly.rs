@@ -19,6 +19,9 @@ use crate::wire::writer;
 /// Bytes of an answer that are held back, since a write shows itself before or with the first rows.
 const HELD_BACK_BYTES: usize = 64 * 1024;
 
+/// Bytes of a large answer that a client is given before it is the turn of others: a socket whose client is fast takes them at once.
+const TURN_BYTES: usize = 512 * 1024;
+
 /// What to run.
 #[derive(Debug, Clone, Copy)]
 pub struct Read<'a> {
@@ -143,7 +146,13 @@ pub async fn again(server: &mut ServerConn, read: Read<'_>, limit: usize) -> Res
 pub async fn send(client: &mut ClientSide, answer: &[u8]) -> Result<(), Error> {
     client.flush().await?;
     let gone = |error| Error::new(ErrorKind::Io, SqlState::CONNECTION_FAILURE, "client is gone").cause(error).fatal();
-    client.stream.write_all(answer).await.map_err(gone)?;
+    let mut pieces = answer.chunks(TURN_BYTES).peekable();
+    while let Some(piece) = pieces.next() {
+        client.stream.write_all(piece).await.map_err(gone)?;
+        if pieces.peek().is_some() {
+            tokio::task::yield_now().await;
+        }
+    }
     client.stream.flush().await.map_err(gone)
 }
 

@@ -6,19 +6,14 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use fred::clients::Client;
 use fred::interfaces::{ClientLike, KeysInterface, LuaInterface};
-use fred::types::config::{Config as FredConfig, ConnectionConfig};
-use fred::types::{Builder, CustomCommand, InfoKind, RespVersion, Value};
+use fred::types::config::{Config as FredConfig, ServerConfig};
+use fred::types::{CustomCommand, InfoKind, RespVersion, Value};
 use parking_lot::Mutex;
-use tokio::task::JoinHandle;
 
+use super::place::{self, CONNECT_TIMEOUT, Router};
 use super::script::{self, Script};
 use crate::cache::faults::Switches;
 use crate::cache::key::Key;
-
-/// How long connecting, TLS included, may take.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
-/// Commands that may wait in the client's queue; more fail at once.
-const QUEUE_COMMANDS: usize = 20_000;
 
 /// Why a command has no answer.
 #[derive(Debug)]
@@ -87,7 +82,9 @@ impl Reply {
 /// The connection.
 pub(super) struct Connection {
     client: Client,
-    router: JoinHandle<Result<(), fred::error::Error>>,
+    router: Router,
+    /// How many replicas must have what keeps answers fresh.
+    replicas: u32,
     texts: [String; script::COUNT],
     shas: Vec<String>,
     state_key: String,
@@ -96,50 +93,42 @@ pub(super) struct Connection {
     pub(super) generation: String,
     /// The number of that registration: older commands of ours do not count.
     pub(super) fence: u64,
+    /// Until then others may still be served by a process that was in this one's place.
+    pub(super) settles_at: Option<Instant>,
     /// Redis' clock in ms, and when its answer had arrived: it is at least that much since.
     clock: Mutex<(u64, Instant)>,
 }
 
 impl Connection {
     /// Connects, learns the process' run id and clock, and loads the scripts. Changes nothing in Redis.
-    pub(super) async fn open(config: &FredConfig, space: &str, faults: Switches) -> Result<Self, Failure> {
-        match Self::open_as(config, RespVersion::RESP3, space, faults).await {
-            // A server that does not know HELLO.
-            Err(Failure::Broken(why)) if why.contains("HELLO") || why.contains("unknown command") => {
-                Self::open_as(config, RespVersion::RESP2, space, faults).await
-            }
-            outcome => outcome,
-        }
-    }
-
-    async fn open_as(
+    pub(super) async fn open(
         config: &FredConfig,
-        version: RespVersion,
         space: &str,
+        replicas: u32,
         faults: Switches,
     ) -> Result<Self, Failure> {
-        let mut config = config.clone();
-        config.version = version;
-        let limits = ConnectionConfig {
-            connection_timeout: CONNECT_TIMEOUT,
-            internal_command_timeout: CONNECT_TIMEOUT,
-            max_command_attempts: 1,
-            max_command_buffer_len: QUEUE_COMMANDS,
-            ..ConnectionConfig::default()
-        };
-        let client = Builder::from_config(config).with_connection_config(|connection| *connection = limits).build()?;
         let within = CONNECT_TIMEOUT * 2;
-        let router = tokio::time::timeout(within, client.init()).await.map_err(|_| Failure::Late)??;
+        let config = match &config.server {
+            // One process holds all that is ours of a cluster: its keys share a hash tag.
+            ServerConfig::Clustered { .. } => {
+                let place = place::in_cluster(config, space);
+                tokio::time::timeout(within, place).await.map_err(|_| Failure::Late)??
+            }
+            _ => config.clone(),
+        };
+        let (client, router) = tokio::time::timeout(within, connect(&config)).await.map_err(|_| Failure::Late)??;
         // From here on the router's task ends with this value, whatever happens.
         let mut connection = Self {
             client,
             router,
+            replicas,
             texts: script::texts(faults),
             shas: Vec::new(),
             state_key: String::new(),
             entry_prefix: String::new(),
             generation: String::new(),
             fence: 0,
+            settles_at: None,
             clock: Mutex::new((0, Instant::now())),
         };
         tokio::time::timeout(within, connection.learn(space)).await.map_err(|_| Failure::Late)??;
@@ -148,10 +137,10 @@ impl Connection {
 
     async fn learn(&mut self, space: &str) -> Result<(), Failure> {
         let info: String = self.client.info(Some(InfoKind::Server)).await?;
-        let run_id = info.lines().find_map(|line| line.strip_prefix("run_id:")).map(str::trim);
-        let run_id = run_id.filter(|id| !id.is_empty()).ok_or(Failure::Broken("no run_id in INFO".into()))?;
-        self.state_key = format!("{space}:{run_id}}}:state");
-        self.entry_prefix = format!("{space}:{run_id}}}:e:");
+        let run_id = place::field(&info, "run_id").ok_or(Failure::Broken("no run_id in INFO".into()))?;
+        self.state_key = format!("{space}:{run_id}:state");
+        self.entry_prefix = format!("{space}:{run_id}:e:");
+        self.counts_replicas().await?;
         for text in &self.texts {
             self.shas.push(self.client.script_load::<String, _>(text.as_str()).await?);
         }
@@ -169,7 +158,7 @@ impl Connection {
     }
 
     async fn replace(&self, database: &str, scope: &str) -> Result<(), Failure> {
-        let pointer = format!("{database}}}:scope");
+        let pointer = format!("{database}:scope");
         let known: Option<String> = self.client.get(pointer.as_str()).await?;
         if let Some(other) = known.filter(|known| known != scope) {
             let (own, others) = (format!("{database}:{scope}:"), format!("{database}:{other}:"));
@@ -211,6 +200,49 @@ impl Connection {
         self.run(script, vec![self.state_key.clone(), entry_key], args, within).await
     }
 
+    /// Runs a script on the state alone, and sees to it that every process which may be promoted has what it did.
+    pub(super) async fn call_surely(
+        &self,
+        script: Script,
+        args: Vec<Value>,
+        within: Duration,
+    ) -> Result<Reply, Failure> {
+        if self.replicas == 0 {
+            return self.call(script, args, within).await;
+        }
+        let surely = async {
+            // One round trip: WAIT is for all that was written on this connection before it.
+            let (reply, had) = tokio::join!(self.call(script, args, within), Box::pin(self.wait_for_replicas(within)));
+            let reply = reply?;
+            match had? >= u64::from(self.replicas) {
+                true => Ok(reply),
+                false => Err(Failure::Broken("not all replicas have it".into())),
+            }
+        };
+        tokio::time::timeout(within, Box::pin(surely)).await.map_err(|_| Failure::Late)?
+    }
+
+    async fn wait_for_replicas(&self, within: Duration) -> Result<u64, Failure> {
+        let args = vec![Value::from(i64::from(self.replicas)), Value::from(within.as_millis() as i64)];
+        Ok(self.client.custom(CustomCommand::new_static("WAIT", None, false), args).await?)
+    }
+
+    /// Whether WAIT for as many as the configuration says is WAIT for all: one that is not counted may be the one that is promoted.
+    pub(super) async fn counts_replicas(&self) -> Result<(), Failure> {
+        if self.replicas == 0 {
+            return Ok(());
+        }
+        let info: String = Box::pin(self.client.info(Some(InfoKind::Replication))).await?;
+        if place::field(&info, "role") != Some("master") {
+            return Err(Failure::Broken("Redis is a replica".into()));
+        }
+        let connected = place::field(&info, "connected_slaves").and_then(|count| count.parse::<u32>().ok());
+        match connected {
+            Some(count) if count <= self.replicas => Ok(()),
+            _ => Err(Failure::Broken("Redis has more replicas than cache.redis.replicas says".into())),
+        }
+    }
+
     async fn run(
         &self,
         script: Script,
@@ -228,6 +260,10 @@ impl Connection {
     async fn evaluate(&self, script: Script, keys: Vec<String>, args: Vec<Value>) -> Result<Reply, Failure> {
         let sha = self.shas.get(script as usize).cloned().unwrap_or_default();
         let value = match self.client.evalsha::<Value, _, _, _>(sha, keys.clone(), args.clone()).await {
+            // A WAIT that is on its way would not wait for what is sent now.
+            Err(error) if error.details().starts_with("NOSCRIPT") && self.replicas > 0 => {
+                return Err(Failure::Broken("Redis has lost its scripts".into()));
+            }
             // SCRIPT FLUSH: sending the text loads it again.
             Err(error) if error.details().starts_with("NOSCRIPT") => {
                 self.client.eval::<Value, _, _, _>(self.texts[script as usize].as_str(), keys, args).await?
@@ -240,6 +276,17 @@ impl Connection {
     /// Ends the connection now, with whatever is on its way.
     pub(super) fn close(&self) {
         self.router.abort();
+    }
+}
+
+/// Connects, by RESP3 if the server knows it.
+async fn connect(config: &FredConfig) -> Result<(Client, Router), Failure> {
+    match place::connect_as(config, RespVersion::RESP3).await {
+        // A server that does not know HELLO.
+        Err(Failure::Broken(why)) if why.contains("HELLO") || why.contains("unknown command") => {
+            place::connect_as(config, RespVersion::RESP2).await
+        }
+        outcome => outcome,
     }
 }
 

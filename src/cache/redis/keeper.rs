@@ -68,7 +68,7 @@ impl Shared {
     /// Connects and registers with all that is open.
     async fn establish(&self, scope: &str, local: &LocalEpochs) -> Result<Arc<Connection>, Failure> {
         let space = format!("{}:{scope}", self.space);
-        let mut connection = Connection::open(&self.fred, &space, self.faults).await?;
+        let mut connection = Connection::open(&self.fred, &space, self.settings.replicas, self.faults).await?;
         #[cfg(test)]
         if self.is_cut_off() {
             return Err(Failure::Broken("cut off".into()));
@@ -79,12 +79,17 @@ impl Shared {
             registration.tokens.clear();
         }
         let args = self.register_args(&connection, &registration);
-        let reply = connection.call(Script::Register, args, PATIENCE.max(self.settings.timeout)).await?;
+        let reply = connection.call_surely(Script::Register, args, PATIENCE.max(self.settings.timeout)).await?;
         if reply.word() != "ok" {
             return Err(Failure::Broken(format!("registering was answered with {}", reply.word())));
         }
         connection.generation = reply.text(1).to_owned();
         connection.fence = registration.fence;
+        if self.settings.replicas > 0
+            && let Some(left) = reply.number(3)
+        {
+            connection.settles_at = Some(Instant::now() + Duration::from_millis(left));
+        }
         let connection = Arc::new(connection);
         {
             let mut registry = self.registry.lock();
@@ -150,8 +155,9 @@ impl Shared {
     async fn heartbeat(&self, connection: &Connection, sent_at: Instant, local: &LocalEpochs) -> Result<(), Failure> {
         let mut args = self.identity(connection);
         args.push(number(self.expiry(connection, sent_at)));
-        let reply =
-            self.expect_ok(connection.call(Script::Heartbeat, args, PATIENCE.max(self.settings.lease / 6)).await?)?;
+        let reply = self
+            .expect_ok(connection.call_surely(Script::Heartbeat, args, PATIENCE.max(self.settings.lease / 6)).await?)?;
+        connection.counts_replicas().await?;
         if let Some(now) = reply.number(2) {
             connection.clock_is(now);
         }

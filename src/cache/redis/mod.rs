@@ -6,6 +6,7 @@
 mod codec;
 mod connection;
 mod keeper;
+mod place;
 mod registry;
 mod script;
 mod sight;
@@ -103,27 +104,19 @@ impl Shared {
         stats: Arc<CacheStats>,
         faults: Switches,
     ) -> Result<Self, Error> {
-        let url = settings.url.expose();
-        let scheme = url.split(':').next().unwrap_or_default();
-        if scheme.ends_with("-sentinel") || scheme.ends_with("-cluster") {
-            return Err(config_error(format!(
-                "cache.redis.url: {scheme} cannot be used: a failover there can lose marks \
-                 of writes that were acknowledged, and answers would be stale"
-            ))
-            .hint("Name one server with redis:// or rediss://."));
-        }
-        if !matches!(scheme, "redis" | "rediss") {
+        let scheme = settings.url.expose().split(':').next().unwrap_or_default();
+        let base = scheme.trim_end_matches("-sentinel").trim_end_matches("-cluster");
+        if !matches!(base, "redis" | "rediss" | "valkey" | "valkeys") {
             return Err(config_error("cache.redis.url must begin with redis:// or rediss://".into()));
         }
         if settings.lease < SHORTEST_LEASE {
             return Err(config_error(format!("cache.redis.lease must be at least {SHORTEST_LEASE:?}")));
         }
-        let fred = FredConfig::from_url(url)
-            .map_err(|error| config_error("cache.redis.url cannot be read".into()).cause(error))?;
+        let fred = place::configured(settings)?;
         Ok(Self {
             fred,
             settings: settings.clone(),
-            space: format!("{}{{{database}", settings.prefix),
+            space: format!("{}{{{database}}}", settings.prefix),
             member: format!("{:016x}", rand::random::<u64>()),
             scope: watch::Sender::new(None),
             connection: ArcSwapOption::empty(),
@@ -178,7 +171,7 @@ impl Shared {
         push_relations(&mut args, relations);
         let asked_at = Instant::now();
         match connection.call_for(Script::Lookup, key, args, self.settings.timeout).await {
-            Ok(reply) => self.found(&connection, key, asked_at, &reply),
+            Ok(reply) => self.found(&connection, key, asked_at, &reply).await,
             Err(failure) => {
                 self.failed(&connection, &failure);
                 Found::Unavailable("Redis is late or gone")
@@ -186,13 +179,13 @@ impl Shared {
         }
     }
 
-    fn found(&self, connection: &Arc<Connection>, key: &Key, asked_at: Instant, reply: &Reply) -> Found {
+    async fn found(&self, connection: &Arc<Connection>, key: &Key, asked_at: Instant, reply: &Reply) -> Found {
         self.failures.store(0, Ordering::Relaxed);
         match reply.word() {
             "same" => Found::Same,
             "hit" => {
                 let remaining = Duration::from_millis(reply.number(3).unwrap_or(0));
-                match codec::decode(&reply.bytes(2), key, asked_at, remaining) {
+                match decoded(reply.bytes(2), key, asked_at, remaining, self.settings.max_entry_bytes).await {
                     Some(entry) => Found::Entry(Box::new(entry), reply.bytes(1)),
                     None => Found::Nothing(reply.bytes(1)),
                 }
@@ -218,6 +211,11 @@ impl Shared {
         }
     }
 
+    /// Whether an entry is one for Redis. What is larger stays in memory, which asks for its epochs alone.
+    pub(crate) fn takes(&self, entry: &Entry) -> bool {
+        entry.bytes.len() <= self.settings.max_entry_bytes
+    }
+
     /// Stores an entry if the epochs are still `noted`. Returns why not.
     pub(crate) async fn store(
         &self,
@@ -229,13 +227,15 @@ impl Shared {
         noted: &Bytes,
     ) -> Result<(), &'static str> {
         let Some(connection) = self.asked() else { return Err("Redis is not available") };
+        // By Redis' clock, and counted from here: neither making the body nor a store that is late on its way makes anything live longer.
+        let expires_ms = connection.redis_ms(Instant::now()).saturating_add(millis(ttl));
+        let body = encoded(key, entry, self.settings.compress_above_bytes).await;
         let mut args: Vec<Value> = vec![
             text(&connection.generation),
             number(catalog.0),
             Value::Bytes(noted.clone()),
-            Value::Bytes(codec::encode(key, entry)),
-            // By Redis' clock: a store that is late on its way makes nothing live longer.
-            number(connection.redis_ms(Instant::now()).saturating_add(millis(ttl)).clamp(1, i64::MAX as u64)),
+            Value::Bytes(body),
+            number(expires_ms.clamp(1, i64::MAX as u64)),
             statement(key),
         ];
         push_relations(&mut args, relations);
@@ -351,6 +351,25 @@ impl Shared {
             self.disconnect(None);
         }
     }
+}
+
+/// An entry's bytes. To make those of a large one takes a while, in which others of this thread go on.
+async fn encoded(key: &Key, entry: &Entry, compress_above: usize) -> Bytes {
+    if entry.bytes.len() <= super::LARGE_BYTES {
+        return codec::encode(key, entry, compress_above);
+    }
+    let (key, entry) = (key.clone(), entry.clone());
+    let encoding = tokio::task::spawn_blocking(move || codec::encode(&key, &entry, compress_above));
+    encoding.await.unwrap_or_default()
+}
+
+/// The entry, as [`encoded`] has made it.
+async fn decoded(bytes: Bytes, key: &Key, asked_at: Instant, remaining: Duration, longest: usize) -> Option<Entry> {
+    if bytes.len() <= super::LARGE_BYTES {
+        return codec::decode(&bytes, key, asked_at, remaining, longest);
+    }
+    let key = key.clone();
+    tokio::task::spawn_blocking(move || codec::decode(&bytes, &key, asked_at, remaining, longest)).await.ok()?
 }
 
 fn config_error(message: String) -> Error {

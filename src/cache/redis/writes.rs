@@ -45,6 +45,17 @@ impl Shared {
         loop {
             changes.mark_unchanged();
             let connection = self.connection.load_full();
+            if let Some(at) = connection.as_ref().and_then(|connection| self.settles_at(connection)) {
+                let at = if self.wait_on_loss() { at } else { at.min(patience) };
+                tokio::select! {
+                    _ = changes.changed() => {}
+                    () = tokio::time::sleep_until(at) => {}
+                }
+                if !self.wait_on_loss() && Deadline::now() >= patience {
+                    return Err(self.refused("others may still be served by the Redis that was there before"));
+                }
+                continue;
+            }
             if let Some(connection) = connection
                 && let Some(raised) = self.try_raise(&connection, raise).await
             {
@@ -67,6 +78,12 @@ impl Shared {
         }
     }
 
+    /// Until when a write must wait because others may still be served by the process whose place this one has taken.
+    fn settles_at(&self, connection: &Connection) -> Option<Deadline> {
+        let at = connection.settles_at.map(Deadline::from_std).filter(|at| *at > Deadline::now());
+        at.filter(|_| !self.solo.load(Ordering::Acquire))
+    }
+
     async fn try_raise(&self, connection: &Arc<Connection>, raise: Raise<'_>) -> Option<Raised> {
         self.registry.lock().sending(raise.token);
         let mut args: Vec<Value> = vec![
@@ -78,7 +95,7 @@ impl Shared {
             text(&backend_name(raise.backend)),
         ];
         args.extend(raise.relations.iter().map(|oid| number(u64::from(*oid))));
-        match connection.call(Script::Raise, args, PATIENCE.max(self.settings.timeout)).await {
+        match connection.call_surely(Script::Raise, args, PATIENCE.max(self.settings.timeout)).await {
             Ok(reply) if reply.word() == "ok" => {
                 self.registry.lock().raised(raise.backend);
                 return Some(Raised::Marked(reply.number(1)));

@@ -101,6 +101,10 @@ impl RedisServer {
             prefix: "test:".into(),
             lease: LEASE,
             on_loss: OnRedisLoss::Wait,
+            replicas: 0,
+            max_entry_bytes: 4 << 20,
+            compress_above_bytes: 64 << 10,
+            ca: None,
         }
     }
 }

@@ -286,6 +286,7 @@ fn one_thing_wrong_is_one_fault_at_its_key() {
         (with("[cache.redis]\nurl = \"http://x\""), "cache.redis.url", "scheme"),
         (with("[cache.redis]\nurl = \"redis-cluster://x:1\""), "cache.redis.url", "cannot be kept"),
         (with("[cache.redis]\nurl = \"redis://x:notaport\""), "cache.redis.url", "cannot be read"),
+        (with("[cache.redis]\nurl = \"redis://x:1\"\nca = \"ca.pem\""), "cache.redis.ca", "not encrypted"),
         (
             with("[cache.redis]\nurl = \"redis://x:1\"\ntimeout = \"11s\""),
             "cache.redis.timeout",
@@ -308,9 +309,12 @@ fn one_thing_wrong_is_one_fault_at_its_key() {
 }
 
 #[test]
-fn a_cluster_is_fine_where_only_bounded_is_promised() {
+fn a_cluster_is_fine_where_only_bounded_is_promised_or_marks_are_confirmed() {
     let text = with("[cache]\nconsistency = \"bounded\"\nredis = { url = \"redis-cluster://127.0.0.1:7000\" }");
     assert!(good(&text).config.cache.redis.is_some());
+    let confirmed =
+        "[cache]\nredis = { url = \"redis-sentinel://127.0.0.1:7000?sentinelServiceName=m\", replicas = 2 }";
+    assert_eq!(good(&with(confirmed)).config.cache.redis.map(|redis| redis.replicas), Some(2));
 }
 
 #[test]

@@ -12,7 +12,7 @@ use super::analysis::Block;
 use super::constant::Constants;
 use super::functions::Functions;
 use super::group;
-use super::items::{Items, Meant, texts, wrapped};
+use super::items::{Item, Items, Meant, texts, wrapped};
 use super::model::{Collating, Distributed, Key, Merge, Sort, SortBy, Streamed};
 use super::refuse::{clause, refuse};
 use super::scope::{Resolved, Scope, parts};

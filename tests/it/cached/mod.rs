@@ -11,5 +11,6 @@ mod shapes;
 mod stage;
 mod steered;
 mod tenants;
+mod tiers;
 mod traps;
 mod visible;

@@ -23,5 +23,5 @@ forget_backends(id)
 for i = 10 + tokens, #ARGV do redis.call('HSET', H, 'b:' .. id .. ':' .. ARGV[i], '1') end
 set_member(id, ARGV[3], ARGV[2])
 survey(now)
-local head = redis.call('HMGET', H, 'gen', 'v')
-return { 'ok', head[1], head[2] }
+local head = redis.call('HMGET', H, 'gen', 'v', 'born', 'lease')
+return { 'ok', head[1], head[2], string.format('%.0f', math.max(0, head[3] + head[4] - now)) }
