@@ -271,13 +271,7 @@ impl Writer<'_> {
                      when not matched and u.v > {second} then insert (id, k, v) values (u.id, u.k, u.v % 900)"
                 )
             }
-            17 => self
-                .of(&[
-                    "update r set v = v + 1 where v < 100 returning code, v",
-                    "delete from r where v > 5",
-                    "update r set s = code || v::text",
-                ])
-                .into(),
+            17 => self.of_reference().into(),
             _ => self
                 .of(&[
                     "update t set k = k",
@@ -292,6 +286,14 @@ impl Writer<'_> {
 }
 
 impl Writer<'_> {
+    fn of_reference(&mut self) -> &'static str {
+        self.of(&[
+            "update r set v = v + 1 where v < 100 returning code, v",
+            "delete from r where v > 5",
+            "update r set s = code || v::text",
+        ])
+    }
+
     /// An INSERT of rows that are there.
     fn of_query(&mut self) -> String {
         let (conflict, condition) = (
