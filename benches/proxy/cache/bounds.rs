@@ -10,7 +10,7 @@ use pgherd::commands::demo::servers::ServerError;
 use super::load::query;
 use crate::client::Door;
 use crate::figures::Spread;
-use crate::targets::{Entrance, Running, Yard, door};
+use crate::targets::{Entrance, Running, Yard, door, resident_kib};
 use crate::{Options, failed};
 
 /// What the cache of the churn may take.
@@ -25,12 +25,13 @@ const OTHERS: usize = 4;
 pub(super) fn churn(options: &Options, yard: &Yard<'_>) -> Result<(), ServerError> {
     let cache = format!("enabled = true\nolap_only = false\nmemory = \"{MEMORY_MIB}MiB\"");
     let pgherd = yard.start_pgherd(Entrance::default(), &cache)?;
+    let (port, pid) = (pgherd.port, pgherd.pid());
     yard.server.sql(
         "bench",
         "create table churn as select md5(n::text) as word from generate_series(1, 40) n; analyze churn",
     )?;
     // Everything but the cache has its size by then.
-    ask_distinct(&pgherd, 0, 2_000).map_err(|error| failed("warming up", error))?;
+    ask_distinct(port, 0, 2_000).map_err(|error| failed("warming up", error))?;
     purge(&pgherd)?;
     let before = pgherd.resident_kib().unwrap_or(f64::NAN);
     let (began, is_over) = (Instant::now(), AtomicBool::new(false));
@@ -38,12 +39,12 @@ pub(super) fn churn(options: &Options, yard: &Yard<'_>) -> Result<(), ServerErro
         let watching = scope.spawn(|| {
             let mut most = 0.0_f64;
             while !is_over.load(Ordering::Relaxed) {
-                most = most.max(pgherd.resident_kib().unwrap_or(0.0));
+                most = most.max(pid.and_then(resident_kib).unwrap_or(0.0));
                 thread::sleep(Duration::from_millis(20));
             }
             most
         });
-        let asked = ask_distinct(&pgherd, 2_000, options.distinct);
+        let asked = ask_distinct(port, 2_000, options.distinct);
         is_over.store(true, Ordering::Relaxed);
         (asked, watching.join().unwrap_or(f64::NAN))
     });
@@ -80,10 +81,10 @@ fn purge(pgherd: &Running) -> Result<(), ServerError> {
     })
 }
 
-fn ask_distinct(pgherd: &Running, from: u64, many: u64) -> io::Result<()> {
+fn ask_distinct(port: u16, from: u64, many: u64) -> io::Result<()> {
     let next = AtomicU64::new(from);
     let ask = || {
-        let mut client = door(pgherd.port, Entrance::default()).enter()?;
+        let mut client = door(port, Entrance::default()).enter()?;
         let mut buf = vec![0; 64 * 1024];
         loop {
             let at = next.fetch_add(1, Ordering::Relaxed);
