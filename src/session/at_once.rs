@@ -25,6 +25,9 @@ use crate::wire::writer::{self, TransactionStatus};
 const PARSED: &[u8] = b"1\0\0\0\x04";
 const BOUND: &[u8] = b"2\0\0\0\x04";
 
+/// An answer, and the statement that the request's Parse makes, if it has one.
+pub(super) type Known = (Arc<Answer>, Option<Arc<Prepared>>);
+
 impl Session {
     /// Remembers a question that the cache has just answered, if this session is as any other of its kind.
     pub(super) fn note_answer(&mut self, execution: &Execution<'_>, key: &Key, read: &Arc<CachedRead>) {
@@ -48,22 +51,28 @@ impl Session {
             && !self.plans_look_beyond_facts()
     }
 
-    /// Answers the request at the front of what the client has sent, if its like was answered from the cache before and
-    /// memory still has the answer.
+    /// What was answered from the cache before to a request like the one at the front of what the client has sent.
+    pub(super) fn answered_before(&mut self, request: &Request) -> Option<Known> {
+        if self.db.cache.is_none() || !self.is_like_any() {
+            return None;
+        }
+        self.turn_to_memory(self.db.catalog.version());
+        if !self.memo.has_answers() {
+            return None;
+        }
+        let known = self.known_answer(request)?;
+        let facts = &known.0.facts;
+        let is_sure = !self.db.writes_unseen(facts.fingerprint) && !self.db.may_run_unseen(facts);
+        is_sure.then_some(known)
+    }
+
+    /// Gives that answer, if memory still has it and it may be served.
     ///
     /// # Errors
     /// The client is gone.
-    pub(super) async fn answer_at_once(&mut self, request: &Request) -> Result<bool, Error> {
-        let Some(cache) = self.db.cache.clone().filter(|_| self.is_like_any()) else { return Ok(false) };
-        self.turn_to_memory(self.db.catalog.version());
-        if !self.memo.has_answers() {
-            return Ok(false);
-        }
-        let Some((answer, prepared)) = self.known_answer(request) else { return Ok(false) };
-        let fingerprint = answer.facts.fingerprint;
-        if self.db.writes_unseen(fingerprint) || self.db.may_run_unseen(&answer.facts) {
-            return Ok(false);
-        }
+    pub(super) async fn answer_at_once(&mut self, request: &Request, known: Known) -> Result<bool, Error> {
+        let Some(cache) = self.db.cache.clone() else { return Ok(false) };
+        let (answer, prepared) = known;
         let since = Instant::now();
         let (key, relations, version) = (&answer.key, &answer.read.relations, answer.read.catalog_version);
         let entry = match cache.at_once(key, relations, version) {
@@ -107,7 +116,7 @@ impl Session {
     }
 
     /// What is known of the request's question, and the statement that its Parse makes, if it has one.
-    fn known_answer(&mut self, request: &Request) -> Option<(Arc<Answer>, Option<Arc<Prepared>>)> {
+    fn known_answer(&mut self, request: &Request) -> Option<Known> {
         match *request {
             Request::Query { end } => {
                 let text = frontend::query(self.client.inbuf.get(HEADER_LEN..end)?).ok()?;

@@ -87,7 +87,9 @@ impl Session {
             return Ok(false);
         }
         let Some(request) = Request::read(&self.client.inbuf) else { return Ok(false) };
-        if self.answer_at_once(&request).await? {
+        if let Some(known) = self.answered_before(&request)
+            && Box::pin(self.answer_at_once(&request, known)).await?
+        {
             return Ok(true);
         }
         let Some(ticket) = self.ticket(request) else { return Ok(false) };

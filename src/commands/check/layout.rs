@@ -61,7 +61,7 @@ fn check_groups(shapes: &[(&Table, Option<Shape>)], report: &mut Report) {
                 wanted.join(", ")
             );
             let help = "give the keys of a group the same types and collations: joins of these tables are not made on the shards";
-            report.fault(&shown(member.0), text, help);
+            report.fault(shown(member.0), text, help);
         }
     }
 }
@@ -289,7 +289,7 @@ fn compare_sequences(table: &Table, shapes: &[Option<Shape>], report: &mut Repor
         if known.len() > 1 && !is_apart {
             let text = format!("{} counts on each shard alone, so shards give the same values", column.name);
             let help = "use uuid, or let the shards' sequences step by the number of shards and start apart: INCREMENT 2 START 1 and INCREMENT 2 START 2";
-            report.warning(&shown(table), text, help);
+            report.warning(shown(table), text, help);
         }
     }
 }

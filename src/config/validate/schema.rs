@@ -48,7 +48,7 @@ fn pattern(database: &Table<'_>, text: &str) -> Option<SchemaPattern> {
         None => (text, false),
     };
     match names::single(name) {
-        Ok(name) => may_be_spread(database, "schemas", &name).then(|| match is_prefix {
+        Ok(name) => may_be_spread(database, "schemas", &name).then_some(match is_prefix {
             true => SchemaPattern::Prefix(name),
             false => SchemaPattern::Name(name),
         }),

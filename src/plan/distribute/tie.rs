@@ -148,7 +148,7 @@ impl<'a> Ties<'a> {
                     }
                     Some(Limits::Values(values))
                 }),
-                None if matches!(row(expr), Some(_)) && !list.is_empty() => {
+                None if row(expr).is_some() && !list.is_empty() => {
                     let each = list.iter().map(|item| self.comparison(expr, &BinaryOperator::Eq, item));
                     each.reduce(|a, b| self.or(a, b)).unwrap_or_default()
                 }
