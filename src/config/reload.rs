@@ -149,6 +149,13 @@ fn cache_changes(before: &Cache, after: &Cache) -> Vec<(&'static str, bool)> {
         ("cache.redis.timeout", old.map(|redis| redis.timeout) != new.map(|redis| redis.timeout)),
         ("cache.redis.prefix", old.map(|redis| &redis.prefix) != new.map(|redis| &redis.prefix)),
         ("cache.redis.lease", old.map(|redis| redis.lease) != new.map(|redis| redis.lease)),
+        ("cache.redis.replicas", old.map(|redis| redis.replicas) != new.map(|redis| redis.replicas)),
+        ("cache.redis.max_entry", old.map(|redis| redis.max_entry_bytes) != new.map(|redis| redis.max_entry_bytes)),
+        (
+            "cache.redis.compress_above",
+            old.map(|redis| redis.compress_above_bytes) != new.map(|redis| redis.compress_above_bytes),
+        ),
+        ("cache.redis.ca", old.map(|redis| &redis.ca) != new.map(|redis| &redis.ca)),
         ("cache.wal.publication", wal_before.map(|wal| &wal.publication) != wal_after.map(|wal| &wal.publication)),
         ("cache.wal.max_lag", wal_before.map(|wal| wal.max_lag) != wal_after.map(|wal| wal.max_lag)),
     ]

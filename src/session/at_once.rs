@@ -70,7 +70,7 @@ impl Session {
     ///
     /// # Errors
     /// The client is gone.
-    pub(super) async fn answer_at_once(&mut self, request: &Request, known: Known) -> Result<bool, Error> {
+    pub(super) async fn answer_at_once(&mut self, request: Request, known: Known) -> Result<bool, Error> {
         let Some(cache) = self.db.cache.clone() else { return Ok(false) };
         let (answer, prepared) = known;
         let since = Instant::now();
@@ -85,7 +85,7 @@ impl Session {
         };
         self.since = since;
         self.timed_out = false;
-        self.give(request, prepared, &entry).await?;
+        self.give(&request, prepared, &entry).await?;
         self.note_statement(PlanClass::Cached);
         Ok(true)
     }

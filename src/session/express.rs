@@ -87,10 +87,9 @@ impl Session {
             return Ok(false);
         }
         let Some(request) = Request::read(&self.client.inbuf) else { return Ok(false) };
-        if let Some(known) = self.answered_before(&request)
-            && Box::pin(self.answer_at_once(&request, known)).await?
-        {
-            return Ok(true);
+        if let Some(known) = self.answered_before(&request) {
+            // If it is not there any more, the usual way plans it.
+            return Box::pin(self.answer_at_once(request, known)).await;
         }
         let Some(ticket) = self.ticket(request) else { return Ok(false) };
         self.in_extended = matches!(ticket, Ticket::Flight { .. });
