@@ -51,28 +51,29 @@ impl Session {
             && !self.plans_look_beyond_facts()
     }
 
-    /// What was answered from the cache before to a request like the one at the front of what the client has sent.
-    pub(super) fn answered_before(&mut self, request: &Request) -> Option<Known> {
-        if self.db.cache.is_none() || !self.is_like_any() {
+    /// The request at the front of what the client has sent, with what was answered from the cache before to its like.
+    pub(super) fn answered_before(&mut self) -> Option<Box<(Request, Known)>> {
+        if self.client.inbuf.is_empty() || self.db.cache.is_none() || !self.is_like_any() {
             return None;
         }
         self.turn_to_memory(self.db.catalog.version());
         if !self.memo.has_answers() {
             return None;
         }
-        let known = self.known_answer(request)?;
+        let request = self.request()?;
+        let known = self.known_answer(&request)?;
         let facts = &known.0.facts;
         let is_sure = !self.db.writes_unseen(facts.fingerprint) && !self.db.may_run_unseen(facts);
-        is_sure.then_some(known)
+        is_sure.then(|| Box::new((request, known)))
     }
 
-    /// Gives that answer, if memory still has it and it may be served.
+    /// Gives that answer, if memory still has it and it may be served; false is that the usual way is to be gone.
     ///
     /// # Errors
     /// The client is gone.
-    pub(super) async fn answer_at_once(&mut self, request: Request, known: Known) -> Result<bool, Error> {
+    pub(super) async fn answer_at_once(&mut self, at_hand: Box<(Request, Known)>) -> Result<bool, Error> {
         let Some(cache) = self.db.cache.clone() else { return Ok(false) };
-        let (answer, prepared) = known;
+        let (request, (answer, prepared)) = *at_hand;
         let since = Instant::now();
         let (key, relations, version) = (&answer.key, &answer.read.relations, answer.read.catalog_version);
         let entry = match cache.at_once(key, relations, version) {

@@ -83,15 +83,7 @@ impl Session {
     /// # Errors
     /// It could not be sent: what the client is to be told. Of a flight its Sync is still to be handled then.
     pub(super) async fn go_by_express(&mut self) -> Result<bool, Error> {
-        if !matches!(self.client.inbuf.first(), Some(b'Q' | b'P' | b'B')) || !self.is_clear() {
-            return Ok(false);
-        }
-        let Some(request) = Request::read(&self.client.inbuf) else { return Ok(false) };
-        if let Some(known) = self.answered_before(&request) {
-            // If it is not there any more, the usual way plans it.
-            return Box::pin(self.answer_at_once(request, known)).await;
-        }
-        let Some(ticket) = self.ticket(request) else { return Ok(false) };
+        let Some(ticket) = self.ticket() else { return Ok(false) };
         self.in_extended = matches!(ticket, Ticket::Flight { .. });
         self.since = Instant::now();
         self.timed_out = false;
@@ -138,9 +130,15 @@ impl Session {
         Ok(true)
     }
 
+    /// The request at the front of what the client has sent, if it is whole and nothing is to be done before it.
+    pub(super) fn request(&self) -> Option<Request> {
+        let may_be_one = matches!(self.client.inbuf.first(), Some(b'Q' | b'P' | b'B')) && self.is_clear();
+        may_be_one.then(|| Request::read(&self.client.inbuf)).flatten()
+    }
+
     /// Judges the request at the front of what the client has sent.
-    fn ticket(&mut self, request: Request) -> Option<Ticket> {
-        match request {
+    fn ticket(&mut self) -> Option<Ticket> {
+        match self.request()? {
             Request::Query { end } => {
                 let text = frontend::query(self.client.inbuf.get(HEADER_LEN..end)?).ok()?;
                 let facts = self.db.shared.analyzer.facts(text, self.conforming_strings());

@@ -25,7 +25,11 @@ impl Session {
     pub(super) async fn serve(&mut self) -> Result<Served, Error> {
         loop {
             while self.may_take_more() {
-                match self.go_by_express().await {
+                let gone = match self.answered_before() {
+                    Some(request) => Box::pin(self.answer_at_once(request)).await,
+                    None => self.go_by_express().await,
+                };
+                match gone {
                     Ok(true) => continue,
                     Ok(false) => {}
                     Err(error) => {
