@@ -187,6 +187,12 @@ async fn a_deadly_setting_hurts_nobody_else() {
             assert_eq!(show(&mut other, state).await.trim(), "0 off origin read committed", "after {set}");
         }
     }
+    // Both servers at a time, so that the one with a millisecond left is not the one that is looked at.
+    let (mut one, mut two) = (proxy.wire().await, proxy.wire().await);
+    for text in ["begin; select 1", "commit"] {
+        one.query(text).await;
+        two.query(text).await;
+    }
     proxy.examine().await;
 }
 
