@@ -17,6 +17,8 @@ use crate::targets::{Entrance, Running, Yard, door, resident_kib};
 pub const SHARDS: usize = 4;
 /// How often memory is looked at.
 const LOOKING: Duration = Duration::from_millis(10);
+/// Who writes down what transactions over several shards came to.
+const DECIDER: &str = "decider";
 const READ_BYTES: usize = 256 * 1024;
 
 /// pgherd in front of shards.
@@ -66,6 +68,10 @@ impl Herd {
         tables: &[(&str, &str)],
         references: &[&str],
     ) -> Result<Self, ServerError> {
+        let role = format!(
+            "do $$ begin if not exists (select from pg_roles where rolname = '{DECIDER}') then create role {DECIDER} login superuser; end if; end $$"
+        );
+        yard.server.sql("postgres", &role)?;
         for shard in 0..SHARDS {
             let name = shard_name(shard);
             yard.server.sql("postgres", &format!("drop database if exists {name}"))?;
@@ -101,7 +107,7 @@ fn toml(yard: &Yard<'_>, tables: &[(&str, &str)], references: &[&str]) -> String
     let shards: Vec<String> = names.iter().map(|name| format!("\"{}\"", server(name))).collect();
     let _ = write!(
         toml,
-        "[[database]]\nname = \"herd\"\nprimary = \"{0}\"\ncoordinator = \"{0}\"\nshards = [{1}]\n",
+        "[[database]]\nname = \"herd\"\nprimary = \"{0}\"\ncoordinator = \"{0}\"\nshards = [{1}]\ntwo_phase = {{ user = \"{DECIDER}\" }}\n",
         server("bench"),
         shards.join(", ")
     );

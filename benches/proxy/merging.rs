@@ -45,7 +45,7 @@ pub(crate) fn run(options: &Options, yard: &Yard<'_>) -> Result<(), ServerError>
         let groups = rows.div_ceil(ROWS_OF_GROUP);
         let fill = format!(
             "insert into t select n, n * 7919 % {groups}, (n * 31 % 100000) / 100.0, md5(n::text)
-             from generate_series(1, {rows}) n where satisfies_hash_partition('by_k'::regclass, {SHARDS}, {shard}, n)"
+             from generate_series(1::int8, {rows}) n where satisfies_hash_partition('by_k'::regclass, {SHARDS}, {shard}, n)"
         );
         yard.server.sql(&shard_name(shard), &fill)?;
         yard.server.sql(&shard_name(shard), "vacuum analyze t")?;

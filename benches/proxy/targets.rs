@@ -190,6 +190,14 @@ impl Yard<'_> {
     /// # Errors
     /// It does not start.
     pub fn start_pgherd(&self, entrance: Entrance, cache: &str) -> Result<Running, ServerError> {
+        self.start_pgherd_on("bench", entrance, cache)
+    }
+
+    /// The same in front of another database of the server: one that somebody caches without Redis is his alone.
+    ///
+    /// # Errors
+    /// It does not start.
+    pub fn start_pgherd_on(&self, database: &str, entrance: Entrance, cache: &str) -> Result<Running, ServerError> {
         let (folder, port) = (self.ground.server_folder("pgherd")?, free_port()?);
         let threads = self.threads.map(|threads| format!("threads = {threads}\n")).unwrap_or_default();
         let tls = match entrance.tls {
@@ -203,7 +211,7 @@ impl Yard<'_> {
             "{threads}[listen]\naddress = \"127.0.0.1:{port}\"\nmax_clients = {MAX_CLIENTS}\n{tls}\n\
              [pool]\nmode = \"transaction\"\nmax_connections = {POOL}\nmin_connections = {POOL}\n\n\
              [[database]]\nname = \"bench\"\n\
-             primary = \"host=127.0.0.1 port={} dbname=bench user=postgres sslmode=disable\"\n\n\
+             primary = \"host=127.0.0.1 port={} dbname={database} user=postgres sslmode=disable\"\n\n\
              [[user]]\nname = \"postgres\"\nauth = \"trust\"\n\n\
              [[user]]\nname = \"{SCRAM_USER}\"\nscram_secret = \"{}\"\n\n\
              [admin]\nusers = [\"postgres\"]\n\n[cache]\n{cache}\n\n[telemetry]\nlog = \"warn\"\n",

@@ -61,7 +61,7 @@ pub(crate) fn run(options: &Options, yard: &Yard<'_>) -> Result<(), ServerError>
     yard.server.sql("postgres", "create database whole")?;
     yard.server.sql("whole", SCHEMA)?;
     let whole = yard.server.conninfo("whole");
-    runtime.block_on(load(&whole, options.tpch_scale)).map_err(|error| failed("whole", error))?;
+    runtime.block_on(load(&whole, options.tpch_scale)).map_err(|error| failed("whole", words(&error)))?;
     yard.server.sql("whole", "vacuum analyze")?;
     for layout in [Layout::References, Layout::OwnKeys] {
         let references: Vec<&str> =
@@ -70,7 +70,7 @@ pub(crate) fn run(options: &Options, yard: &Yard<'_>) -> Result<(), ServerError>
         let door = herd.through(Place::Together);
         let through = format!("host=127.0.0.1 port={} user=postgres dbname={}", door.port, door.database);
         let began = Instant::now();
-        runtime.block_on(load(&through, options.tpch_scale)).map_err(|error| failed("the shards", error))?;
+        runtime.block_on(load(&through, options.tpch_scale)).map_err(|error| failed("the shards", words(&error)))?;
         eprintln!("{layout:?}: loaded in {:.0} s", began.elapsed().as_secs_f64());
         for shard in 0..SHARDS {
             yard.server.sql(&shard_name(shard), "vacuum analyze")?;
@@ -94,6 +94,11 @@ async fn connect(conninfo: &str) -> Result<Client, tokio_postgres::Error> {
         }
     });
     Ok(client)
+}
+
+/// What the server said, which the library's own words leave out.
+fn words(error: &tokio_postgres::Error) -> String {
+    error.as_db_error().map_or_else(|| error.to_string(), ToString::to_string)
 }
 
 async fn load(conninfo: &str, scale: f64) -> Result<(), tokio_postgres::Error> {
@@ -147,11 +152,11 @@ async fn all(whole: &str, through: &str, scale: f64) -> Result<(), ServerError> 
     let (mut sums, mut differ) = ([0.0; 2], Vec::new());
     for query in queries(scale) {
         let name = format!("Q{}", query.number);
-        let (wanted, direct) = timed(&oracle, &query).await.map_err(|error| failed(&name, error))?;
+        let (wanted, direct) = timed(&oracle, &query).await.map_err(|error| failed(&name, words(&error)))?;
         let (given, taken) = match timed(&pgherd, &query).await {
             Ok(answer) => answer,
             Err(error) => {
-                println!("| {name} | fails: {error:?} | {direct:.2} | - | - | - | - | - | - | - |");
+                println!("| {name} | fails: {} | {direct:.2} | - | - | - | - | - | - | - |", words(&error));
                 differ.push(name);
                 continue;
             }
@@ -160,7 +165,7 @@ async fn all(whole: &str, through: &str, scale: f64) -> Result<(), ServerError> 
             differ.push(name.clone());
         }
         let plan = rows(&pgherd, &format!("explain (analyze) {}", query.text)).await;
-        let parts = Parts::read(&plan.map_err(|error| failed(&name, error))?);
+        let parts = Parts::read(&plan.map_err(|error| failed(&name, words(&error)))?);
         let all = parts.shard + parts.shipping + parts.coordinator;
         println!(
             "| {name} | {} | {direct:.2} | {taken:.2} | {:.2} | {:.2} | {:.2} | {:.1} | {:.2} | {:.2} |",

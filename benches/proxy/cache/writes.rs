@@ -2,7 +2,7 @@
 
 use pgherd::commands::demo::servers::{RedisServer, ServerError};
 
-use super::redis::with_redis;
+use super::redis::{COPY, copy_of_bench, with_redis};
 use super::table::{Figure, Table};
 use crate::targets::{Entrance, Yard};
 use crate::throughput::{self, Sample};
@@ -16,11 +16,15 @@ const LATENCY: Figure<Sample> = Figure { title: "latency ms", digits: 2, of: |sa
 /// Measures and prints.
 pub(super) fn run(options: &Options, yard: &Yard<'_>) -> Result<(), ServerError> {
     let (rounds, seconds) = (options.rounds(7), options.seconds(4));
+    copy_of_bench(yard)?;
     let start = |cache: &str| yard.start_pgherd(Entrance::default(), cache);
     let mut running = vec![("off", start("enabled = false")?), ("memory", start("enabled = true")?)];
     let redis = RedisServer::start(yard.ground)?;
     if let Some(redis) = &redis {
-        running.push(("memory and Redis", start(&with_redis(redis.port(), ""))?));
+        running.push((
+            "memory and Redis",
+            yard.start_pgherd_on(COPY, Entrance::default(), &with_redis(redis.port(), ""))?,
+        ));
     }
     for protocol in options.protocols.iter().copied().filter(|protocol| *protocol != Protocol::Extended) {
         let mut table = Table::new();
