@@ -7,8 +7,12 @@ use sqlparser::ast::{Expr, JoinConstraint, Query, Select, SetExpr, TableFactor, 
 
 use super::block::{self, Joined, Side};
 use super::constant::Constants;
+use super::functions::Functions;
+use super::membership::Membership;
+use super::part::{self, Part};
 use super::refuse::{clause, refuse};
 use super::scope::{Role, Scope, Source, parts};
+use super::steady::is_steady;
 use crate::catalog::model::Relation;
 use crate::config::model::{Database, Distribution, Table};
 use crate::plan::Refusal;
@@ -42,8 +46,16 @@ pub(super) struct Analysis<'a> {
     pub(super) is_loose: bool,
     /// Whether one of them reads nothing but reference tables, or nothing at all.
     pub(super) is_apart: bool,
+    /// Whether one that reads no sharded rows could give others of its rows on each shard.
+    pub(super) is_unsteady: bool,
+    /// Whether one of them calls an aggregate that may be an outer query's, or locks rows.
+    pub(super) is_entangled: bool,
     /// How many queries enclose what is looked at.
     depth: usize,
+    /// How many of them are the statement itself.
+    own_depth: usize,
+    /// Conditions `key IN (query)` that must hold.
+    memberships: Vec<Membership>,
 }
 
 /// One analysed block.
@@ -51,6 +63,10 @@ pub(super) struct Analysis<'a> {
 pub(super) struct Block<'o> {
     pub(super) scope: Scope<'o>,
     pub(super) joined: Joined,
+    /// Whether it reads sharded rows that may lie elsewhere than the rows of the queries around it.
+    is_loose: bool,
+    /// What it gives, if each shard's answer is its part of the whole one.
+    part: Option<Part>,
 }
 
 /// Names of the CTEs in sight.
@@ -67,8 +83,18 @@ impl<'a> Analysis<'a> {
             inner_queries: 0,
             is_loose: false,
             is_apart: false,
+            is_unsteady: false,
+            is_entangled: false,
             depth: 0,
+            own_depth: 0,
+            memberships: Vec::new(),
         }
+    }
+
+    /// Walks the query that the statement is.
+    pub(super) fn statement(&mut self, query: &Query) -> Result<Option<Block<'static>>, Refusal> {
+        self.own_depth = 1;
+        self.query(query, None, &Vec::new())
     }
 
     /// Walks a query; the block is that of its own SELECT, if it is a plain one.
@@ -78,10 +104,39 @@ impl<'a> Analysis<'a> {
         outer: Option<&'o Scope<'o>>,
         ctes: &Ctes,
     ) -> Result<Option<Block<'o>>, Refusal> {
+        let block = self.enclosed(query, outer, ctes)?;
+        self.is_loose |= block.as_ref().is_some_and(|block| block.is_loose);
+        Ok(block)
+    }
+
+    /// The same, where the caller judges whether the query is a loose one.
+    fn enclosed<'o>(
+        &mut self,
+        query: &Query,
+        outer: Option<&'o Scope<'o>>,
+        ctes: &Ctes,
+    ) -> Result<Option<Block<'o>>, Refusal> {
         self.depth += 1;
         let walked = self.parts_of(query, outer, ctes);
         self.depth -= 1;
-        walked
+        let mut block = walked?;
+        if (1..=self.depth).contains(&self.own_depth) {
+            self.look_at(query, block.as_mut());
+        }
+        Ok(block)
+    }
+
+    /// What an inner query of a SELECT is to the queries around it.
+    fn look_at(&mut self, query: &Query, block: Option<&mut Block<'_>>) {
+        let input = self.constants.input;
+        let functions = Functions { catalog: input.catalog, pure_functions: input.pure_functions };
+        self.is_entangled |= part::is_entangled(query, block.as_deref().map(|block| &block.scope), functions);
+        let is_sharded = block.as_ref().is_some_and(|block| block.scope.sharded().next().is_some());
+        self.is_unsteady |= !is_sharded && !is_steady(query, functions);
+        let Some(block) = block else { return };
+        block.part = part::part(query, block, functions);
+        let member = self.memberships.iter().find(|membership| membership.is_of(query));
+        block.is_loose &= block.part.is_none() || !member.is_some_and(|member| member.binds(query, &block.scope));
     }
 
     fn parts_of<'o>(
@@ -123,8 +178,11 @@ impl<'a> Analysis<'a> {
             SetExpr::Select(select) => self.select(select, outer, ctes).map(Some),
             SetExpr::Query(query) => self.query(query, outer, ctes).map(|_| None),
             SetExpr::SetOperation { left, right, .. } => {
-                self.body(left, outer, ctes)?;
-                self.body(right, outer, ctes).map(|_| None)
+                for side in [left, right] {
+                    let block = self.body(side, outer, ctes)?;
+                    self.is_loose |= block.is_some_and(|block| block.is_loose);
+                }
+                Ok(None)
             }
             SetExpr::Values(values) => self.expressions(values, outer, ctes).map(|()| None),
             _ => Err(clause("query", "this form of query")),
@@ -169,19 +227,17 @@ impl<'a> Analysis<'a> {
             factors.iter().map(|factor| (factor.0, factor.1, factor.2)).collect();
         let joined = block::join(&mut scope, self.constants, &joins, selection);
         self.narrow(&scope, &joined);
-        if self.depth > 0 {
-            match scope.sharded().next() {
-                None => self.is_apart = true,
-                Some(_) => self.is_loose |= joined.together.is_err() || !joined.is_bound,
-            }
-        }
+        let (is_inner, is_sharded) = (self.depth > self.own_depth, scope.sharded().next().is_some());
+        self.is_apart |= is_inner && !is_sharded;
+        let is_loose = is_inner && is_sharded && (joined.together.is_err() || !joined.is_bound);
+        self.memberships.extend(selection.into_iter().flat_map(|selection| Membership::all(selection, &scope)));
         for (_, _, constraint) in joins {
             self.expressions(constraint, Some(&scope), ctes)?;
         }
         if let Some(selection) = selection {
             self.expressions(selection, Some(&scope), ctes)?;
         }
-        Ok(Block { scope, joined })
+        Ok(Block { scope, joined, is_loose, part: None })
     }
 
     /// Rows of that shard are concerned too.
@@ -223,6 +279,7 @@ impl<'a> Analysis<'a> {
             relation: None,
             role: Role::Derived,
             nullable: false,
+            within: None,
             filtered: ShardSet::new(),
             tied: ShardSet::new(),
         };
@@ -262,10 +319,13 @@ impl<'a> Analysis<'a> {
                 self.expressions(array_exprs, Some(scope), ctes)?;
                 Ok(derived(alias.as_ref()))
             }
-            TableFactor::Derived { subquery, alias, .. } => {
+            TableFactor::Derived { lateral, subquery, alias, .. } => {
                 self.inner_queries += 1;
-                self.query(subquery, Some(scope), ctes)?;
-                Ok(derived(alias.as_ref()))
+                let outer = if *lateral { Some(scope) } else { scope.outer };
+                let Some(block) = self.enclosed(subquery, outer, ctes)? else { return Ok(derived(alias.as_ref())) };
+                let part = block.part.filter(|_| !lateral).and_then(|part| part.source(alias.as_ref()));
+                self.is_loose |= part.is_none() && block.is_loose;
+                Ok(part.unwrap_or_else(|| derived(alias.as_ref())))
             }
             _ => Err(clause("join", "a join in parentheses")),
         }

@@ -87,8 +87,11 @@ pub(super) fn join(
     }
     for index in 0..scope.sources.len() {
         let Some(all) = scope.sources[index].layout().map(crate::plan::shard_key::Layout::all) else { continue };
-        let filtered = groups.get(&union.root(index)).map_or(all, |reach| reach.shards.clone());
+        let mut filtered = groups.get(&union.root(index)).map_or(all, |reach| reach.shards.clone());
         let source = &mut scope.sources[index];
+        if let Some(within) = &source.within {
+            filtered.retain(|shard| within.contains(shard));
+        }
         source.tied = filtered.clone();
         source.filtered = filtered;
     }

@@ -3,7 +3,8 @@
 use std::ops::Range;
 
 use sqlparser::ast::{
-    Expr, ObjectNamePart, Select, SelectItem, SelectItemQualifiedWildcardKind, Value as Literal, ValueWithSpan,
+    Expr, ObjectNamePart, Query, Select, SelectItem, SelectItemQualifiedWildcardKind, SetExpr, Value as Literal,
+    ValueWithSpan,
 };
 
 use super::refuse::{clause, refuse};
@@ -71,6 +72,9 @@ impl<'t> Items<'t> {
         let mut items = Self { all: Vec::new(), is_exact: true, has_wildcard: false };
         for (item, range) in select.projection.iter().zip(&clauses.items) {
             match item {
+                SelectItem::UnnamedExpr(expr) if is_nameless(expr) => {
+                    return Err(clause("select-list", "a sub-query whose column has no certain name"));
+                }
                 SelectItem::UnnamedExpr(expr) => items.all.push(Item {
                     text: source.slice(range).to_owned(),
                     name: implicit_name(expr).map(Into::into),
@@ -210,14 +214,39 @@ const UNCERTAIN_NAMES: [&str; 30] = [
 ];
 
 /// The name that PostgreSQL's `FigureColname` gives a column, where it hangs on names in the text alone.
-fn implicit_name(expr: &Expr) -> Option<&str> {
+pub(super) fn implicit_name(expr: &Expr) -> Option<&str> {
     match expr {
         Expr::Identifier(ident) => Some(&ident.value),
         Expr::CompoundIdentifier(idents) => idents.last().map(|ident| ident.value.as_str()),
         Expr::Function(function) => Some(&function.name.0.last()?.as_ident()?.value),
         Expr::Nested(inner) | Expr::Collate { expr: inner, .. } => implicit_name(inner),
         Expr::Cast { expr, .. } => implicit_name(expr),
+        Expr::Subquery(query) => match first_item(query)? {
+            SelectItem::UnnamedExpr(expr) => implicit_name(expr),
+            SelectItem::ExprWithAlias { alias, .. } => Some(&alias.value),
+            _ => None,
+        },
         _ => None,
+    }
+}
+
+fn first_item(query: &Query) -> Option<&SelectItem> {
+    match &*query.body {
+        SetExpr::Select(select) => select.projection.first(),
+        _ => None,
+    }
+}
+
+/// Whether an expression takes its name from a query that may call it anything.
+fn is_nameless(expr: &Expr) -> bool {
+    match expr {
+        Expr::Nested(inner) | Expr::Collate { expr: inner, .. } | Expr::Cast { expr: inner, .. } => is_nameless(inner),
+        Expr::Subquery(query) => match first_item(query) {
+            Some(SelectItem::UnnamedExpr(expr)) => is_nameless(expr),
+            Some(SelectItem::ExprWithAlias { .. }) => false,
+            _ => true,
+        },
+        _ => false,
     }
 }
 

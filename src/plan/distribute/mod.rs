@@ -15,9 +15,11 @@ mod gather_check;
 mod group;
 mod having;
 mod items;
+mod membership;
 mod merge_into;
 mod model;
 mod once;
+mod part;
 mod refuse;
 mod scatter;
 mod scope;
@@ -177,7 +179,7 @@ enum Shape<'t> {
 fn walk<'t>(analysis: &mut Analysis<'_>, tree: &'t Statement) -> Result<Shape<'t>, Refusal> {
     match tree {
         Statement::Query(query) => {
-            let block = analysis.query(query, None, &Vec::new())?;
+            let block = analysis.statement(query)?;
             Ok(Shape::Query(Box::new((query, block))))
         }
         Statement::Insert(insert) => write::insert(analysis, insert).map(Shape::Write),
@@ -206,8 +208,11 @@ fn streamed(
     if matches!(&*query.body, SetExpr::SetOperation { .. }) {
         return Err(clause("set-operation", "UNION, INTERSECT or EXCEPT"));
     }
-    if analysis.inner_queries > 0 {
-        return Err(clause("sub-query", "a sub-query"));
+    if analysis.is_loose {
+        return Err(clause("sub-query", "a sub-query over other rows than those with the same shard key"));
+    }
+    if analysis.is_unsteady || analysis.is_entangled {
+        return Err(clause("sub-query", "a query that can give others of its rows on each shard,"));
     }
     if names_a_moment(input) {
         return Err(clause("stable-function", "a parameter such as 'now'"));

@@ -15,12 +15,14 @@ pub(super) struct Source {
     pub(super) alias: Box<str>,
     /// The table's schema where it has no alias: `schema.table.column`.
     pub(super) schema: Option<Box<str>>,
-    /// Its entry in the catalog; `None` for sub-queries, CTEs and functions.
+    /// Its entry in the catalog, or one made up for a query that stands for a table; `None` for other queries, CTEs and functions.
     pub(super) relation: Option<Arc<Relation>>,
     /// What it is to the shards.
     pub(super) role: Role,
     /// Whether an outer join can put NULLs in place of its rows.
     pub(super) nullable: bool,
+    /// Shards that have rows of it, where that is known from within.
+    pub(super) within: Option<ShardSet>,
     /// Shards that WHERE and inner joins leave for its rows.
     pub(super) filtered: ShardSet,
     /// The same, with the condition of its own outer join.

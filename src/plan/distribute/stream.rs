@@ -490,12 +490,29 @@ pub(super) struct Calls {
 struct CallFinder<'j, 't> {
     job: &'j Job<'t>,
     calls: Calls,
+    /// How many inner queries enclose what is looked at: what they call is their own.
+    depth: usize,
 }
 
 impl Visitor for CallFinder<'_, '_> {
     type Break = ();
 
+    fn pre_visit_query(&mut self, _query: &Query) -> ControlFlow<()> {
+        self.depth += 1;
+        // What it gives may have any collation.
+        self.calls.collate = true;
+        ControlFlow::Continue(())
+    }
+
+    fn post_visit_query(&mut self, _query: &Query) -> ControlFlow<()> {
+        self.depth -= 1;
+        ControlFlow::Continue(())
+    }
+
     fn pre_visit_expr(&mut self, expr: &Expr) -> ControlFlow<()> {
+        if self.depth > 0 {
+            return ControlFlow::Continue(());
+        }
         match expr {
             Expr::Collate { .. } => self.calls.collate = true,
             Expr::Function(function) => match &function.over {
@@ -523,7 +540,7 @@ impl Visitor for CallFinder<'_, '_> {
 
 /// What a tree calls.
 pub(super) fn calls_in(job: &Job<'_>, tree: &impl Visit) -> Calls {
-    let mut finder = CallFinder { job, calls: Calls::default() };
+    let mut finder = CallFinder { job, calls: Calls::default(), depth: 0 };
     let _: ControlFlow<()> = tree.visit(&mut finder);
     finder.calls
 }

@@ -37,6 +37,61 @@ async fn rows_are_concatenated() {
 }
 
 #[tokio::test]
+async fn queries_over_rows_with_the_same_key_run_where_those_rows_are() {
+    same_everywhere(&[
+        "select id from orders o where exists (select from items i where i.customer_id = o.customer_id and i.n = 2)",
+        "select id, region from orders o where not exists (select 1 from items i where i.customer_id = o.customer_id and i.n > o.qty)",
+        "select region, count(*) from orders o where exists (select from items i where o.customer_id = i.customer_id) group by region order by region",
+        "select id, (select max(sku) from items i where i.customer_id = o.customer_id) best from orders o order by id limit 50",
+        "select id, (select count(*) from items i where i.customer_id = o.customer_id and i.n = o.small % 4) from orders o",
+        "select id from orders o order by (select count(*) from items i where i.customer_id = o.customer_id), id limit 30",
+        "select sum((select count(*) from items i where i.customer_id = o.customer_id)) from orders o",
+        "select o.id from orders o where qty > (select avg(n) from items i where i.customer_id = o.customer_id)",
+        "select o.id from orders o where exists (select from items i where i.customer_id = o.customer_id and exists (select from orders p where p.customer_id = i.customer_id and p.id <> o.id and p.region = o.region))",
+        "select o.id from orders o where exists (select from items i join orders p on p.customer_id = i.customer_id where i.customer_id = o.customer_id and p.id > o.id + 200)",
+        "select o.id, (select i.sku from items i where i.customer_id = o.customer_id order by i.order_id limit 1) from orders o",
+        "select o.id from orders o where o.country in (select code from countries where label like '%a%')",
+        "select o.id from orders o where o.country not in (select code from countries)",
+        "select id, (select label from countries c where c.code = o.country) label from orders o order by id desc limit 9",
+        "select id from orders where customer_id in (select customer_id from items where n = 3)",
+        "select id from orders where customer_id in (select customer_id from items group by customer_id having sum(n) > 12)",
+        "select id from orders where qty > 0 and (customer_id in (select distinct i.customer_id from items i, countries c where c.code = 'de' and i.n = 1))",
+        "select v from pairs where (a, b) in (select x, y from halves where w % 2 = 0)",
+        "select v from pairs where (b, a) in (select y, x from halves)",
+        "select v from pairs p where exists (select from halves h where (h.x, h.y) = (p.a, p.b))",
+        "select region, count(*), sum(qty) from orders where customer_id in (select customer_id from items where n = 1) group by 1 order by 1",
+        "select count(*) from orders o left join items i on i.customer_id = o.customer_id where exists (select from items j where j.customer_id = i.customer_id and j.n = 3)",
+    ])
+    .await;
+}
+
+#[tokio::test]
+async fn queries_in_from_stand_for_tables() {
+    same_everywhere(&[
+        "select * from (select id, customer_id from orders) o",
+        "select o.id as n, o.* from (select id, region as r from orders where qty > 0) as o order by o.id desc limit 20",
+        "select r, count(*), sum(q) from (select region as r, qty as q from orders) d group by r order by r",
+        "select y, sum(volume) from (select extract(year from o.day) as y, o.amount * i.n as volume from orders o, items i where o.customer_id = i.customer_id) as shipping group by y",
+        "select d.label, count(*) from (select c.label, o.id from orders o join countries c on c.code = o.country) d group by d.label order by 2 desc, 1",
+        "select max(n), min(n), avg(n) from (select customer_id, count(*) as n from orders group by customer_id) d where n > 3",
+        "select n, count(*) from (select customer_id, count(*) as n from items group by 1) d group by n order by n",
+        "select o.id, d.n from orders o join (select customer_id as c, sum(n) as n from items group by customer_id) d on d.c = o.customer_id order by o.id",
+        "select o.id, d.n from orders o left join (select customer_id, sum(n) from items group by customer_id) d (c, n) on d.c = o.customer_id order by o.id",
+        "select d.c, e.n from (select distinct customer_id c from orders) d join (select customer_id c, n from items where n > 1) e using (c) order by 1, 2",
+        "select * from (select id, row_number() over (partition by customer_id order by id) as place from orders) d where place <= 2",
+        "select id, label from (select id, country from orders) o join (select code, upper(label) as label from countries) c on c.code = o.country order by id",
+        "select id from (select * from orders where customer_id = 5) o",
+        "select id from (select * from (select * from orders where ok) a where qty > 0) b where region = 'north'",
+        "select id from (select id, customer_id k from orders) o where exists (select from items i where i.customer_id = o.k and i.n = 1)",
+        "select id from orders o where exists (select from (select customer_id, n from items where n > 1) i where i.customer_id = o.customer_id)",
+        "select x.a, count(*) from (select a, b from pairs) x join (select x, y from halves) h on (x.a, x.b) = (h.x, h.y) group by x.a order by 1",
+        "select distinct c from (select customer_id as c, region from orders) d order by c",
+        "select distinct region from (select customer_id as c, region from orders) d",
+    ])
+    .await;
+}
+
+#[tokio::test]
 async fn ordered_streams_are_merged_in_postgresqls_order() {
     same_everywhere(&[
         "select id, amount from orders order by amount, id",
