@@ -224,7 +224,7 @@ impl Parts {
                 parts.mib += figure("bytes=") / f64::from(1 << 20);
             } else if line.starts_with("->  Shard ") {
                 parts.shard = parts.shard.max(figure("time=") / 1e3);
-            } else if line.starts_with("Execution Time:") {
+            } else if line.starts_with("Execution Time:") && parts.how != "streamed" {
                 parts.coordinator += figure("Execution Time:") / 1e3;
             }
         }

@@ -1,12 +1,13 @@
 //! Groups over several shards: rows of equal keys become one, in a map of bounded size.
 
 use std::cmp::Ordering;
-use std::collections::HashMap;
 
 use super::aggregate::{Method, State};
 use super::description::{Description, format_of};
+use super::encode::Computed;
 use super::order::{self, Keys};
 use super::row::{Fields, Row};
+use super::store::Store;
 use super::types::{Reader, refused, unreadable};
 use crate::error::{Error, ErrorKind};
 use crate::plan::distribute::{Condition, Groups, Output, Sort, SortBy};
@@ -17,7 +18,7 @@ use crate::wire::writer;
 use bytes::{BufMut, BytesMut};
 
 /// Bytes that one group costs beside its key, row and states.
-const GROUP_OVERHEAD_BYTES: usize = 96;
+const GROUP_OVERHEAD_BYTES: usize = 48;
 
 /// What a sort key of a group reads.
 #[derive(Debug, Clone, Copy)]
@@ -40,20 +41,12 @@ pub(super) struct Grouped {
     sort_readers: Vec<SortReader>,
     formats: Vec<i16>,
     columns: usize,
-    groups: HashMap<Box<[u8]>, Group>,
+    groups: Store,
     /// The row at hand, and its key.
     fields: Fields,
     key: Vec<u8>,
     used_bytes: usize,
     memory_bytes: usize,
-}
-
-/// One group, as far as it is known.
-#[derive(Debug)]
-pub(super) struct Group {
-    /// The body of one of its rows.
-    row: Box<[u8]>,
-    states: Vec<State>,
 }
 
 impl Grouped {
@@ -97,7 +90,7 @@ impl Grouped {
             sort_readers,
             formats: (0..visible).map(|at| format_of(formats, at)).collect(),
             columns: description.columns.len(),
-            groups: HashMap::new(),
+            groups: Store::default(),
             fields: Fields::default(),
             key: Vec::new(),
             used_bytes: 0,
@@ -145,22 +138,26 @@ impl Grouped {
                 Some(_) => return Err(unreadable()),
             }
         }
-        let group = match self.groups.get_mut(&self.key[..]) {
-            Some(group) => group,
+        let number = match self.groups.find(&self.key) {
+            Some(number) => number,
             None => {
-                let states: Vec<State> = self.methods.iter().map(Method::start).collect();
-                let weight = states.iter().map(State::weight).sum::<usize>();
+                let states = || self.methods.iter().map(Method::start);
+                let weight = states().map(|state| state.weight()).sum::<usize>();
                 self.used_bytes += self.key.len() + body.len() + GROUP_OVERHEAD_BYTES + weight;
-                if self.used_bytes > self.memory_bytes {
+                if self.used_bytes > self.memory_bytes || self.groups.is_full() {
                     return Err(self.full());
                 }
-                self.groups.entry(self.key[..].into()).or_insert(Group { row: body.into(), states })
+                self.groups.add(&self.key, body, states())
             }
         };
-        for ((method, state), shown) in self.methods.iter().zip(&mut group.states).zip(&self.shown) {
-            let before = state.weight();
+        let states = self.groups.states_mut(number, self.methods.len());
+        for ((method, state), shown) in self.methods.iter().zip(states).zip(&self.shown) {
+            let is_of_one_size = !matches!(state, State::Best(..));
+            let before = if is_of_one_size { 0 } else { state.weight() };
             method.take(state, &row, shown)?;
-            self.used_bytes = (self.used_bytes + state.weight()).saturating_sub(before);
+            if !is_of_one_size {
+                self.used_bytes = (self.used_bytes + state.weight()).saturating_sub(before);
+            }
         }
         Ok(())
     }
@@ -172,46 +169,52 @@ impl Grouped {
             .hint("raise fanout.memory, filter more, or group by the shard key as well")
     }
 
-    /// The answer's groups in order, to be written one by one.
-    pub(super) fn finish(&mut self) -> Result<Vec<Group>, Error> {
-        let groups = std::mem::take(&mut self.groups).into_values();
-        let shown =
-            groups.filter(|group| self.having.as_ref().is_none_or(|having| holds(having, &group.states) == Some(true)));
+    /// The answer's groups in order, by number, to be written one by one.
+    pub(super) fn finish(&mut self) -> Result<Vec<usize>, Error> {
+        let count = self.methods.len();
+        let is_shown = |number: &usize| {
+            let holds = |having| holds(having, self.groups.states(*number, count)) == Some(true);
+            self.having.as_ref().is_none_or(holds)
+        };
+        let shown = (0..self.groups.len()).filter(is_shown);
         if self.sort.is_empty() {
             return Ok(shown.collect());
         }
-        let (mut rows, mut fields): (Vec<(Keys, Group)>, _) = (Vec::new(), Fields::default());
-        for group in shown {
-            fields.read(&group.row, self.columns)?;
-            let row = Row { body: &group.row, fields: &fields };
+        let (mut rows, mut fields): (Vec<(Keys, usize)>, _) = (Vec::new(), Fields::default());
+        for number in shown {
+            let body = self.groups.row(number);
+            fields.read(body, self.columns)?;
+            let row = Row { body, fields: &fields };
+            let states = self.groups.states(number, count);
             let keys: Result<Keys, Error> = self
                 .sort_readers
                 .iter()
                 .map(|reader| match reader {
                     SortReader::Column(reader) => reader.read(&row),
-                    SortReader::Aggregate(number) => Ok(group.states.get(*number).and_then(State::value)),
+                    SortReader::Aggregate(at) => Ok(states.get(*at).and_then(State::value)),
                 })
                 .collect();
-            rows.push((keys?, group));
+            rows.push((keys?, number));
         }
         rows.sort_by(|(a, _), (b, _)| order::compare(&self.sort, a, b));
-        Ok(rows.into_iter().map(|(_, group)| group).collect())
+        Ok(rows.into_iter().map(|(_, number)| number).collect())
     }
 
     /// Appends a group's DataRow.
-    pub(super) fn write(&mut self, group: &Group, out: &mut BytesMut) -> Result<(), Error> {
-        self.fields.read(&group.row, self.columns)?;
+    pub(super) fn write(&mut self, number: usize, out: &mut BytesMut) -> Result<(), Error> {
+        let (row, states) = (self.groups.row(number), self.groups.states(number, self.methods.len()));
+        self.fields.read(row, self.columns)?;
         let columns = i16::try_from(self.outputs.len()).unwrap_or(i16::MAX);
         writer::message(out, b'D', |out| {
             out.put_i16(columns);
             for (at, output) in self.outputs.iter().enumerate() {
-                match output.and_then(|number| group.states.get(number).zip(self.shown.get(number))) {
-                    None => put(out, self.fields.get(&group.row, at)),
+                match output.and_then(|at| states.get(at).zip(self.shown.get(at))) {
+                    None => put(out, self.fields.get(row, at)),
                     Some((State::Best(_, bytes), shown)) => {
                         let place = shown.iter().position(|&shown| shown == at);
                         put(out, place.and_then(|place| bytes.get(place)?.as_deref()));
                     }
-                    Some((state, _)) => put(out, state.computed().bytes(self.formats.get(at) == Some(&1)).as_deref()),
+                    Some((state, _)) => put_computed(out, &state.computed(), self.formats.get(at) == Some(&1)),
                 }
             }
         });
@@ -227,6 +230,16 @@ fn put(out: &mut BytesMut, value: Option<&[u8]>) {
             out.put_i32(i32::try_from(bytes.len()).unwrap_or(i32::MAX));
             out.put_slice(bytes);
         }
+    }
+}
+
+/// A column of a DataRow that pgherd computed itself.
+fn put_computed(out: &mut BytesMut, value: &Computed, is_binary: bool) {
+    let at = out.len();
+    out.put_i32(-1);
+    if value.write(is_binary, out) {
+        let len = i32::try_from(out.len() - at - 4).unwrap_or(i32::MAX);
+        out[at..at + 4].copy_from_slice(&len.to_be_bytes());
     }
 }
 

@@ -9,6 +9,7 @@ pub mod numeric;
 mod order;
 mod ordered;
 mod row;
+mod store;
 mod sum;
 mod types;
 
@@ -18,7 +19,7 @@ use bytes::BytesMut;
 
 use self::description::{Description, format_of};
 use self::due::Due;
-use self::groups::{Group, Grouped};
+use self::groups::Grouped;
 use self::order::SortKey;
 use self::ordered::Ordered;
 use self::row::Fields;
@@ -47,7 +48,7 @@ pub struct Merger {
 enum Machine {
     Concatenated(Concatenated),
     Ordered(Ordered),
-    Grouped { groups: Box<Grouped>, open: usize, answer: std::vec::IntoIter<Group> },
+    Grouped { groups: Box<Grouped>, open: usize, answer: std::vec::IntoIter<usize> },
 }
 
 /// Rows in whichever order they come.
@@ -182,7 +183,7 @@ impl Merger {
             }
             let Some(group) = answer.next() else { break };
             if self.due.counts() {
-                groups.write(&group, out)?;
+                groups.write(group, out)?;
             }
         }
         Ok(false)

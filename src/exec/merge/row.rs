@@ -3,7 +3,6 @@
 use bytes::{BufMut, BytesMut};
 
 use crate::error::Error;
-use crate::wire::frame::Body;
 use crate::wire::writer;
 
 /// A shard's DataRow that is not one.
@@ -29,21 +28,23 @@ impl Fields {
     /// A body whose columns are not `count`, or that ends too early or too late.
     pub(super) fn read(&mut self, body: &[u8], count: usize) -> Result<(), Error> {
         self.0.clear();
-        let mut rest = Body::new(body);
-        let stated = rest.i16().and_then(|stated| usize::try_from(stated).ok()).ok_or_else(malformed)?;
-        if stated != count {
+        let Some((stated, _)) = body.split_first_chunk::<2>() else { return Err(malformed()) };
+        if usize::try_from(i16::from_be_bytes(*stated)) != Ok(count) {
             return Err(malformed());
         }
-        let mut at = 2_u32;
+        let mut at = 2;
         for _ in 0..count {
-            let len = rest.i32().ok_or_else(malformed)?;
+            let len = body.get(at..).and_then(|rest| rest.first_chunk::<4>()).ok_or_else(malformed)?;
+            let len = i32::from_be_bytes(*len);
             let (start, is_null) = (at + 4, len < 0);
-            let len = len.max(0) as u32;
-            rest.bytes(len as usize).ok_or_else(malformed)?;
-            at = start + len;
-            self.0.push(Field { start, end: at, is_null });
+            at = start + len.max(0) as usize;
+            if at > body.len() {
+                return Err(malformed());
+            }
+            // A message is no longer than an i32 says.
+            self.0.push(Field { start: start as u32, end: at as u32, is_null });
         }
-        if rest.rest().is_empty() { Ok(()) } else { Err(malformed()) }
+        if at == body.len() { Ok(()) } else { Err(malformed()) }
     }
 
     /// A column's bytes in the body that was read; `None` is NULL.

@@ -60,8 +60,11 @@ impl NumericSum {
             magnitude = magnitude.checked_mul(i128::from(BASE))?.checked_add(digit)?;
         }
         let shift = u32::try_from(i64::from(lowest) + i64::from(places)).ok()?;
-        let magnitude = magnitude.checked_mul(unit(shift)?)?;
-        let units = self.units.checked_mul(unit(places - self.places)?)?;
+        let magnitude = if shift == 0 { magnitude } else { magnitude.checked_mul(unit(shift)?)? };
+        let units = match places - self.places {
+            0 => self.units,
+            more => self.units.checked_mul(unit(more)?)?,
+        };
         Some((units.checked_add(if negative { -magnitude } else { magnitude })?, places))
     }
 

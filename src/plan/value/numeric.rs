@@ -2,6 +2,8 @@
 
 use std::cmp::Ordering;
 
+use bytes::{BufMut, BytesMut};
+
 /// Decimal digits in one base-10000 digit.
 pub const DIGIT_WIDTH: i32 = 4;
 /// The base.
@@ -74,10 +76,16 @@ impl Numeric {
     /// An integer, with scale 0.
     pub fn from_i128(value: i128) -> Self {
         let mut rest = value.unsigned_abs();
-        let mut digits = Vec::new();
-        while rest > 0 {
+        let mut digits = Vec::with_capacity(6);
+        while rest > u128::from(u64::MAX) {
             digits.push((rest % BASE as u128) as i16);
             rest /= BASE as u128;
+        }
+        // Divisions of words that the processor has an instruction for.
+        let mut rest = rest as u64;
+        while rest > 0 {
+            digits.push((rest % BASE as u64) as i16);
+            rest /= BASE as u64;
         }
         digits.reverse();
         let weight = digits.len() as i32 - 1;
@@ -213,31 +221,50 @@ fn parse_exponent(text: &str) -> Option<i32> {
 }
 
 impl std::fmt::Display for Numeric {
-    /// As `numeric_out` prints it.
+    /// As [`Numeric::write_text`] writes it.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let mut text = BytesMut::new();
+        self.write_text(&mut text);
+        f.write_str(std::str::from_utf8(&text).unwrap_or_default())
+    }
+}
+
+impl Numeric {
+    /// Appends the value as `numeric_out` prints it.
+    pub fn write_text(&self, out: &mut BytesMut) {
         let value = match self {
-            Self::NaN => return f.write_str("NaN"),
-            Self::Infinity => return f.write_str("Infinity"),
-            Self::NegativeInfinity => return f.write_str("-Infinity"),
+            Self::NaN => return out.put_slice(b"NaN"),
+            Self::Infinity => return out.put_slice(b"Infinity"),
+            Self::NegativeInfinity => return out.put_slice(b"-Infinity"),
             Self::Finite(value) => value,
         };
         if value.negative {
-            f.write_str("-")?;
+            out.put_u8(b'-');
         }
         let top = value.weight.max(0);
-        write!(f, "{}", value.digit(top))?;
-        for power in (0..top).rev() {
-            write!(f, "{:04}", value.digit(power))?;
+        let first = four_digits(value.digit(top));
+        let leading = first.iter().take(3).take_while(|&&digit| digit == b'0').count();
+        out.put_slice(&first[leading..]);
+        (0..top).rev().for_each(|power| out.put_slice(&four_digits(value.digit(power))));
+        let scale = usize::try_from(value.scale).unwrap_or(0);
+        if scale == 0 {
+            return;
         }
-        let mut decimals = String::new();
+        out.put_u8(b'.');
+        let end = out.len() + scale;
         let mut power = -1;
-        while (decimals.len() as i32) < value.scale {
-            decimals.push_str(&format!("{:04}", value.digit(power)));
+        while out.len() < end {
+            out.put_slice(&four_digits(value.digit(power)));
             power -= 1;
         }
-        decimals.truncate(value.scale as usize);
-        if decimals.is_empty() { Ok(()) } else { write!(f, ".{decimals}") }
+        out.truncate(end);
     }
+}
+
+/// A base-10000 digit as decimal ones.
+fn four_digits(digit: i16) -> [u8; 4] {
+    let digit = digit.unsigned_abs();
+    [digit / 1000, digit / 100 % 10, digit / 10 % 10, digit % 10].map(|decimal| b'0' + decimal as u8)
 }
 
 #[cfg(test)]
