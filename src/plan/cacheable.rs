@@ -50,6 +50,10 @@ fn session(input: &Input<'_>, statement: &Statement) -> Result<(), Reason> {
     if input.facts.hint.cache == Some(false) {
         return Err(no("hint", "the text asks for an answer that is not from the cache"));
     }
+    // Before all that hangs on the session: so much is known of a statement for good.
+    if input.cache.olap_only && input.facts.hint.cache != Some(true) && !statement.shape.is_analytical() {
+        return Err(no("point-read", "reads that are not analytical are not cached"));
+    }
     match input.session.in_transaction {
         Transaction::VirginReadCommitted if !input.cache.in_transactions => {
             return Err(no("in-transaction", "the configuration serves no transactions from the cache"));
@@ -58,9 +62,6 @@ fn session(input: &Input<'_>, statement: &Statement) -> Result<(), Reason> {
         Transaction::Written => return Err(no("after-write", "the transaction has written: its own rows must show")),
         Transaction::Isolated => return Err(no("isolation", "the transaction's snapshot is older than any epoch")),
         Transaction::Failed => return Err(no("failed-transaction", "the transaction has failed")),
-    }
-    if input.cache.olap_only && input.facts.hint.cache != Some(true) && !statement.shape.is_analytical() {
-        return Err(no("point-read", "reads that are not analytical are not cached"));
     }
     if !input.session.text_is_plain {
         return Err(no("client-encoding", "the text's encoding may hide quotes in its characters"));

@@ -172,7 +172,7 @@ fn replica(input: &Input<'_>, statement: &Statement) -> Result<Reason, Reason> {
         return no("hint", "the text asks for the primary");
     }
     if input.session.in_transaction != Transaction::Outside || input.session.pinned {
-        return no("transaction", "the session's server answers it");
+        return no("in-transaction", "the session's server answers it");
     }
     if statement.explain || statement.locks_rows || !statement.effects.is_empty() {
         return no("not-plain", "it locks, measures or touches the session");
