@@ -30,8 +30,9 @@ struct Inner {
 }
 
 impl Key {
-    fn new(bytes: Vec<u8>, fingerprint: u128) -> Self {
-        Self(Arc::new(Inner { hash: xxh3_128(&bytes), fingerprint, bytes: bytes.into_boxed_slice() }))
+    /// Copied: an allocator that shrinks a block may leave it as large as it was.
+    fn new(bytes: &[u8], fingerprint: u128) -> Self {
+        Self(Arc::new(Inner { hash: xxh3_128(bytes), fingerprint, bytes: bytes.into() }))
     }
 
     /// The key of a text and nothing else.
@@ -182,7 +183,7 @@ impl KeyBuilder {
 
     /// The key.
     pub fn build(self) -> Key {
-        Key::new(self.bytes, self.fingerprint)
+        Key::new(&self.bytes, self.fingerprint)
     }
 
     fn formats(&mut self, formats: &[i16]) {

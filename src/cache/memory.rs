@@ -17,7 +17,7 @@ use super::epochs::Noted;
 use super::key::Key;
 use super::stats::CacheStats;
 
-/// What an entry costs beside its own bytes and its key's: the map's and the ledger's nodes, reference counts, the allocator's rounding.
+/// What an entry costs beside its own bytes and its key's: the map's and the ledger's nodes, reference counts.
 const OVERHEAD_BYTES: usize = 512;
 /// Locks that hits are spread over.
 const SHARDS: usize = 16;
@@ -237,7 +237,19 @@ impl Memory {
 }
 
 fn weight(key: &Key, held: &Held) -> u64 {
-    (OVERHEAD_BYTES + key.bytes().len() + held.entry.bytes.len() + held.shared.len() + held.noted.bytes()) as u64
+    let parts = [key.bytes().len(), held.entry.bytes.len(), held.shared.len(), held.noted.bytes()];
+    (OVERHEAD_BYTES + parts.into_iter().map(block_bytes).sum::<usize>()) as u64
+}
+
+/// What the allocator takes for so many bytes: mimalloc's blocks have four sizes between powers of two, and larger ones whole slices.
+fn block_bytes(bytes: usize) -> usize {
+    const SLICE_BYTES: usize = 64 * 1024;
+    match bytes {
+        0 => 0,
+        ..=64 => bytes.next_multiple_of(8),
+        ..=0x8_0000 => bytes.next_multiple_of(1 << ((bytes - 1).ilog2() - 2)),
+        _ => bytes.next_multiple_of(SLICE_BYTES),
+    }
 }
 
 /// The time that so many hits save, for each byte.
@@ -276,6 +288,15 @@ mod tests {
 
     const HOUR: Duration = Duration::from_secs(3600);
     const MS: Duration = Duration::from_millis(1);
+
+    #[test]
+    fn blocks_have_the_allocators_sizes() {
+        for (bytes, block) in
+            [(0, 0), (1, 8), (64, 64), (65, 80), (1024, 1024), (1025, 1280), (2049, 2560), (600_000, 655_360)]
+        {
+            assert_eq!(block_bytes(bytes), block, "{bytes}");
+        }
+    }
 
     #[test]
     fn what_was_dear_stays_and_what_was_cheap_goes() {

@@ -160,10 +160,12 @@ impl Session {
     /// Whether nothing stands between the client's next message and the primary.
     fn is_clear(&self) -> bool {
         let is_held_back = self.passing > 0 || self.skipping || self.hidden_sync || !self.flight.is_empty();
-        if is_held_back || !self.lazy_begin.is_empty() || self.settings.is_uncertain() {
+        if is_held_back || self.settings.is_uncertain() {
             return false;
         }
         match &self.server {
+            // A BEGIN that no server knows of yet goes first: see `attach`.
+            None if !self.lazy_begin.is_empty() => self.status == TransactionStatus::InTransaction,
             None => self.status == TransactionStatus::Idle,
             Some(attached) => {
                 attached.target == Target::Primary
