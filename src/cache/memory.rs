@@ -17,8 +17,8 @@ use super::epochs::Noted;
 use super::key::Key;
 use super::stats::CacheStats;
 
-/// What an entry costs beside its own bytes and its key's: the map's and the ledger's nodes, reference counts.
-const OVERHEAD_BYTES: usize = 512;
+/// What an entry costs beside its own bytes and its key's: the maps and the ledger, whose nodes are half full, and reference counts.
+const OVERHEAD_BYTES: usize = 640;
 /// Locks that hits are spread over.
 const SHARDS: usize = 16;
 /// Worth is counted in so many parts of a microsecond for each byte.

@@ -1,5 +1,6 @@
 //! Carrying a plan out.
 
+pub mod capture;
 pub mod coordinator;
 pub mod copy_in;
 pub mod explain;

@@ -8,6 +8,7 @@ use tokio::io::AsyncWriteExt;
 
 use crate::backend::server::ServerConn;
 use crate::error::{Error, ErrorKind};
+use crate::exec::capture::Capture;
 use crate::exec::relay::ClientSide;
 use crate::limits;
 use crate::wire::backend::{ErrorFields, with_statement_name};
@@ -19,7 +20,8 @@ use crate::wire::writer;
 /// Bytes of an answer that are held back, since a write shows itself before or with the first rows.
 const HELD_BACK_BYTES: usize = 64 * 1024;
 
-/// Bytes of a large answer that a client is given before it is the turn of others: a socket whose client is fast takes them at once.
+/// Bytes of a large answer that a client is given, or that are taken from a server, before it is the turn of others: sockets whose
+/// other end is fast have more at once.
 const TURN_BYTES: usize = 512 * 1024;
 
 /// What to run.
@@ -73,7 +75,7 @@ pub enum Outcome {
 #[derive(Debug)]
 pub struct Captured {
     /// RowDescription (or NoData), rows, CommandComplete.
-    pub bytes: Bytes,
+    pub bytes: Capture,
     /// Bytes of the RowDescription at its front.
     pub row_description_len: usize,
     /// Rows in it.
@@ -96,9 +98,10 @@ pub async fn run(
     server.flush().await?;
     let mut answer = Answer::new(read.protocol, capture);
     // BEGIN's and COMMIT's ReadyForQuery frame the one in the middle.
-    let mut ready = 0;
+    let (mut ready, mut turn) = (0, 0);
     while ready < 3 {
         let frame = server.read_frame().await?;
+        let_others(&mut turn, frame.bytes.len()).await;
         server.note(&frame);
         match frame.tag() {
             b'Z' => ready += 1,
@@ -120,9 +123,10 @@ pub async fn again(server: &mut ServerConn, read: Read<'_>, limit: usize) -> Res
     server.take_over();
     queue(server, read);
     server.flush().await?;
-    let (mut ready, mut answer) = (0, Some(BytesMut::new()));
+    let (mut ready, mut turn, mut answer) = (0, 0, Some(BytesMut::new()));
     while ready < 3 {
         let frame = server.read_frame().await?;
+        let_others(&mut turn, frame.bytes.len()).await;
         server.note(&frame);
         match frame.tag() {
             b'Z' => ready += 1,
@@ -137,6 +141,15 @@ pub async fn again(server: &mut ServerConn, read: Read<'_>, limit: usize) -> Res
     }
     server.hand_back();
     Ok(answer.map(BytesMut::freeze))
+}
+
+/// Counts bytes of one's turn, and lets others have theirs when it is over.
+async fn let_others(turn: &mut usize, bytes: usize) {
+    *turn += bytes;
+    if *turn >= TURN_BYTES {
+        *turn = 0;
+        tokio::task::yield_now().await;
+    }
 }
 
 /// Writes an answer from where it lies, behind what is queued for the client, and at its pace.
@@ -196,7 +209,7 @@ struct Answer<'a> {
     /// What has not been passed on yet.
     held: BytesMut,
     /// The whole answer so far, where it may be kept; nothing of it has been passed on then.
-    captured: Option<BytesMut>,
+    captured: Option<Capture>,
     limit: usize,
     described: bool,
     came_to: (bool, bool),
@@ -218,7 +231,7 @@ impl<'a> Answer<'a> {
                 Protocol::Extended { bind, .. } => frontend::bind_names(bind).map_or(b"", |(_, statement)| statement),
             },
             held: BytesMut::new(),
-            captured: capture.map(|_| BytesMut::new()),
+            captured: capture.map(|_| Capture::default()),
             limit: capture.unwrap_or(0),
             came_to: (false, false),
             described: !matches!(protocol, Protocol::Extended { described: false, .. }),
@@ -266,7 +279,7 @@ impl<'a> Answer<'a> {
             self.give_up_capture();
         }
         if let Some(captured) = &mut self.captured {
-            captured.extend_from_slice(&frame.bytes);
+            captured.push(&frame.bytes);
             return Ok(());
         }
         if self.described || !matches!(frame.tag(), b'T' | b'n') {
@@ -284,7 +297,7 @@ impl<'a> Answer<'a> {
     /// The answer will not be kept: what was held back is passed on with the rest.
     fn give_up_capture(&mut self) {
         if let Some(captured) = self.captured.take() {
-            self.held.extend_from_slice(&captured[self.unwanted_description().min(captured.len())..]);
+            captured.pieces_from(self.unwanted_description()).for_each(|piece| self.held.extend_from_slice(piece));
         }
     }
 
@@ -306,7 +319,7 @@ impl<'a> Answer<'a> {
                 self.pass_on(client);
                 let (row_description_len, rows) = (self.row_description_len, self.rows);
                 let captured = self.captured.take();
-                let captured = captured.map(|bytes| Captured { bytes: bytes.freeze(), row_description_len, rows });
+                let captured = captured.map(|bytes| Captured { bytes, row_description_len, rows });
                 Ok(Outcome::Done(captured))
             }
             Some(failed @ Outcome::Failed { .. }) => {

@@ -142,6 +142,7 @@ impl Session {
         described: bool,
     ) -> Result<(), Error> {
         let Captured { bytes, row_description_len, rows } = captured;
+        let bytes = bytes.whole().await.ok_or_else(|| Error::internal("an answer was not put together").fatal())?;
         let entry = Entry::new(bytes.clone(), row_description_len, rows, cost, read.ttl).as_of(began);
         if entry.remaining().is_zero() {
             // Those who wait would fill one after the other, each in vain.
