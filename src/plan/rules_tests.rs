@@ -223,10 +223,10 @@ fn nothing_that_can_write_goes_to_a_replica() {
         ("/* pgherd: route=primary */ select a from t", "primary/hint"),
     ]);
     world.in_transaction = Transaction::VirginReadCommitted;
-    world.all(&[("select a from t", "primary/transaction")]);
+    world.all(&[("select a from t", "primary/in-transaction")]);
     world.in_transaction = Transaction::Outside;
     world.pinned = true;
-    world.all(&[("select a from t", "primary/transaction")]);
+    world.all(&[("select a from t", "primary/in-transaction")]);
     world.pinned = false;
     world.database.reads = Reads::Primary;
     world.all(&[("select a from t", "primary/read"), ("/* pgherd: route=replica */ select a from t", "replica/read")]);

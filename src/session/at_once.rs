@@ -31,7 +31,7 @@ pub(super) type Known = (Arc<Answer>, Option<Arc<Prepared>>);
 impl Session {
     /// Remembers a question that the cache has just answered, if this session is as any other of its kind.
     pub(super) fn note_answer(&mut self, execution: &Execution<'_>, key: &Key, read: &Arc<CachedRead>) {
-        if !self.is_like_any() || self.status != TransactionStatus::Idle || !self.lazy_begin.is_empty() {
+        if !self.is_like_any() {
             return;
         }
         let bind = execution.bind.map(|(frame, _)| behind_names(frame.body()));
@@ -41,9 +41,11 @@ impl Session {
         self.memo.note_answer(&question, answer);
     }
 
-    /// Whether plans for this session are those for any other with its role and settings.
+    /// Whether plans for this session are those for any other with its role and settings: it is in no transaction, above all.
     fn is_like_any(&self) -> bool {
         self.server.is_none()
+            && self.status == TransactionStatus::Idle
+            && self.lazy_begin.is_empty()
             && !self.pins.any()
             && self.suspended.is_none()
             && self.mode != PoolMode::Session
