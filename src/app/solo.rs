@@ -22,6 +22,8 @@ pub(super) struct SoloLock {
     exclusive: bool,
     shared_since: Option<Instant>,
     scope_is_told: bool,
+    /// Since when it waits for a pgherd that holds the lock for itself, and whether that was said.
+    shut_out: Option<(Instant, bool)>,
 }
 
 impl SoloLock {
@@ -43,8 +45,10 @@ impl SoloLock {
         }
         if !self.shared {
             // Somebody writes who has not reached Redis: nothing may be served beside that one.
+            self.complain(database);
             return Ok(false);
         }
+        self.shut_out = None;
         self.tell_scope(database, cache, client).await?;
         if cache.is_registered() {
             if self.exclusive {
@@ -59,6 +63,19 @@ impl SoloLock {
             self.hold_exclusively(database, client).await?;
         }
         Ok(is_late)
+    }
+
+    /// Says once who is in the way, if that lasts.
+    fn complain(&mut self, database: &Database) {
+        let (since, is_said) = self.shut_out.get_or_insert_with(|| (Instant::now(), false));
+        if !*is_said && since.elapsed() > PATIENCE {
+            *is_said = true;
+            tracing::warn!(
+                database = database.config.name,
+                "another pgherd caches this database of this server without this Redis: nothing is served from the cache and writes \
+                 wait or are refused, until it ends or is given the same cache.redis"
+            );
+        }
     }
 
     /// Tells the cache which server it is about, if that is another one than before.

@@ -245,9 +245,8 @@ fn weight(key: &Key, held: &Held) -> u64 {
 fn block_bytes(bytes: usize) -> usize {
     const SLICE_BYTES: usize = 64 * 1024;
     match bytes {
-        0 => 0,
-        ..=64 => bytes.next_multiple_of(8),
-        ..=0x8_0000 => bytes.next_multiple_of(1 << ((bytes - 1).ilog2() - 2)),
+        0..=64 => bytes.next_multiple_of(8),
+        65..=0x8_0000 => bytes.next_multiple_of(1 << ((bytes - 1).ilog2() - 2)),
         _ => bytes.next_multiple_of(SLICE_BYTES),
     }
 }

@@ -127,7 +127,7 @@ impl Shared {
         if !known && !self.solo.load(Ordering::Acquire) {
             // Those who serve would not know that there is someone to wait for.
             return match impatient {
-                true => Err(self.refused("the cache's Redis has not been reached since this server connection began")),
+                true => Err(self.refused("the cache's Redis has not been reached since this server connection began, or another pgherd caches the database without it")),
                 false => Ok(None),
             };
         }
@@ -154,7 +154,7 @@ impl Shared {
     fn refused(&self, why: &str) -> Error {
         self.stats.add(|stats| &stats.refused_writes);
         Error::new(ErrorKind::Cache, SqlState::CANNOT_CONNECT_NOW, format!("the write was not sent: {why}"))
-            .hint("Try again when Redis is reachable; cache.redis.on_loss says what a write does without it.")
+            .hint("Try again when Redis is reachable (pgherd's log says what is in the way); cache.on_redis_loss says what a write does without it.")
     }
 
     /// The outcome is known. Returns at once; Redis is told in the background.

@@ -80,6 +80,7 @@ impl Grouped {
                 SortBy::Visible(..) => return Err(Error::internal("groups are sorted by hidden columns")),
             });
         }
+        let width = methods.len();
         let grouped = Self {
             keys: keys?,
             methods,
@@ -90,7 +91,7 @@ impl Grouped {
             sort_readers,
             formats: (0..visible).map(|at| format_of(formats, at)).collect(),
             columns: description.columns.len(),
-            groups: Store::default(),
+            groups: Store::new(width),
             fields: Fields::default(),
             key: Vec::new(),
             used_bytes: 0,
@@ -150,7 +151,7 @@ impl Grouped {
                 self.groups.add(&self.key, body, states())
             }
         };
-        let states = self.groups.states_mut(number, self.methods.len());
+        let states = self.groups.states_mut(number);
         for ((method, state), shown) in self.methods.iter().zip(states).zip(&self.shown) {
             let is_of_one_size = !matches!(state, State::Best(..));
             let before = if is_of_one_size { 0 } else { state.weight() };
@@ -171,9 +172,8 @@ impl Grouped {
 
     /// The answer's groups in order, by number, to be written one by one.
     pub(super) fn finish(&mut self) -> Result<Vec<usize>, Error> {
-        let count = self.methods.len();
         let is_shown = |number: &usize| {
-            let holds = |having| holds(having, self.groups.states(*number, count)) == Some(true);
+            let holds = |having| holds(having, self.groups.states(*number)) == Some(true);
             self.having.as_ref().is_none_or(holds)
         };
         let shown = (0..self.groups.len()).filter(is_shown);
@@ -185,7 +185,7 @@ impl Grouped {
             let body = self.groups.row(number);
             fields.read(body, self.columns)?;
             let row = Row { body, fields: &fields };
-            let states = self.groups.states(number, count);
+            let states = self.groups.states(number);
             let keys: Result<Keys, Error> = self
                 .sort_readers
                 .iter()
@@ -202,7 +202,7 @@ impl Grouped {
 
     /// Appends a group's DataRow.
     pub(super) fn write(&mut self, number: usize, out: &mut BytesMut) -> Result<(), Error> {
-        let (row, states) = (self.groups.row(number), self.groups.states(number, self.methods.len()));
+        let (row, states) = (self.groups.row(number), self.groups.states(number));
         self.fields.read(row, self.columns)?;
         let columns = i16::try_from(self.outputs.len()).unwrap_or(i16::MAX);
         writer::message(out, b'D', |out| {

@@ -1,6 +1,7 @@
-//! Groups in memory: keys and rows one behind the other in large pieces, states of all groups in one list.
+//! Groups in memory: keys and rows one behind the other in large pieces, states in pieces of their own.
 
 use std::hash::{BuildHasher, Hasher};
+use std::ops::Range;
 
 use hashbrown::HashTable;
 
@@ -8,13 +9,17 @@ use super::aggregate::State;
 
 /// Keys and rows lie in pieces of this size, or of their own if they are larger.
 const PIECE_BYTES: usize = 256 * 1024;
+/// States lie in pieces of so many groups, so that none of them is ever moved.
+const PIECE_GROUPS: usize = 1024;
 
 /// See the module's description.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Store {
     numbers: HashTable<u32>,
     groups: Vec<Place>,
-    states: Vec<State>,
+    /// How many states each group has.
+    width: usize,
+    states: Vec<Vec<State>>,
     pieces: Vec<Vec<u8>>,
     hashing: foldhash::fast::RandomState,
 }
@@ -30,6 +35,18 @@ struct Place {
 }
 
 impl Store {
+    /// One for groups of so many states.
+    pub(super) fn new(width: usize) -> Self {
+        Self {
+            numbers: HashTable::new(),
+            groups: Vec::new(),
+            width,
+            states: Vec::new(),
+            pieces: Vec::new(),
+            hashing: foldhash::fast::RandomState::default(),
+        }
+    }
+
     /// The number of the group with that key.
     pub(super) fn find(&self, key: &[u8]) -> Option<usize> {
         let hash = self.hash(key);
@@ -57,7 +74,12 @@ impl Store {
         piece.extend_from_slice(key);
         piece.extend_from_slice(row);
         self.groups.push(place);
-        self.states.extend(states);
+        if number.is_multiple_of(PIECE_GROUPS) {
+            self.states.push(Vec::with_capacity(PIECE_GROUPS * self.width));
+        }
+        if let Some(piece) = self.states.last_mut() {
+            piece.extend(states);
+        }
         let groups = &self.groups;
         self.numbers.insert_unique(hash, small(number), |&number| groups[number as usize].hash);
         number
@@ -73,14 +95,22 @@ impl Store {
         self.groups.len()
     }
 
-    /// The states of a group, of `count` for each.
-    pub(super) fn states(&self, number: usize, count: usize) -> &[State] {
-        self.states.get(number * count..(number + 1) * count).unwrap_or_default()
+    /// The states of a group.
+    pub(super) fn states(&self, number: usize) -> &[State] {
+        let piece = self.states.get(number / PIECE_GROUPS);
+        piece.and_then(|piece| piece.get(self.range(number))).unwrap_or_default()
     }
 
     /// The same, to be changed.
-    pub(super) fn states_mut(&mut self, number: usize, count: usize) -> &mut [State] {
-        self.states.get_mut(number * count..(number + 1) * count).unwrap_or_default()
+    pub(super) fn states_mut(&mut self, number: usize) -> &mut [State] {
+        let range = self.range(number);
+        let piece = self.states.get_mut(number / PIECE_GROUPS);
+        piece.and_then(|piece| piece.get_mut(range)).unwrap_or_default()
+    }
+
+    fn range(&self, number: usize) -> Range<usize> {
+        let first = number % PIECE_GROUPS * self.width;
+        first..first + self.width
     }
 
     /// The body of one of a group's rows.

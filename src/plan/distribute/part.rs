@@ -47,14 +47,13 @@ pub(super) fn part(query: &Query, block: &Block<'_>, functions: Functions<'_>) -
         return None;
     }
     let given = given(select, scope);
-    let layout = match scope.sharded().next() {
-        None => None,
-        Some((_, _, any)) => Some(layout(scope, given.as_deref().unwrap_or_default()).unwrap_or_else(|| {
+    let layout = scope.sharded().next().map(|(_, _, any)| {
+        layout(scope, given.as_deref().unwrap_or_default()).unwrap_or_else(|| {
             let mut layout = any.clone();
             layout.key.iter_mut().for_each(|it| it.column.name = NAMELESS.into());
             layout
-        })),
-    };
+        })
+    });
     let columns = given.map(|given| given.into_iter().map(|(column, _)| column).collect());
     Some(Part { columns, layout, shards: block.joined.shards.clone() })
 }
@@ -118,35 +117,36 @@ fn keeps_apart(select: &Select, scope: &Scope<'_>, functions: Functions<'_>) -> 
     if scope.sharded().next().is_none() {
         return true;
     }
-    let shown = || {
-        select.projection.iter().filter_map(|item| match item {
-            SelectItem::UnnamedExpr(expr) | SelectItem::ExprWithAlias { expr, .. } => Some(expr),
-            _ => None,
-        })
-    };
     let is_distinct_apart = match &select.distinct {
         None => true,
-        Some(Distinct::Distinct) => scope.hold_key(shown()),
+        Some(Distinct::Distinct) => scope.hold_key(select.projection.iter().filter_map(shown)),
         Some(_) => false,
     };
     let mut calls = Calls { scope, functions, aggregate: false, is_foreign_window: !select.named_window.is_empty() };
     let _ = select.projection.visit(&mut calls);
     let _ = select.having.visit(&mut calls);
     let GroupByExpr::Expressions(groups, modifiers) = &select.group_by else { return false };
-    let group = |expr| match expr {
-        // An ordinal.
-        &Expr::Value(ref value) => match &value.value {
-            Literal::Number(digits, _) => {
-                let at = digits.parse::<usize>().ok()?.checked_sub(1)?;
-                shown().nth(at).filter(|_| shown().count() == select.projection.len())
-            }
-            _ => None,
-        },
-        expr => Some(expr),
-    };
     let is_grouped = !groups.is_empty() || calls.aggregate || select.having.is_some();
-    let are_groups_apart = !is_grouped || (modifiers.is_empty() && scope.hold_key(groups.iter().filter_map(group)));
+    let are_groups_apart =
+        !is_grouped || (modifiers.is_empty() && scope.hold_key(groups.iter().filter_map(|group| meant(select, group))));
     is_distinct_apart && are_groups_apart && !calls.is_foreign_window
+}
+
+/// The expression of an item of the select list; `None` for a `*`.
+fn shown(item: &SelectItem) -> Option<&Expr> {
+    match item {
+        SelectItem::UnnamedExpr(expr) | SelectItem::ExprWithAlias { expr, .. } => Some(expr),
+        _ => None,
+    }
+}
+
+/// What an element of GROUP BY means, an ordinal if it is a number; `None` where a `*` leaves open what it counts.
+fn meant<'t>(select: &'t Select, group: &'t Expr) -> Option<&'t Expr> {
+    let Expr::Value(value) = group else { return Some(group) };
+    let Literal::Number(digits, _) = &value.value else { return None };
+    let at = digits.parse::<usize>().ok()?.checked_sub(1)?;
+    let is_plain = select.projection.iter().all(|item| shown(item).is_some());
+    select.projection.get(at).filter(|_| is_plain).and_then(shown)
 }
 
 /// What a select list calls, inner queries left out.
