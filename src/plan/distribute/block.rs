@@ -87,13 +87,17 @@ pub(super) fn join(
     }
     for index in 0..scope.sources.len() {
         let Some(all) = scope.sources[index].layout().map(crate::plan::shard_key::Layout::all) else { continue };
-        let mut filtered = groups.get(&union.root(index)).map_or(all, |reach| reach.shards.clone());
+        let filtered = groups.get(&union.root(index)).map_or(all, |reach| reach.shards.clone());
         let source = &mut scope.sources[index];
-        if let Some(within) = &source.within {
-            filtered.retain(|shard| within.contains(shard));
-        }
         source.tied = filtered.clone();
         source.filtered = filtered;
+        if let Some(within) = &source.within {
+            source.tied.retain(|shard| within.contains(shard));
+            // Of one that an outer join may miss, rows of other shards show without it.
+            if !source.nullable {
+                source.filtered.retain(|shard| within.contains(shard));
+            }
+        }
     }
     for (index, (sets, links)) in own.iter().enumerate() {
         let mut tied = scope.sources[index].tied.clone();

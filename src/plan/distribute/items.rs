@@ -3,8 +3,8 @@
 use std::ops::Range;
 
 use sqlparser::ast::{
-    Expr, ObjectNamePart, Query, Select, SelectItem, SelectItemQualifiedWildcardKind, SetExpr, Value as Literal,
-    ValueWithSpan,
+    AccessExpr, Expr, ObjectNamePart, Query, Select, SelectItem, SelectItemQualifiedWildcardKind, SetExpr,
+    Value as Literal, ValueWithSpan,
 };
 
 use super::refuse::{clause, refuse};
@@ -221,6 +221,15 @@ pub(super) fn implicit_name(expr: &Expr) -> Option<&str> {
         Expr::Function(function) => Some(&function.name.0.last()?.as_ident()?.value),
         Expr::Nested(inner) | Expr::Collate { expr: inner, .. } => implicit_name(inner),
         Expr::Cast { expr, .. } => implicit_name(expr),
+        // Of what stands behind ELSE, if that has one.
+        Expr::Case { else_result: Some(expr), .. } => implicit_name(expr),
+        Expr::CompoundFieldAccess { root, access_chain } => {
+            let field = access_chain.iter().rev().find_map(|access| match access {
+                AccessExpr::Dot(Expr::Identifier(field)) => Some(&*field.value),
+                _ => None,
+            });
+            field.or_else(|| implicit_name(root))
+        }
         Expr::Subquery(query) => match first_item(query)? {
             SelectItem::UnnamedExpr(expr) => implicit_name(expr),
             SelectItem::ExprWithAlias { alias, .. } => Some(&alias.value),
@@ -240,7 +249,11 @@ fn first_item(query: &Query) -> Option<&SelectItem> {
 /// Whether an expression takes its name from a query that may call it anything.
 fn is_nameless(expr: &Expr) -> bool {
     match expr {
-        Expr::Nested(inner) | Expr::Collate { expr: inner, .. } | Expr::Cast { expr: inner, .. } => is_nameless(inner),
+        Expr::Nested(inner)
+        | Expr::Collate { expr: inner, .. }
+        | Expr::Cast { expr: inner, .. }
+        | Expr::Case { else_result: Some(inner), .. }
+        | Expr::CompoundFieldAccess { root: inner, .. } => is_nameless(inner),
         Expr::Subquery(query) => match first_item(query) {
             Some(SelectItem::UnnamedExpr(expr)) => is_nameless(expr),
             Some(SelectItem::ExprWithAlias { .. }) => false,

@@ -6,8 +6,8 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use sqlparser::ast::{
-    Distinct, Expr, GroupByExpr, Query, Select, SelectItem, SelectItemQualifiedWildcardKind, SetExpr, TableAlias,
-    Value as Literal, Visit, Visitor, WindowType,
+    Distinct, Expr, Function, FunctionArg, FunctionArgExpr, FunctionArguments, GroupByExpr, Query, Select, SelectItem,
+    SelectItemQualifiedWildcardKind, SetExpr, TableAlias, Value as Literal, Visit, Visitor, WindowType,
 };
 
 use super::analysis::Block;
@@ -66,13 +66,16 @@ impl Part {
         if alias.columns.len() > columns.len() || has_twins(&columns) {
             return None;
         }
+        let place = |name: &str| columns.iter().position(|column| *column.name == *name);
+        let key: Vec<Option<usize>> =
+            layout.iter().flat_map(|layout| &layout.key).map(|it| place(&it.column.name)).collect();
         for (column, new) in columns.iter_mut().zip(&alias.columns) {
-            let new: Box<str> = new.name.value.as_str().into();
-            if let Some(key) = layout.as_mut().and_then(|it| it.key.iter_mut().find(|it| it.column.name == column.name))
-            {
-                key.column.name = new.clone();
+            column.name = new.name.value.as_str().into();
+        }
+        for (it, place) in layout.iter_mut().flat_map(|layout| &mut layout.key).zip(key) {
+            if let Some(place) = place {
+                it.column.name = columns[place].name.clone();
             }
-            column.name = new;
         }
         if has_twins(&columns) {
             return None;
@@ -273,8 +276,19 @@ impl Visitor for Entangled<'_> {
         if self.depth > 1 || function.over.is_some() || !is_aggregate() {
             return ControlFlow::Continue(());
         }
-        function.visit(&mut Columns { scope: self.scope })
+        if shows_a_row(function) { ControlFlow::Break(()) } else { function.visit(&mut Columns { scope: self.scope }) }
     }
+}
+
+/// Whether an argument is `relation.*`, which is no expression of its own.
+fn shows_a_row(function: &Function) -> bool {
+    let FunctionArguments::List(list) = &function.args else { return false };
+    list.args.iter().any(|argument| {
+        let (FunctionArg::Unnamed(argument)
+        | FunctionArg::Named { arg: argument, .. }
+        | FunctionArg::ExprNamed { arg: argument, .. }) = argument;
+        matches!(argument, FunctionArgExpr::QualifiedWildcard(_))
+    })
 }
 
 /// Ends at a column that is not one of the scope's own.
@@ -286,8 +300,10 @@ impl Visitor for Columns<'_> {
     type Break = ();
 
     fn pre_visit_expr(&mut self, expr: &Expr) -> ControlFlow<()> {
-        if !matches!(expr, Expr::Identifier(_) | Expr::CompoundIdentifier(_)) {
-            return ControlFlow::Continue(());
+        match expr {
+            Expr::Function(function) if shows_a_row(function) => return ControlFlow::Break(()),
+            Expr::Identifier(_) | Expr::CompoundIdentifier(_) => {}
+            _ => return ControlFlow::Continue(()),
         }
         let is_own = self.scope.and_then(|scope| scope.column(expr)).is_some_and(|found| found.level == 0);
         if is_own { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }

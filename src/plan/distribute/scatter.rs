@@ -1,10 +1,10 @@
 //! Writes that concern several shards: the same text everywhere, or the rows of an INSERT each where it belongs.
 
 use std::collections::BTreeMap;
-use std::ops::Range;
+use std::ops::{ControlFlow, Range};
 use std::sync::Arc;
 
-use sqlparser::ast::{Expr, Insert, SelectItem, SetExpr, Statement};
+use sqlparser::ast::{Expr, Insert, Query, SelectItem, SetExpr, Statement, Visit, Visitor};
 
 use super::analysis::Analysis;
 use super::check::Findings;
@@ -35,6 +35,19 @@ pub struct Scattered {
     pub is_ddl: bool,
     /// Why it is so.
     pub reason: Reason,
+}
+
+/// Whether a query stands in a tree.
+fn holds_query(tree: &impl Visit) -> bool {
+    struct Finder;
+    impl Visitor for Finder {
+        type Break = ();
+
+        fn pre_visit_query(&mut self, _query: &Query) -> ControlFlow<()> {
+            ControlFlow::Break(())
+        }
+    }
+    tree.visit(&mut Finder).is_break()
 }
 
 /// Stands for a value that is not known yet; no statement's text can hold a NUL.
@@ -145,6 +158,9 @@ impl Write<'_, '_> {
             Statement::Insert(insert) if select_into::is_query(insert) => Some(insert),
             _ => None,
         };
+        if select.is_some_and(|insert| holds_query(&insert.returning) || holds_query(&insert.on)) {
+            return Err(clause("sub-query", "a sub-query in RETURNING or ON CONFLICT of INSERT ... SELECT"));
+        }
         if select.is_none() && self.analysis.inner_queries > 0 {
             if self.analysis.is_loose {
                 return Err(clause(

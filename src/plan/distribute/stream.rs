@@ -110,7 +110,11 @@ pub(super) fn plan(
         (Shape::Distinct, _) => "distinct-merge",
     };
     Ok(Distributed::Streamed(Arc::new(Streamed {
-        shards: block.joined.shards.iter().copied().collect(),
+        // Where no shard can have rows of use, one is asked all the same: an aggregate has a value without any.
+        shards: match block.joined.shards.is_empty() {
+            true => vec![0],
+            false => block.joined.shards.iter().copied().collect(),
+        },
         sql: sql.into(),
         hidden: job.columns.0.len(),
         inserted,

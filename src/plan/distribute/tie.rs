@@ -280,7 +280,8 @@ impl<'a> Ties<'a> {
     pub(super) fn link(&self, a: usize, b: usize, column_of_a: &str, column_of_b: &str) -> Option<Link> {
         let (x, y) = (self.scope.sources.get(a)?.layout()?, self.scope.sources.get(b)?.layout()?);
         let (position, other) = (x.position(column_of_a)?, y.position(column_of_b)?);
-        (position == other && x.is_colocated(y)).then_some(Link { a, b, position, columns: x.key.len() })
+        // A relation that is equal to itself is bound to nobody.
+        (a != b && position == other && x.is_colocated(y)).then_some(Link { a, b, position, columns: x.key.len() })
     }
 
     /// The column of a key that one row of an INSERT brings, as stored; `None` if it cannot be told before the server evaluates it.

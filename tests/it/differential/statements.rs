@@ -251,7 +251,7 @@ impl<'d, 't> Writer<'d, 't> {
         let inner = Source { alias: alias.clone(), columns: table.columns.clone() };
         let (name, not) = (table.name, self.one_of(&["", "not "]));
         let own = [inner];
-        match self.dice.random_range(0..3) {
+        match self.dice.random_range(0..6) {
             0 => {
                 let Some(on) = self.equality(sources, &own[0]) else { return "true".into() };
                 let more = self.comparison(&own);
@@ -263,6 +263,30 @@ impl<'d, 't> Writer<'d, 't> {
                 };
                 let Some((other, _)) = self.column(&own, |own| own == sort) else { return "true".into() };
                 format!("{column} {not}in (select {other} from {name} {alias} where {other} is not null)")
+            }
+            2 => {
+                let Some(on) = self.equality(sources, &own[0]) else { return "true".into() };
+                let (what, n) = (self.one_of(&["count(*)", "count(*) + 1"]), self.dice.random_range(0..4));
+                format!("(select {what} from {name} {alias} where {on}) > {n}")
+            }
+            3 => {
+                let on = self.equality(sources, &own[0]);
+                let Some((outer, inner)) = on.as_deref().and_then(|on| on.split_once(" = ")) else {
+                    return "true".into();
+                };
+                let (more, n) = (self.comparison(&own), self.dice.random_range(0..3));
+                let tail = match self.dice.random_range(0..3) {
+                    0 => format!("where {more}"),
+                    1 => format!("where {more} group by {inner} having count(*) > {n}"),
+                    _ => format!("group by 1 having count(*) > {n}"),
+                };
+                format!("{outer} {not}in (select {inner} from {name} {alias} {tail})")
+            }
+            4 => {
+                let Some(on) = self.equality(sources, &own[0]) else { return "true".into() };
+                let more = self.comparison(&own);
+                let derived = format!("(select * from {name} where id > 2) {alias}");
+                format!("{not}exists (select from {derived} where {on} and {more})")
             }
             _ => {
                 let Some((column, sort)) = self.column(sources, Sort::is_number) else { return "true".into() };

@@ -49,6 +49,11 @@ const TRAPS: &[(&str, &str)] = &[
     ("sub-query", "select id from orders where country = (select code from countries limit 1)"),
     ("sub-query", "select id from orders where country in (select distinct on (label) code from countries)"),
     ("sub-query", "select (select sum(o.qty)) from orders o"),
+    ("sub-query", "select (select count(o.*)) from orders o"),
+    ("sub-query", "select region, (select count(to_jsonb(o.*))) from orders o group by region"),
+    ("sub-query", "select region from orders o group by region having (select count(o.*)) > 5"),
+    ("join", "select o.id from orders o left join items i on i.customer_id = i.customer_id"),
+    ("join", "select o.id from orders o join items i on i.customer_id = i.customer_id"),
     (
         "sub-query",
         "select (select count(*) from items i where i.customer_id = o.customer_id and sum(o.qty) > 1) from orders o group by o.customer_id",

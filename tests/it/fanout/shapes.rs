@@ -87,6 +87,14 @@ async fn queries_in_from_stand_for_tables() {
         "select x.a, count(*) from (select a, b from pairs) x join (select x, y from halves) h on (x.a, x.b) = (h.x, h.y) group by x.a order by 1",
         "select distinct c from (select customer_id as c, region from orders) d order by c",
         "select distinct region from (select customer_id as c, region from orders) d",
+        "select o.id, d.n from orders o left join (select customer_id c, n from items where customer_id = 5) d on d.c = o.customer_id order by o.id, d.n",
+        "select o.id, d.n from (select customer_id c, n from items where customer_id in (5, 6)) d right join orders o on d.c = o.customer_id order by 1, 2",
+        "select count(*), count(d.c), count(e.c) from (select customer_id c from items where customer_id = 5) d full join (select customer_id c from orders where customer_id = 7) e using (c)",
+        "select r, count(*) from (select customer_id, region from orders) d (region, r) group by r order by r",
+        "select k, count(*) from (select customer_id, id from orders) d (id, k) where k = 5 group by k",
+        "select p.b, count(*) from (select a, b from pairs) p (b, a) group by p.b order by 1",
+        "select count(*), max(id) from (select * from orders) d where customer_id = 1 and customer_id = 2",
+        "select count(*) from orders where customer_id = 1 and customer_id = 2 and customer_id in (select customer_id from items)",
     ])
     .await;
 }
@@ -116,6 +124,9 @@ async fn ordered_streams_are_merged_in_postgresqls_order() {
         "select id from orders order by id offset 1000",
         "select id from orders order by id limit 9223372036854775807 offset 398",
         "select distinct customer_id c, ok from orders order by c desc, ok",
+        "select id, case when ok then 0 else (select max(i.n) as top from items i where i.customer_id = o.customer_id) end from orders o order by top, id",
+        "select id, case when ok then 0 else qty end from orders order by qty, id",
+        "select id, (case when ok then 0 else qty end)::int8 from orders order by qty, id",
         "select distinct customer_id, qty from orders order by qty, customer_id limit 10",
         "select id, sum(qty) over (partition by customer_id order by id) s from orders order by s, id",
         "select o.id, i.order_id from orders o join items i on o.customer_id = i.customer_id order by o.id, i.order_id limit 40",

@@ -128,6 +128,8 @@ async fn merges_run_where_their_rows_meet() {
         twins.is_same().await;
     }
     for sql in [
+        "insert into entries (account_id, amount) select id, 1 from accounts returning (select count(*) from entries)",
+        "insert into accounts select * from accounts on conflict (id) do update set balance = (select max(amount) from entries)",
         "merge into accounts a using rates r on a.owner = r.code when not matched then insert (id, balance, at) values (1, 1, null)",
         "merge into accounts a using entries e on a.id = e.account_id when matched then update set id = 5",
         "merge into accounts a using entries e on a.id = e.account_id when not matched then insert (id, balance, at) values (e.amount, 1, null)",
