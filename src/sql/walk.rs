@@ -338,8 +338,9 @@ pub(super) fn split_name(name: &ObjectName) -> Option<(Vec<&ast::Ident>, Name)> 
     let mut parts = Vec::with_capacity(name.0.len());
     for part in &name.0 {
         match part {
-            ObjectNamePart::Identifier(ident) => parts.push(ident),
-            ObjectNamePart::Function(_) => return None,
+            // sqlparser takes a string literal for a name, which PostgreSQL does not.
+            ObjectNamePart::Identifier(ident) if ident.quote_style != Some('\'') => parts.push(ident),
+            _ => return None,
         }
     }
     let (last, before) = parts.split_last()?;
