@@ -43,12 +43,27 @@ impl Writer {
         self.notes.push(note.into());
     }
 
+    /// A whole number; what is none is left out, with a note.
+    fn number(&mut self, of: &str, value: &str) -> Option<String> {
+        let number = value.trim().parse::<u32>().ok().map(|number| number.to_string());
+        if number.is_none() {
+            self.note(format!("{of} = {value}: not a number"));
+        }
+        number
+    }
+
+    /// A setting that is a whole number.
+    fn count(&mut self, key: &str) -> Option<String> {
+        let value = self.setting(key)?;
+        self.number(key, &value)
+    }
+
     /// Seconds, or PgBouncer's default.
     fn seconds(&mut self, key: &str, default: &str) -> String {
         let value = self.setting(key).unwrap_or_else(|| default.to_owned());
         match value.parse::<f64>() {
-            Ok(_) => value,
-            Err(_) => {
+            Ok(seconds) if seconds.is_finite() => value,
+            _ => {
                 self.note(format!("{key} = {value}: not a number of seconds"));
                 default.to_owned()
             }
@@ -89,7 +104,7 @@ impl Writer {
         if let Some(directory) = self.setting("unix_socket_dir") {
             self.line("unix_socket_dir", &quoted(&directory));
         }
-        let clients = self.setting("max_client_conn").unwrap_or_else(|| "100".into());
+        let clients = self.count("max_client_conn").unwrap_or_else(|| "100".into());
         self.line("max_clients", &clients);
         let login = self.duration("client_login_timeout", "60");
         self.line("login_timeout", &login);
@@ -130,12 +145,12 @@ impl Writer {
         let mode = self.setting("pool_mode").unwrap_or_else(|| "session".into());
         let mode = self.mode("pool_mode", &mode);
         self.line("mode", mode);
-        let size = self.setting("default_pool_size").unwrap_or_else(|| "20".into());
+        let size = self.count("default_pool_size").unwrap_or_else(|| "20".into());
         self.line("max_connections", &size);
-        let least = self.setting("min_pool_size").unwrap_or_else(|| "0".into());
+        let least = self.count("min_pool_size").unwrap_or_else(|| "0".into());
         let least = if least.parse::<u64>().unwrap_or(0) > size.parse().unwrap_or(u64::MAX) { size } else { least };
         self.line("min_connections", &least);
-        if let Some(bound) = self.setting("max_db_connections").filter(|bound| bound != "0") {
+        if let Some(bound) = self.count("max_db_connections").filter(|bound| bound != "0") {
             self.line("max_database_connections", &bound);
         }
         let mut wait = self.duration("query_wait_timeout", "120");
@@ -156,7 +171,7 @@ impl Writer {
             let value = self.duration_or_off(of, default);
             self.line(key, &value);
         }
-        if let Some(statements) = self.setting("max_prepared_statements").filter(|count| count != "0") {
+        if let Some(statements) = self.count("max_prepared_statements").filter(|count| count != "0") {
             self.line("prepared_statements", &statements);
         }
     }
@@ -164,7 +179,7 @@ impl Writer {
     fn databases(&mut self) {
         let sslmode = self.setting("server_tls_sslmode");
         let ca = self.setting("server_tls_ca_file");
-        let of_each = self.setting("max_db_client_connections").filter(|limit| limit != "0");
+        let of_each = self.count("max_db_client_connections").filter(|limit| limit != "0");
         for (name, text) in self.file.take_section("databases") {
             if name == "*" {
                 self.note("database *: name each database in a [[database]]");
@@ -187,15 +202,23 @@ impl Writer {
                     "user" => address.push(("user", value)),
                     "password" => address.push(("password", value)),
                     "application_name" => address.push(("application_name", value)),
-                    "pool_size" => pool.push(format!("max_connections = {value}")),
-                    "min_pool_size" => pool.push(format!("min_connections = {value}")),
+                    "pool_size" | "min_pool_size" | "max_db_connections" | "max_db_client_connections" => {
+                        let Some(number) = self.number(&format!("database {name}, {key}"), &value) else { continue };
+                        match key.as_str() {
+                            "pool_size" => pool.push(format!("max_connections = {number}")),
+                            "min_pool_size" => pool.push(format!("min_connections = {number}")),
+                            _ if number == "0" => {}
+                            "max_db_connections" => pool.push(format!("max_database_connections = {number}")),
+                            _ => clients = Some(number),
+                        }
+                    }
                     "pool_mode" => {
                         pool.push(format!("mode = {}", self.mode(&format!("database {name}, pool_mode"), &value)))
                     }
-                    "max_db_connections" if value != "0" => pool.push(format!("max_database_connections = {value}")),
-                    "max_db_client_connections" if value != "0" => clients = Some(value),
-                    "max_db_connections" | "max_db_client_connections" => {}
-                    "server_lifetime" => pool.push(format!("max_lifetime = \"{value}s\"")),
+                    "server_lifetime" => {
+                        let lifetime = self.number(&format!("database {name}, {key}"), &value);
+                        pool.extend(lifetime.map(|seconds| format!("max_lifetime = \"{seconds}s\"")));
+                    }
                     _ => self.note(format!("database {name}, {key}: there is no such setting")),
                 }
             }
