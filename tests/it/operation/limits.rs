@@ -56,11 +56,16 @@ async fn a_database_and_a_user_have_places_of_their_own() {
     let (code, _, hint) = refusal(&pgherd, "single", &one.name).await;
     assert_eq!((code.as_str(), hint.contains("the user's max_clients")), ("53300", true), "{hint}");
     let console = pgherd.client_as("boss", "pgherd").await;
-    let row = limit(&console, "user.max_clients").await;
-    assert_eq!((row["of"].as_str(), row["used"].as_str(), row["max"].as_str()), ("single", "1", "1"));
-    let shown = shown(&console, "show databases").await;
-    let row = shown.iter().find(|row| row["name"] == other.name).expect("the database");
-    assert_eq!((row["max_client_connections"].as_str(), row["current_client_connections"].as_str()), ("1", "2"));
+    // Who was refused has its answer before it is off the list.
+    eventually(PATIENCE, "the refused are gone", async || {
+        let row = limit(&console, "user.max_clients").await;
+        let of_user = (row["of"].as_str(), row["used"].as_str(), row["max"].as_str());
+        let shown = shown(&console, "show databases").await;
+        let row = shown.iter().find(|row| row["name"] == other.name).expect("the database");
+        let of_database = (row["max_client_connections"].as_str(), row["current_client_connections"].as_str());
+        (of_user, of_database) == (("single", "1", "1"), ("1", "2"))
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
