@@ -15,7 +15,7 @@ const SHOWN: usize = 1000;
 
 type Figure = (&'static str, fn(&CacheStatsSnapshot) -> u64);
 
-const FIGURES: [Figure; 45] = [
+const FIGURES: [Figure; 46] = [
     ("entries", |stats| stats.entries),
     ("bytes", |stats| stats.bytes),
     ("hits_memory", |stats| stats.memory_hits),
@@ -56,6 +56,7 @@ const FIGURES: [Figure; 45] = [
     ("raises", |stats| stats.raises),
     ("unknown_outcomes", |stats| stats.unknown_outcomes),
     ("unmarked_writes", |stats| stats.unmarked_writes),
+    ("unwatched_writes", |stats| stats.unwatched_writes),
     ("refused_writes", |stats| stats.refused_writes),
     ("registrations", |stats| stats.registrations),
     ("members_removed", |stats| stats.members_removed),

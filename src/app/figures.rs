@@ -48,6 +48,7 @@ pub(super) fn of_cache(cache: &Arc<ResultCache>) -> ReadCache {
             bypass_quarantine: stats.bypass_quarantine,
             unknown_outcomes: stats.unknown_outcomes,
             unmarked_writes: stats.unmarked_writes,
+            unwatched_writes: stats.unwatched_writes,
             registrations: stats.registrations,
             members_removed: stats.members_removed,
             purges: stats.purges,

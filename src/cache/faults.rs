@@ -38,6 +38,12 @@ pub struct Faults {
     pub serve_while_young: bool,
     /// A registration carries nothing of what is open.
     pub register_without_doubts: bool,
+    /// What is looked at for the first time is served and stored before every pgherd acts upon it.
+    pub serve_before_all_act: bool,
+    /// A pgherd that acts upon what is looked at says nothing of its open writes.
+    pub act_without_open_writes: bool,
+    /// A pgherd that acts upon what is looked at says nothing of what it has written since it was told.
+    pub act_without_past_writes: bool,
 }
 
 #[cfg(feature = "faults")]
@@ -116,6 +122,9 @@ switches!(
     serve_without_redis,
     serve_while_young,
     register_without_doubts,
+    serve_before_all_act,
+    act_without_open_writes,
+    act_without_past_writes,
 );
 
 impl Switches {

@@ -34,6 +34,8 @@ pub struct FillTicket {
     noted: Noted,
     /// Redis' epochs as noted by the lookup; empty where it could not be asked.
     epochs: Bytes,
+    /// Whether some pgherd did not say yet what it writes of this.
+    is_pending: bool,
     relations: Box<[u32]>,
     catalog: CatalogEpoch,
     is_pinned: bool,
@@ -48,7 +50,7 @@ impl FillTicket {
         cache: Arc<ResultCache>,
         turn: Turn,
         noted: Noted,
-        epochs: Bytes,
+        (epochs, is_pending): (Bytes, bool),
         relations: Box<[u32]>,
         catalog: CatalogEpoch,
     ) -> Self {
@@ -58,6 +60,7 @@ impl FillTicket {
             turn: Some(turn),
             noted,
             epochs,
+            is_pending,
             relations,
             catalog,
             is_pinned: false,
@@ -124,6 +127,12 @@ impl FillTicket {
         }
         let held = Arc::new(Held::new(entry, self.noted.clone(), self.epochs.clone()));
         cache.memory.insert(key.clone(), held.clone(), self.is_pinned);
+        if self.is_pending {
+            // Where memory answers alone nobody need wait.
+            let turn = cache.asks_redis().map(|_| turn);
+            tokio::spawn(self.share_later(key, held, turn));
+            return Stored::Yes;
+        }
         drop(turn);
         let stored = match &cache.shared {
             Some(shared) if !self.epochs.is_empty() && shared.takes(&held.entry) => {
@@ -135,6 +144,19 @@ impl FillTicket {
             cache.stats.add(|stats| &stats.fills);
         }
         stored
+    }
+
+    /// Gives the answer to Redis when it may be relied on. Until then nobody else need run the statement: who waits goes on waiting.
+    async fn share_later(self, key: Key, held: Arc<Held>, turn: Option<Turn>) {
+        let Some(shared) = self.cache.shared.clone() else { return };
+        if !shared.is_relied_on(&key, &self.relations, self.catalog, &self.epochs).await {
+            self.cache.stats.add(|stats| &stats.rejected_redis);
+            return;
+        }
+        drop(turn);
+        if !shared.takes(&held.entry) || self.share(&shared, &key, &held.entry).await == Stored::Yes {
+            self.cache.stats.add(|stats| &stats.fills);
+        }
     }
 
     async fn share(&self, shared: &Shared, key: &Key, entry: &Entry) -> Stored {
@@ -166,7 +188,7 @@ impl FillTicket {
         self.noted = self.cache.epochs.local.restamp(&self.noted);
         if let Some(shared) = &self.cache.shared {
             match shared.lookup(key, &self.relations, self.catalog, &[]).await {
-                Found::Nothing(epochs) | Found::Entry(_, epochs) => self.epochs = epochs,
+                Found::Nothing(epochs, _) | Found::Entry(_, epochs) => self.epochs = epochs,
                 _ => {}
             }
         }

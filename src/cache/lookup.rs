@@ -63,7 +63,7 @@ impl ResultCache {
                     && let Joined::Mine(turn) = self.flights.join(key)
                 {
                     self.stats.add(|stats| &stats.refreshes);
-                    return self.fill(asked, turn, noted, held.shared.clone());
+                    return self.fill(asked, turn, noted, (held.shared.clone(), false));
                 }
                 return answer;
             }
@@ -110,7 +110,7 @@ impl ResultCache {
             Found::Unavailable(_) if self.faults.serve_without_redis() => {
                 Some(self.hit(&held, Tier::Memory, asked.label))
             }
-            Found::Nothing(_) => {
+            Found::Nothing(..) => {
                 self.stats.add(|stats| &stats.outdated);
                 None
             }
@@ -125,15 +125,15 @@ impl ResultCache {
         let (Some(shared), None) = (shared, held.as_ref().filter(|_| self.asks_redis().is_none())) else {
             return match held {
                 Some(held) => self.hit(&held, Tier::Memory, asked.label),
-                None => self.fill(asked, turn, noted, bytes::Bytes::new()),
+                None => self.fill(asked, turn, noted, (bytes::Bytes::new(), false)),
             };
         };
         let epochs = held.as_ref().map(|held| &held.shared[..]).unwrap_or_default();
         match (shared.lookup(asked.key, asked.relations, asked.catalog, epochs).await, held) {
             (Found::Same, Some(held)) => self.hit(&held, Tier::Memory, asked.label),
-            (Found::Nothing(epochs), _) => self.fill(asked, turn, noted, epochs),
+            (Found::Nothing(epochs, is_pending), _) => self.fill(asked, turn, noted, (epochs, is_pending)),
             (Found::Doubt | Found::Unavailable(_), _) if self.consistency == Consistency::Bounded => {
-                self.fill(asked, turn, noted, bytes::Bytes::new())
+                self.fill(asked, turn, noted, (bytes::Bytes::new(), false))
             }
             (found, _) => self.unless_nothing(asked, found, &noted).unwrap_or(Lookup::Bypass("Redis gave no sense")),
         }
@@ -157,7 +157,7 @@ impl ResultCache {
                 self.stats.add(|stats| &stats.bypass_redis);
                 Lookup::Bypass(reason)
             }
-            Found::Same | Found::Nothing(_) => return None,
+            Found::Same | Found::Nothing(..) => return None,
         })
     }
 
@@ -184,7 +184,7 @@ impl ResultCache {
         count.fetch_add(1, Ordering::Relaxed) + 1
     }
 
-    fn fill(self: &Arc<Self>, asked: Asked<'_>, turn: Turn, noted: Noted, epochs: bytes::Bytes) -> Lookup {
+    fn fill(self: &Arc<Self>, asked: Asked<'_>, turn: Turn, noted: Noted, epochs: (bytes::Bytes, bool)) -> Lookup {
         self.stats.add(|stats| &stats.misses);
         let stale = if self.stale_on_error { self.memory.get(asked.key).map(|held| held.entry.clone()) } else { None };
         let ticket = FillTicket::new(self.clone(), turn, noted, epochs, asked.relations.into(), asked.catalog);

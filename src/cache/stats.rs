@@ -111,6 +111,8 @@ counters! {
     members_removed,
     /// Writes that went on without a mark after waiting out the lease.
     unmarked_writes,
+    /// Writes that Redis was not told of because nobody looks at what they change.
+    unwatched_writes,
     /// Writes refused because Redis could not be told of them.
     refused_writes,
     /// Purges asked for.

@@ -5,10 +5,11 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use fred::clients::Client;
-use fred::interfaces::{ClientLike, KeysInterface, LuaInterface};
+use fred::interfaces::{ClientLike, EventInterface, KeysInterface, LuaInterface, PubsubInterface};
 use fred::types::config::{Config as FredConfig, ServerConfig};
-use fred::types::{CustomCommand, InfoKind, RespVersion, Value};
+use fred::types::{CustomCommand, InfoKind, Message, RespVersion, Value};
 use parking_lot::Mutex;
+use tokio::sync::broadcast;
 
 use super::place::{self, CONNECT_TIMEOUT, Router};
 use super::script::{self, Script};
@@ -95,6 +96,8 @@ pub(super) struct Connection {
     pub(super) fence: u64,
     /// Until then others may still be served by a process that was in this one's place.
     pub(super) settles_at: Option<Instant>,
+    /// What is published there.
+    news: tokio::sync::Mutex<Option<broadcast::Receiver<Message>>>,
     /// Redis' clock in ms, and when its answer had arrived: it is at least that much since.
     clock: Mutex<(u64, Instant)>,
 }
@@ -129,6 +132,7 @@ impl Connection {
             generation: String::new(),
             fence: 0,
             settles_at: None,
+            news: tokio::sync::Mutex::default(),
             clock: Mutex::new((0, Instant::now())),
         };
         tokio::time::timeout(within, connection.learn(space)).await.map_err(|_| Failure::Late)??;
@@ -148,7 +152,30 @@ impl Connection {
             self.client.custom(CustomCommand::new_static("TIME", None, false), Vec::<Value>::new()).await?;
         let [seconds, micros] = time[..] else { return Err(Failure::Broken("TIME is not two numbers".into())) };
         self.clock_is(seconds * 1000 + micros / 1000);
+        // Before RESP3 a connection that listens can do nothing else, and not every user may listen: then heartbeats bring the news.
+        if self.client.protocol_version() == RespVersion::RESP3 {
+            let news = self.client.message_rx();
+            match self.client.subscribe(self.state_key.as_str()).await {
+                Ok(()) => *self.news.lock().await = Some(news),
+                Err(error) => {
+                    tracing::info!(%error, "Redis does not let this pgherd listen: it hears news by heartbeats")
+                }
+            }
+        }
         Ok(())
+    }
+
+    /// Waits until something is published that comes after that; for ever where nothing is heard.
+    pub(super) async fn news(&self, known: u64) {
+        let mut news = self.news.lock().await;
+        while let Some(receiver) = news.as_mut() {
+            match receiver.recv().await {
+                Ok(message) if message.value.as_u64().is_some_and(|number| number <= known) => {}
+                Ok(_) | Err(broadcast::error::RecvError::Lagged(_)) => return,
+                Err(broadcast::error::RecvError::Closed) => *news = None,
+            }
+        }
+        std::future::pending().await
     }
 
     /// Forgets what stands here of the database under another scope, and notes this one: a pgherd that has not noticed yet that the

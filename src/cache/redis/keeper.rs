@@ -1,5 +1,6 @@
 //! What goes on in the background: staying registered, telling Redis of settled writes, and removing members that died.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -11,7 +12,7 @@ use super::script::Script;
 use super::writes::{backend_name, backend_named};
 use super::{PATIENCE, Shared, millis, number, text};
 use crate::cache::doubt::{BackendChecker, BackendId};
-use crate::cache::epochs::{LocalEpochs, fresh_catalog_epoch};
+use crate::cache::epochs::{CatalogEpoch, LocalEpochs, fresh_catalog_epoch};
 
 /// Between attempts to connect.
 const RETRY: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
@@ -96,7 +97,8 @@ impl Shared {
             if self.scope.borrow().as_deref() != Some(scope) {
                 return Err(Failure::Broken("the server has changed meanwhile".into()));
             }
-            registry.registered(&registration);
+            let catalog = reply.number(2).map(CatalogEpoch);
+            registry.registered(&registration, reply.number(4).unwrap_or(0), catalog, oids(&reply, 5));
             self.connection.store(Some(connection.clone()));
             self.changes.send_modify(|count| *count += 1);
             self.told.notify_waiters();
@@ -131,9 +133,16 @@ impl Shared {
     async fn hold(&self, connection: &Arc<Connection>, local: &LocalEpochs) {
         let mut changes = self.changes.subscribe();
         while self.is_mine(connection) {
+            let acts_upon = self.registry.lock().acts_upon();
             tokio::select! {
                 _ = changes.changed() => continue,
+                () = connection.news(acts_upon) => {}
                 () = tokio::time::sleep(self.settings.lease / 3) => {}
+            }
+            #[cfg(test)]
+            if self.is_deaf() {
+                tokio::time::sleep(RETRY.0 / 10).await;
+                continue;
             }
             let sent_at = {
                 let mut registry = self.registry.lock();
@@ -155,6 +164,7 @@ impl Shared {
     async fn heartbeat(&self, connection: &Connection, sent_at: Instant, local: &LocalEpochs) -> Result<(), Failure> {
         let mut args = self.identity(connection);
         args.push(number(self.expiry(connection, sent_at)));
+        args.push(number(self.registry.lock().acts_upon()));
         let reply = self
             .expect_ok(connection.call_surely(Script::Heartbeat, args, PATIENCE.max(self.settings.lease / 6)).await?)?;
         connection.counts_replicas().await?;
@@ -163,11 +173,40 @@ impl Shared {
         }
         self.follow_catalog(local, reply.number(1));
         self.failures.store(0, std::sync::atomic::Ordering::Relaxed);
-        let lapsed: Vec<String> = reply.texts_from(3).map(str::to_owned).collect();
+        let lapses = usize::try_from(reply.number(4).unwrap_or(0)).unwrap_or(0);
+        let lapsed: Vec<String> = reply.texts_from(5).take(lapses).map(str::to_owned).collect();
         if !lapsed.is_empty() {
             *self.suspects.lock() = lapsed;
             self.suspected.notify_one();
         }
+        self.act(connection, sent_at, &reply, 5 + lapses).await
+    }
+
+    /// Acts upon what a heartbeat has brought; what is looked at now stands from there on.
+    async fn act(&self, connection: &Connection, sent_at: Instant, reply: &Reply, from: usize) -> Result<(), Failure> {
+        let acting = {
+            let mut registry = self.registry.lock();
+            let counter = reply.number(3).unwrap_or(0);
+            let news = (counter != registry.acts_upon()).then(|| oids(reply, from));
+            registry.heard(sent_at, counter, reply.number(1).map(CatalogEpoch), news)
+        };
+        let Some(mut acting) = acting else { return Ok(()) };
+        if self.faults.act_without_past_writes() {
+            acting.written.clear();
+        }
+        let mut args = self.identity(connection);
+        args.push(number(acting.number));
+        args.push(number(acting.written.len() as u64));
+        args.extend(acting.written.iter().map(|oid| number(u64::from(*oid))));
+        let open = if self.faults.act_without_open_writes() { &[][..] } else { &acting.open };
+        for (token, relations) in open {
+            args.push(text(&self.token(*token)));
+            args.push(number(relations.len() as u64));
+            args.extend(relations.iter().map(|oid| number(u64::from(*oid))));
+        }
+        self.expect_ok(connection.call_surely(Script::Act, args, PATIENCE.max(self.settings.lease / 6)).await?)?;
+        self.registry.lock().acted(&acting);
+        self.work.notify_one();
         Ok(())
     }
 
@@ -282,6 +321,11 @@ impl Shared {
     fn expect_ok(&self, reply: Reply) -> Result<Reply, Failure> {
         if reply.word() == "ok" { Ok(reply) } else { Err(Failure::Broken(format!("Redis says {}", reply.word()))) }
     }
+}
+
+/// The oids of what is looked at, from there on.
+fn oids(reply: &Reply, from: usize) -> HashSet<u32> {
+    reply.texts_from(from).filter_map(|oid| oid.parse().ok()).collect()
 }
 
 async fn is_gone(checker: &dyn BackendChecker, backend: BackendId) -> bool {

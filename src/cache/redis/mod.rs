@@ -54,8 +54,8 @@ pub(crate) enum Found {
     Same,
     /// An answer, and the epochs that it stands on.
     Entry(Box<Entry>, Bytes),
-    /// None; the epochs for a fill.
-    Nothing(Bytes),
+    /// None that may be served; the epochs for a fill, and whether some pgherd does not yet say what it writes of this.
+    Nothing(Bytes, bool),
     /// Nothing may be served now: a write is in doubt.
     Doubt,
     /// The fleet knows of another state of the catalog.
@@ -93,6 +93,8 @@ pub(crate) struct Shared {
     faults: Switches,
     #[cfg(test)]
     cut_off: AtomicBool,
+    #[cfg(test)]
+    deaf: AtomicBool,
 }
 
 impl Shared {
@@ -134,6 +136,8 @@ impl Shared {
             faults,
             #[cfg(test)]
             cut_off: AtomicBool::new(false),
+            #[cfg(test)]
+            deaf: AtomicBool::new(false),
         })
     }
 
@@ -187,14 +191,14 @@ impl Shared {
                 let remaining = Duration::from_millis(reply.number(3).unwrap_or(0));
                 match decoded(reply.bytes(2), key, asked_at, remaining, self.settings.max_entry_bytes).await {
                     Some(entry) => Found::Entry(Box::new(entry), reply.bytes(1)),
-                    None => Found::Nothing(reply.bytes(1)),
+                    None => Found::Nothing(reply.bytes(1), false),
                 }
             }
             "miss" => {
                 if reply.text(2) == "outdated" {
                     self.stats.add(|stats| &stats.outdated);
                 }
-                Found::Nothing(reply.bytes(1))
+                Found::Nothing(reply.bytes(1), reply.text(3) == "pending")
             }
             "doubt" => Found::Doubt,
             "catalog" => Found::Catalog(reply.number(1)),
@@ -214,6 +218,30 @@ impl Shared {
     /// Whether an entry is one for Redis. What is larger stays in memory, which asks for its epochs alone.
     pub(crate) fn takes(&self, entry: &Entry) -> bool {
         entry.bytes.len() <= self.settings.max_entry_bytes
+    }
+
+    /// Waits until every pgherd says what it writes of what is looked at here, as long as that can take. Whether what was noted before still
+    /// holds then.
+    pub(crate) async fn is_relied_on(
+        &self,
+        key: &Key,
+        relations: &[u32],
+        catalog: CatalogEpoch,
+        noted: &Bytes,
+    ) -> bool {
+        // They hear of it at once, or with their next heartbeat.
+        let deadline = Instant::now() + self.settings.lease / 3 + PATIENCE * 2;
+        let mut pause = Duration::from_millis(1);
+        while Instant::now() < deadline {
+            match self.lookup(key, relations, catalog, noted).await {
+                Found::Nothing(epochs, true) if epochs == *noted => {
+                    tokio::time::sleep(pause).await;
+                    pause = (pause * 2).min(PATIENCE / 4);
+                }
+                found => return matches!(found, Found::Same),
+            }
+        }
+        false
     }
 
     /// Stores an entry if the epochs are still `noted`. Returns why not.
@@ -241,6 +269,7 @@ impl Shared {
         push_relations(&mut args, relations);
         match connection.call_for(Script::Store, key, args, self.settings.timeout.max(PATIENCE)).await {
             Ok(reply) if reply.word() == "ok" => Ok(()),
+            Ok(reply) if reply.word() == "pending" => Err("a pgherd does not say yet what it writes of this"),
             Ok(_) => Err("written to meanwhile"),
             Err(failure) => {
                 self.failed(&connection, &failure);
@@ -338,6 +367,15 @@ impl Shared {
     /// The connection is gone, and nothing is said.
     pub(crate) fn die(&self) {
         self.disconnect(None);
+    }
+
+    pub(crate) fn is_deaf(&self) -> bool {
+        self.deaf.load(Ordering::SeqCst)
+    }
+
+    /// From here on this pgherd sends no heartbeats, and so hears nothing of what others look at; or does again.
+    pub(crate) fn be_deaf(&self, deaf: bool) {
+        self.deaf.store(deaf, Ordering::SeqCst);
     }
 
     pub(crate) fn is_cut_off(&self) -> bool {

@@ -1,11 +1,11 @@
 //! What this pgherd has open: the doubts and server processes that it must tell Redis of again whenever it registers, and when
-//! it last sent what keeps its registration alive.
+//! it last sent what keeps its registration alive. And of which writes Redis need not be told, because nobody looks at what they change.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::time::{Duration, Instant};
 
 use crate::cache::doubt::BackendId;
-use crate::cache::epochs::CatalogEpoch;
+use crate::cache::epochs::{CatalogEpoch, DATABASE};
 
 /// A write under way, as Redis may know it.
 #[derive(Debug)]
@@ -21,6 +21,8 @@ struct Open {
     sent: bool,
     /// Its outcome is known: Redis is to forget it.
     settled: bool,
+    /// Redis is being told of it by what acts upon news: it cannot be told to forget it before it has answered.
+    acting: bool,
     /// The catalog's state that it brings when it is settled.
     catalog: Option<CatalogEpoch>,
     /// The fingerprint whose answers are to be forgotten.
@@ -51,7 +53,37 @@ pub(super) struct Registry {
     unmarked_catalog: u64,
     /// Settled changes of the catalog that Redis is being told of.
     catalog_changes: usize,
+    interest: Interest,
 }
+
+/// What the fleet looks at, as this pgherd acts upon it.
+#[derive(Debug, Default)]
+struct Interest {
+    /// The value of Redis' counter that this is of.
+    number: u64,
+    /// The catalog's state then.
+    catalog: Option<CatalogEpoch>,
+    relations: HashSet<u32>,
+    /// When the last renewal that Redis has answered was sent; what is above may be out of date since then.
+    as_of: Option<Instant>,
+    /// What was written without a word, and when it was last settled, as far back as something may be looked at that is not above.
+    unsaid: HashMap<u32, Instant>,
+}
+
+/// What is said to Redis when this pgherd begins to act upon news.
+#[derive(Debug)]
+pub(super) struct Acting {
+    pub(super) number: u64,
+    sent_at: Instant,
+    /// What was written without a word and may be looked at since.
+    pub(super) written: Vec<u32>,
+    /// Open writes that may reach what is looked at, with all that they may write.
+    pub(super) open: Vec<(u64, Vec<u32>)>,
+}
+
+/// The part of a lease for which a pgherd relies on what it last heard: others begin to serve from a Redis that has lost its memory
+/// when a whole lease is over.
+const RELIED_ON: (u32, u32) = (2, 3);
 
 /// What a registration carries.
 #[derive(Debug)]
@@ -106,10 +138,85 @@ impl Registry {
             renewed_before,
             sent: false,
             settled: false,
+            acting: false,
             catalog: None,
             statement: None,
         };
         self.open.insert(token, open);
+    }
+
+    /// Whether Redis need not be told of that write, which has been entered: nobody looks at any of it, or will before this pgherd has
+    /// said what it has open then. What Redis was told of stays told.
+    pub(super) fn is_unwatched(&self, token: u64, catalog: Option<CatalogEpoch>, lease: Duration) -> bool {
+        let Some(open) = self.open.get(&token).filter(|open| !open.sent) else { return false };
+        let published = open.backend.is_some_and(|backend| self.is_published(backend));
+        let (part, whole) = RELIED_ON;
+        let is_fresh = |at: Instant| at.elapsed() < lease * part / whole;
+        published
+            && catalog.is_some()
+            && catalog == self.interest.catalog
+            && self.interest.as_of.is_some_and(is_fresh)
+            && !open.relations.iter().any(|oid| *oid == DATABASE || self.interest.relations.contains(oid))
+    }
+
+    /// Up to which value of Redis' counter this pgherd acts.
+    pub(super) fn acts_upon(&self) -> u64 {
+        self.interest.number
+    }
+
+    /// A heartbeat that was sent at that moment has been answered with the fleet's state of the catalog and the counter's value. If it brought
+    /// what is looked at now, this pgherd acts upon that from here on; what is returned must reach Redis, and [`Registry::acted`] be told.
+    pub(super) fn heard(
+        &mut self,
+        sent_at: Instant,
+        number: u64,
+        catalog: Option<CatalogEpoch>,
+        relations: Option<HashSet<u32>>,
+    ) -> Option<Acting> {
+        self.interest.as_of = Some(sent_at);
+        let Some(relations) = relations else {
+            self.forget_unsaid(sent_at);
+            return None;
+        };
+        let interest = &mut self.interest;
+        // With another catalog a write may have reached, or reach, what nobody computed then.
+        let is_other_catalog = interest.catalog != catalog;
+        (interest.number, interest.catalog, interest.relations) = (number, catalog, relations);
+        let mut written: Vec<u32> = interest.unsaid.keys().copied().collect();
+        match is_other_catalog {
+            true if !written.is_empty() => written = vec![DATABASE],
+            true => {}
+            false => written.retain(|oid| interest.relations.contains(oid)),
+        }
+        let mut open_now = Vec::new();
+        for (token, open) in &mut self.open {
+            let is_looked_at = |oid: &u32| *oid == DATABASE || interest.relations.contains(oid);
+            if open.sent || open.settled || !(is_other_catalog || open.relations.iter().any(is_looked_at)) {
+                continue;
+            }
+            (open.sent, open.acting) = (true, true);
+            let more = is_other_catalog.then_some(DATABASE);
+            open_now.push((*token, open.relations.iter().copied().chain(more).collect()));
+        }
+        Some(Acting { number, sent_at, written, open: open_now })
+    }
+
+    /// Whatever is looked at now was so before, or this pgherd did not know: what was settled before has been seen by all that is kept of it.
+    fn forget_unsaid(&mut self, before: Instant) {
+        self.interest.unsaid.retain(|_, at| *at >= before);
+    }
+
+    /// Redis has been told of that.
+    pub(super) fn acted(&mut self, acting: &Acting) {
+        self.forget_unsaid(acting.sent_at);
+        for (token, _) in &acting.open {
+            if let Some(open) = self.open.get_mut(token) {
+                open.acting = false;
+                if open.settled {
+                    self.to_settle.push_back(*token);
+                }
+            }
+        }
     }
 
     /// A raise is about to be sent.
@@ -146,6 +253,8 @@ impl Registry {
     pub(super) fn settle(&mut self, token: u64, catalog: Option<CatalogEpoch>) -> bool {
         let Some(open) = self.open.get_mut(&token) else { return false };
         if !open.sent {
+            let now = Instant::now();
+            self.interest.unsaid.extend(open.relations.iter().map(|oid| (*oid, now)));
             self.unmarked_catalog += u64::from(catalog.is_some());
             self.forget(token);
             return false;
@@ -153,6 +262,9 @@ impl Registry {
         open.settled = true;
         open.catalog = catalog;
         self.catalog_changes += usize::from(catalog.is_some());
+        if open.acting {
+            return false;
+        }
         self.to_settle.push_back(token);
         true
     }
@@ -167,6 +279,7 @@ impl Registry {
             renewed_before: None,
             sent: true,
             settled: false,
+            acting: false,
             catalog: None,
         };
         self.open.insert(token, open);
@@ -263,6 +376,8 @@ impl Registry {
         let mut done = Vec::new();
         let mut unmarked_catalog = self.unmarked_catalog;
         for (token, open) in &mut self.open {
+            // Whatever was on its way when the last connection ended has come to nothing, or will.
+            open.acting = false;
             if open.settled {
                 unmarked_catalog += u64::from(open.catalog.is_some());
                 done.push(*token);
@@ -278,7 +393,7 @@ impl Registry {
             sent_at,
             tokens,
             backends: kept.into_iter().map(|(id, _)| *id).collect(),
-            renew_database: self.unmarked > 0,
+            renew_database: self.unmarked > 0 || !self.interest.unsaid.is_empty(),
             change_catalog: unmarked_catalog > 0,
             unmarked: self.unmarked,
             unmarked_catalog: self.unmarked_catalog,
@@ -287,8 +402,18 @@ impl Registry {
         }
     }
 
-    /// The registration has been acknowledged.
-    pub(super) fn registered(&mut self, registration: &Registration) {
+    /// The registration has been acknowledged, and what is looked at been told: this pgherd acts upon it.
+    pub(super) fn registered(
+        &mut self,
+        registration: &Registration,
+        number: u64,
+        catalog: Option<CatalogEpoch>,
+        relations: HashSet<u32>,
+    ) {
+        let interest = &mut self.interest;
+        (interest.number, interest.catalog, interest.relations) = (number, catalog, relations);
+        interest.as_of = Some(registration.sent_at);
+        self.forget_unsaid(registration.sent_at);
         for token in &registration.done {
             self.forget(*token);
         }
@@ -309,6 +434,7 @@ impl Registry {
     pub(super) fn leave_scope(&mut self) {
         self.last_renewal = None;
         self.last_heartbeat = None;
+        self.interest.as_of = None;
         for backend in self.backends.values_mut() {
             backend.published = false;
         }

@@ -17,6 +17,8 @@ pub(super) enum Script {
     Register,
     /// Stay one.
     Heartbeat,
+    /// Act upon what is of interest, and mark what is open of it.
+    Act,
     /// Publish and retire server processes.
     Backends,
     /// What is known of a member that has lapsed.
@@ -27,7 +29,10 @@ pub(super) enum Script {
     Leave,
 }
 
-pub(super) const COUNT: usize = 10;
+/// Writes of a relation that nobody looks at, after which nobody is told of more.
+pub(super) const WITHDRAWN_AFTER: u32 = if cfg!(test) { 8 } else { 256 };
+
+pub(super) const COUNT: usize = 11;
 
 /// Each script's text, in the order of [`Script`].
 const TEXTS: [&str; COUNT] = [
@@ -37,6 +42,7 @@ const TEXTS: [&str; COUNT] = [
     include_str!("lua/settle.lua"),
     include_str!("lua/register.lua"),
     include_str!("lua/heartbeat.lua"),
+    include_str!("lua/act.lua"),
     include_str!("lua/backends.lua"),
     include_str!("lua/suspect.lua"),
     include_str!("lua/remove.lua"),
@@ -45,7 +51,7 @@ const TEXTS: [&str; COUNT] = [
 
 /// The texts as they are sent, the shared functions in front.
 pub(super) fn texts(faults: Switches) -> [String; COUNT] {
-    let mut prelude = include_str!("lua/prelude.lua").to_owned();
+    let mut prelude = format!("local WITHDRAWN_AFTER = {WITHDRAWN_AFTER}\n{}", include_str!("lua/prelude.lua"));
     if faults.no_second_raise() {
         prelude = spoiled(&prelude, "  redis.call('HDEL', H, 'e:' .. oid)\n", "");
     }
@@ -58,6 +64,13 @@ pub(super) fn texts(faults: Switches) -> [String; COUNT] {
     }
     if faults.serve_while_young() {
         prelude = spoiled(&prelude, "  if now < tonumber(head[2]) + tonumber(head[3]) then return 'young' end\n", "");
+    }
+    if faults.serve_before_all_act() {
+        prelude = spoiled(
+            &prelude,
+            "return nil, table.concat(packed), is_pending",
+            "return nil, table.concat(packed), false",
+        );
     }
     TEXTS.map(|text| format!("{prelude}\n{text}"))
 }

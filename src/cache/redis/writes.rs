@@ -32,6 +32,8 @@ pub(crate) struct Raise<'a> {
 pub(crate) enum Raised {
     /// It stands in Redis; this is the fleet's state of the catalog.
     Marked(Option<u64>),
+    /// Redis need not be told: nobody looks at what is written.
+    Unwatched,
     /// Redis could not be told, but nobody serves anything by now.
     Unmarked,
 }
@@ -56,6 +58,9 @@ impl Shared {
                 }
                 continue;
             }
+            if self.goes_unwatched(raise) {
+                return Ok(Raised::Unwatched);
+            }
             if let Some(connection) = connection
                 && let Some(raised) = self.try_raise(&connection, raise).await
             {
@@ -76,6 +81,19 @@ impl Shared {
                 () = tokio::time::sleep_until(until) => {}
             }
         }
+    }
+
+    /// Whether nobody looks at what is written. Whoever begins to, waits for this pgherd to say what it has open.
+    fn goes_unwatched(&self, raise: Raise<'_>) -> bool {
+        let registry = self.registry.lock();
+        let is_up = self.connection.load().as_ref().is_some_and(|connection| !connection.is_broken());
+        let unwatched = is_up && registry.is_unwatched(raise.token, raise.catalog, self.settings.lease);
+        drop(registry);
+        let unwatched = unwatched && self.is_in_sight();
+        if unwatched {
+            self.stats.add(|stats| &stats.unwatched_writes);
+        }
+        unwatched
     }
 
     /// Until when a write must wait because others may still be served by the process whose place this one has taken.

@@ -1,6 +1,7 @@
 //! Stories of one cache in one process, a random-interleaving model of its protocol, and the same with Redis.
 
 mod fleet;
+mod interest;
 mod loss;
 mod memory;
 mod model;

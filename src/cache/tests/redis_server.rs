@@ -188,7 +188,10 @@ impl Member {
             load_catalog(&self.cache);
             match self.cache.lookup(key, relations, CATALOG).await {
                 Lookup::Fill(ticket) => {
-                    if ticket.store(answer(text)).await == Stored::Yes {
+                    // Looked up again, since the answer is shared only when every member says what it writes of this.
+                    if ticket.store(answer(text)).await == Stored::Yes
+                        && matches!(self.cache.lookup(key, relations, CATALOG).await, Lookup::Hit { .. })
+                    {
                         return;
                     }
                 }

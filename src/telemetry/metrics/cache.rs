@@ -86,6 +86,8 @@ pub struct CacheSnapshot {
     pub unknown_outcomes: u64,
     /// Writes that went on without a mark after waiting out the lease.
     pub unmarked_writes: u64,
+    /// Writes that Redis was not told of because nobody looks at what they change.
+    pub unwatched_writes: u64,
     /// Times that this pgherd registered with Redis.
     pub registrations: u64,
     /// Dead members that this pgherd removed.
@@ -196,7 +198,7 @@ const BY_REASON: [(&str, &str, &[Reason]); 4] = [
     ),
 ];
 
-const COUNTERS: [(&str, &str, Field); 19] = [
+const COUNTERS: [(&str, &str, Field); 20] = [
     ("cache_misses", "Lookups that found nothing and led to a fill", |s| s.misses),
     ("cache_waits", "Lookups that waited for another session's fill", |s| s.waits),
     ("cache_outdated", "Lookups that found an entry older than a write", |s| s.outdated),
@@ -212,6 +214,9 @@ const COUNTERS: [(&str, &str, Field); 19] = [
     ("cache_stale_on_error", "Old results served because PostgreSQL could not be reached", |s| s.stale_on_error),
     ("cache_refreshes", "Results filled again before their time was up", |s| s.refreshes),
     ("cache_unknown_outcomes", "Writes whose outcome became unknown", |s| s.unknown_outcomes),
+    ("cache_unwatched_writes", "Writes that Redis was not told of because nobody looks at what they change", |s| {
+        s.unwatched_writes
+    }),
     ("cache_unmarked_writes", "Writes that went on without Redis after waiting out the lease", |s| s.unmarked_writes),
     ("cache_registrations", "Times that this pgherd registered with Redis", |s| s.registrations),
     ("cache_members_removed", "Dead pgherds that this one removed from Redis", |s| s.members_removed),

@@ -12,7 +12,7 @@ use super::run::{Run, run};
 /// How the checker says it, and what must befall the fleet for the fault to matter.
 type Trial = (&'static str, &'static str, &'static [Act]);
 
-const TRIALS: [Trial; 17] = [
+const TRIALS: [Trial; 20] = [
     ("no_second_raise", "STALE", &[]),
     ("doubt_as_flag", "STALE", &[]),
     ("store_without_comparing", "STALE", &[]),
@@ -30,6 +30,9 @@ const TRIALS: [Trial; 17] = [
     ("serve_without_redis", "STALE", &[Act::RedisCut]),
     ("serve_while_young", "STALE", &[Act::RedisEmptied]),
     ("register_without_doubts", "STALE", &[Act::RedisCut]),
+    ("serve_before_all_act", "STALE", &[Act::RedisEmptied]),
+    ("act_without_open_writes", "STALE", &[Act::RedisEmptied]),
+    ("act_without_past_writes", "STALE", &[Act::RedisEmptied]),
 ];
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -1,6 +1,10 @@
 -- What the scripts share. KEYS[1] is the hash that holds all coherence state of one database:
 --   gen, born, lease   the generation: a random name, its birth and its lease in ms
 --   v                  the state of the catalog
+--   iv                 grows with each change of what the members must act upon: what is of interest, and the catalog
+--   cv, i:<oid>        its value when the catalog last changed, and when the relation became one that is looked at
+--   a:<id>, ia         up to which value this member acts, and all members do
+--   w:<oid>            writes of the relation since it was last looked at
 --   members, minexp    ids, each followed by ','; the earliest expiry among them
 --   m:<id>             expiry in ms ':' fence
 --   b:<id>:<pid>@<start>   a server process that this member writes through
@@ -33,6 +37,25 @@ end
 -- What was read from the relation is never matched again; its next epoch is made when it is asked for.
 local function renew(oid)
   redis.call('HDEL', H, 'e:' .. oid)
+end
+
+-- Something has changed that the members must act upon. They hear of it now, or with their next heartbeat.
+local function news()
+  local number = redis.call('HINCRBY', H, 'iv', 1)
+  redis.pcall('PUBLISH', H, number)
+  return number
+end
+
+-- Nobody has looked at the relation for many writes: they need not be told of any more.
+local function written_unseen(oid)
+  local known = redis.call('HMGET', H, 'i:' .. oid, 'e:' .. oid)
+  if not known[1] then return end
+  if known[2] then
+    redis.call('HDEL', H, 'w:' .. oid)
+  elseif redis.call('HINCRBY', H, 'w:' .. oid, 1) >= WITHDRAWN_AFTER then
+    redis.call('HDEL', H, 'i:' .. oid, 'w:' .. oid)
+    news()
+  end
 end
 
 -- Takes the token away. The new epoch comes first, here and elsewhere: a script that fails half way (no memory) must leave
@@ -76,7 +99,7 @@ local function change_catalog(v)
     for token in string.gmatch(redis.call('HGET', H, field), '([^;]+);') do add_doubt('0', token) end
   end
   renew('0')
-  redis.call('HSET', H, 'v', v)
+  redis.call('HSET', H, 'v', v, 'cv', news())
 end
 
 local function member(id)
@@ -99,6 +122,26 @@ local function survey(now)
   return lapsed
 end
 
+-- Up to which value every member acts.
+local function agree()
+  local least = nil
+  for id in string.gmatch(redis.call('HGET', H, 'members') or '', '([^,]+),') do
+    local acts = tonumber(redis.call('HGET', H, 'a:' .. id) or 0)
+    if not least or acts < least then least = acts end
+  end
+  redis.call('HSET', H, 'ia', least or 0)
+end
+
+local function acts_upon(id, number)
+  redis.call('HSET', H, 'a:' .. id, number)
+  agree()
+end
+
+-- What is of interest now.
+local function append_interest(reply)
+  for _, field in ipairs(fields('i:')) do reply[#reply + 1] = string.sub(field, 3) end
+end
+
 local function forget_backends(id)
   for _, field in ipairs(fields('b:' .. id .. ':')) do redis.call('HDEL', H, field) end
 end
@@ -116,7 +159,8 @@ local function forget_member(id)
     if other ~= id then kept = kept .. other .. ',' end
   end
   redis.call('HSET', H, 'members', kept)
-  redis.call('HDEL', H, 'm:' .. id)
+  redis.call('HDEL', H, 'm:' .. id, 'a:' .. id)
+  agree()
 end
 
 -- Why a member's command does not count, or nil.
@@ -128,22 +172,25 @@ local function turned_away(gen, id, fence)
   return nil
 end
 
--- Why nothing can be served or stored now, or nil and the epochs in the form that is compared and kept. The statement's
--- fingerprint stands before the first oid.
+-- Why nothing can be served or stored now, or nil, the epochs in the form that is compared and kept, and whether they are not to be
+-- relied on yet: a member may write without saying so, until it acts upon the news. The statement's fingerprint stands before the first oid.
 local function current(gen, v, from, nonce)
   local now = clock()
-  local head = redis.call('HMGET', H, 'gen', 'born', 'lease', 'minexp', 'v', 'p:' .. ARGV[from - 1])
+  local head = redis.call('HMGET', H, 'gen', 'born', 'lease', 'minexp', 'v', 'p:' .. ARGV[from - 1], 'ia', 'cv')
   if head[1] ~= gen then return 'generation' end
   if now < tonumber(head[2]) + tonumber(head[3]) then return 'young' end
   if tonumber(head[4]) < now then return 'lapsed' end
   if head[5] ~= v then return 'catalog', head[5] end
   local packed = head[6] and { 'p=' .. head[6] .. ';' } or {}
+  local acted = tonumber(head[7] or 0)
+  local is_pending, number = acted < tonumber(head[8] or 0), nil
   local chunk = 500
   for first = from, #ARGV, chunk do
-    local doubts, epochs = {}, {}
+    local doubts, epochs, interests = {}, {}, {}
     for i = first, math.min(first + chunk - 1, #ARGV) do
       doubts[#doubts + 1] = 'd:' .. ARGV[i]
       epochs[#epochs + 1] = 'e:' .. ARGV[i]
+      if ARGV[i] ~= '0' then interests[#interests + 1] = 'i:' .. ARGV[i] end
     end
     for _, set in ipairs(redis.call('HMGET', H, unpack(doubts))) do
       if set then return 'doubt' end
@@ -157,6 +204,14 @@ local function current(gen, v, from, nonce)
       end
       packed[#packed + 1] = epochs[i] .. '=' .. (epoch or '') .. ';'
     end
+    local since = #interests > 0 and redis.call('HMGET', H, unpack(interests)) or {}
+    for i = 1, #interests do
+      if not since[i] and nonce then
+        number = number or news()
+        redis.call('HSET', H, interests[i], number)
+      end
+      if not since[i] or tonumber(since[i]) > acted then is_pending = true end
+    end
   end
-  return nil, table.concat(packed)
+  return nil, table.concat(packed), is_pending
 end

@@ -1,5 +1,5 @@
 -- ARGV: member, fence, expiry, lease, a name for a new generation, a new state of the catalog, whether to give the database a
--- new epoch, whether to change the catalog's state, how many tokens, tokens, server processes.
+-- new epoch, whether to change the catalog's state, how many tokens, tokens, server processes. Who registers acts upon what the reply tells.
 local id, fence, tokens = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[9])
 local now = clock()
 local _, known = member(id)
@@ -22,6 +22,10 @@ drop_doubts_of(id, open)
 forget_backends(id)
 for i = 10 + tokens, #ARGV do redis.call('HSET', H, 'b:' .. id .. ':' .. ARGV[i], '1') end
 set_member(id, ARGV[3], ARGV[2])
+local number = redis.call('HGET', H, 'iv') or '0'
+acts_upon(id, number)
 survey(now)
 local head = redis.call('HMGET', H, 'gen', 'v', 'born', 'lease')
-return { 'ok', head[1], head[2], string.format('%.0f', math.max(0, head[3] + head[4] - now)) }
+local reply = { 'ok', head[1], head[2], string.format('%.0f', math.max(0, head[3] + head[4] - now)), number }
+append_interest(reply)
+return reply
