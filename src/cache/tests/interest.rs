@@ -1,5 +1,6 @@
 //! What nobody looks at is written without a word to Redis; who begins to look waits until every pgherd has said what it has open.
 
+use super::loss::{Counters, read_counters, write_counters};
 use super::redis_server::*;
 use super::*;
 use crate::config::model::Redis;
@@ -212,6 +213,32 @@ async fn what_nobody_looks_at_any_more_is_written_without_a_word_again() {
     until("the open write is marked", || pair.is_marked()).await;
     write.settle();
     pair.other.fill(&pair.count, &[ORDERS], "12").await;
+}
+
+/// Two pgherds whose readers look now and then, so that what is looked at comes and goes under the writers' hands.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_reader_sees_an_old_answer_while_what_is_looked_at_comes_and_goes() {
+    let pair = Pair::new(Faults::default()).await;
+    let counters = Arc::new(Counters::default());
+    let (mut writers, mut readers) = (Vec::new(), Vec::new());
+    for member in [&pair.one, &pair.other] {
+        writers.push(tokio::spawn(write_counters(member.cache.clone(), member.backend, counters.clone())));
+        for rest in [150, 220] {
+            let rest = Duration::from_millis(rest);
+            readers.push(tokio::spawn(read_counters(member.cache.clone(), counters.clone(), rest)));
+        }
+    }
+    let unwatched = || pair.one.cache.stats().unwatched_writes + pair.other.cache.stats().unwatched_writes;
+    until("much was written without a word", || async { unwatched() > 200 }).await;
+    counters.stop.cancel();
+    let mut hits = 0;
+    for reader in readers {
+        hits += reader.await.expect("no stale answer");
+    }
+    for writer in writers {
+        writer.await.expect("a writer");
+    }
+    assert!(hits > 50, "{hits} hits: {:?}", pair.one.cache.stats());
 }
 
 /// The same steps with and without each fault: what must be a miss, is served.

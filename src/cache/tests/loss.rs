@@ -236,13 +236,13 @@ async fn a_settle_that_redis_missed_is_made_good() {
 
 /// A table of three counters for a database: what was committed, and what was acknowledged of that.
 #[derive(Default)]
-struct Counters {
+pub(super) struct Counters {
     committed: [AtomicU64; 3],
     acknowledged: [AtomicU64; 3],
-    stop: CancellationToken,
+    pub(super) stop: CancellationToken,
 }
 
-async fn write_counters(cache: Arc<ResultCache>, backend: BackendId, counters: Arc<Counters>) -> u64 {
+pub(super) async fn write_counters(cache: Arc<ResultCache>, backend: BackendId, counters: Arc<Counters>) -> u64 {
     let mut written = 0;
     while !counters.stop.is_cancelled() {
         let at = usize::try_from(written % 3).expect("small");
@@ -260,11 +260,15 @@ async fn write_counters(cache: Arc<ResultCache>, backend: BackendId, counters: A
     written
 }
 
-async fn read_counters(cache: Arc<ResultCache>, counters: Arc<Counters>) -> u64 {
+/// Returns the hits. Between looks at all three it rests for that long.
+pub(super) async fn read_counters(cache: Arc<ResultCache>, counters: Arc<Counters>, rest: Duration) -> u64 {
     let mut hits = 0;
     for round in 0_usize.. {
         if counters.stop.is_cancelled() {
             break;
+        }
+        if round % 30 == 29 {
+            tokio::time::sleep(rest).await;
         }
         load_catalog(&cache);
         let at = round % 3;
@@ -298,8 +302,8 @@ async fn no_reader_sees_an_old_answer_whatever_happens_to_redis() {
     let (mut writers, mut readers) = (Vec::new(), Vec::new());
     for member in [&one, &other] {
         writers.push(tokio::spawn(write_counters(member.cache.clone(), member.backend, counters.clone())));
-        readers.push(tokio::spawn(read_counters(member.cache.clone(), counters.clone())));
-        readers.push(tokio::spawn(read_counters(member.cache.clone(), counters.clone())));
+        readers.push(tokio::spawn(read_counters(member.cache.clone(), counters.clone(), Duration::ZERO)));
+        readers.push(tokio::spawn(read_counters(member.cache.clone(), counters.clone(), Duration::ZERO)));
     }
     let pause = || tokio::time::sleep(LEASE * 3);
     pause().await;
