@@ -77,10 +77,14 @@ fn benches(criterion: &mut Criterion) {
         aggregates: vec![Aggregate::Count { partial: 1 }],
         outputs: vec![(1, Output::Aggregate(0))],
         having: None,
+        order: Vec::new(),
     };
+    let in_order = Groups { order: vec![sort], ..groups.clone() };
+    let sorted = legs(&|_, at| row(&[b"g", b"1", &((at / 20) as i64).to_be_bytes(), &1_i64.to_be_bytes()]));
     let cases = [
         ("concatenate", streamed(0, Merge::Rows, Vec::new()), description(&[20, 25]), rows),
         ("ordered", streamed(1, Merge::Rows, vec![sort]), description(&[20, 25, 20]), ordered),
+        ("groups in order", streamed(2, Merge::Groups(in_order), Vec::new()), description(&[25, 20, 20, 20]), sorted),
         ("groups", streamed(2, Merge::Groups(groups), Vec::new()), description(&[25, 20, 20, 20]), grouped),
     ];
     for (name, plan, description, legs) in &cases {

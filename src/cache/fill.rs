@@ -128,9 +128,14 @@ impl FillTicket {
         let held = Arc::new(Held::new(entry, self.noted.clone(), self.epochs.clone()));
         cache.memory.insert(key.clone(), held.clone(), self.is_pinned);
         if self.is_pending {
+            let waiting = cache.shared.as_ref().and_then(|shared| shared.waiting.clone().try_acquire_owned().ok());
+            let Some(permit) = waiting else { return Stored::Yes };
             // Where memory answers alone nobody need wait.
             let turn = cache.asks_redis().map(|_| turn);
-            tokio::spawn(self.share_later(key, held, turn));
+            tokio::spawn(async move {
+                self.share_later(key, held, turn).await;
+                drop(permit);
+            });
             return Stored::Yes;
         }
         drop(turn);

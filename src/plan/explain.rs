@@ -109,7 +109,8 @@ pub fn merge(streamed: &super::distribute::Streamed) -> String {
         super::distribute::Merge::Rows if streamed.sort.is_empty() => "rows as they come".to_owned(),
         super::distribute::Merge::Rows => format!("sorted by {} keys", streamed.sort.len()),
         super::distribute::Merge::Groups(groups) => {
-            format!("groups by {} keys, {} aggregates", groups.keys.len(), groups.aggregates.len())
+            let order = if groups.order.is_empty() { "" } else { ", in the order of their keys" };
+            format!("groups by {} keys, {} aggregates{order}", groups.keys.len(), groups.aggregates.len())
         }
     }];
     if streamed.offset > 0 {

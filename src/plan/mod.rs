@@ -144,11 +144,15 @@ impl WriteSet {
         !self.database && !self.catalog && self.relations.is_empty()
     }
 
-    /// Adds what another statement may change.
-    pub fn add(&mut self, other: Self) {
+    /// Adds what another statement may change, to relations in ascending order.
+    pub fn add(&mut self, other: &Self) {
         self.database |= other.database;
         self.catalog |= other.catalog;
-        self.relations.extend(other.relations);
+        for oid in &other.relations {
+            if let Err(at) = self.relations.binary_search(oid) {
+                self.relations.insert(at, *oid);
+            }
+        }
     }
 }
 

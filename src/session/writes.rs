@@ -63,18 +63,21 @@ impl Session {
         {
             server.dirty = true;
         }
-        let mut set = written.set.as_deref().cloned().unwrap_or_default();
+        let nothing = WriteSet::default();
+        let set = written.set.as_deref().unwrap_or(&nothing);
+        let mut database = set.database;
         let finishes_prepared = Class::Transaction(TransactionControl::FinishPrepared);
         if facts.statements.iter().any(|statement| statement.class == finishes_prepared)
             || self.db.writes_unseen(facts.fingerprint)
         {
-            set.database = true;
+            database = true;
         }
         let class = facts.class();
         // Not alone in a READ ONLY transaction, which would have shown what it does.
-        set.database |= class == Class::Read && self.db.cache.is_some() && written.trusts_code;
-        self.written |= class >= Class::CopyIn || set.database || set.catalog || !set.relations.is_empty();
-        if self.db.cache.is_some() && self.spans_servers() && !set.is_empty() {
+        database |= class == Class::Read && self.db.cache.is_some() && written.trusts_code;
+        let writes_any = database || !set.is_empty();
+        self.written |= class >= Class::CopyIn || writes_any;
+        if self.db.cache.is_some() && self.spans_servers() && writes_any {
             return Err(writes_on_both());
         }
         let writes = self.writes.get_or_insert_default();
@@ -82,6 +85,7 @@ impl Session {
         writes.ddl |= set.catalog;
         if self.db.cache.is_some() {
             writes.pending.add(set);
+            writes.pending.database |= database;
             writes.computed_from = writes.computed_from.min(catalog_version);
         }
         if writes.may_commit || class == Class::Utility {
@@ -170,7 +174,7 @@ impl Session {
             return;
         }
         let writes = self.writes.get_or_insert_default();
-        writes.pending.add(pending);
+        writes.pending.add(&pending);
         writes.computed_from = writes.computed_from.min(version);
     }
 

@@ -96,8 +96,8 @@ pub(super) struct Connection {
     pub(super) fence: u64,
     /// Until then others may still be served by a process that was in this one's place.
     pub(super) settles_at: Option<Instant>,
-    /// What is published there.
-    news: tokio::sync::Mutex<Option<broadcast::Receiver<Message>>>,
+    /// Who hears what is published there.
+    listener: tokio::sync::Mutex<Listener>,
     /// Redis' clock in ms, and when its answer had arrived: it is at least that much since.
     clock: Mutex<(u64, Instant)>,
 }
@@ -132,7 +132,7 @@ impl Connection {
             generation: String::new(),
             fence: 0,
             settles_at: None,
-            news: tokio::sync::Mutex::default(),
+            listener: tokio::sync::Mutex::new(Listener::Absent(Box::new(config))),
             clock: Mutex::new((0, Instant::now())),
         };
         tokio::time::timeout(within, connection.learn(space)).await.map_err(|_| Failure::Late)??;
@@ -152,30 +152,34 @@ impl Connection {
             self.client.custom(CustomCommand::new_static("TIME", None, false), Vec::<Value>::new()).await?;
         let [seconds, micros] = time[..] else { return Err(Failure::Broken("TIME is not two numbers".into())) };
         self.clock_is(seconds * 1000 + micros / 1000);
-        // Before RESP3 a connection that listens can do nothing else, and not every user may listen: then heartbeats bring the news.
-        if self.client.protocol_version() == RespVersion::RESP3 {
-            let news = self.client.message_rx();
-            match self.client.subscribe(self.state_key.as_str()).await {
-                Ok(()) => *self.news.lock().await = Some(news),
-                Err(error) => {
-                    tracing::info!(%error, "Redis does not let this pgherd listen: it hears news by heartbeats")
-                }
-            }
-        }
         Ok(())
     }
 
-    /// Waits until something is published that comes after that; for ever where nothing is heard.
+    /// Waits until something is published that comes after that, or may have been; for ever where nothing is heard.
     pub(super) async fn news(&self, known: u64) {
-        let mut news = self.news.lock().await;
-        while let Some(receiver) = news.as_mut() {
-            match receiver.recv().await {
-                Ok(message) if message.value.as_u64().is_some_and(|number| number <= known) => {}
-                Ok(_) | Err(broadcast::error::RecvError::Lagged(_)) => return,
-                Err(broadcast::error::RecvError::Closed) => *news = None,
+        let mut listener = self.listener.lock().await;
+        loop {
+            match &mut *listener {
+                Listener::Absent(config) => {
+                    let listens = tokio::time::timeout(CONNECT_TIMEOUT, listen(config, &self.state_key)).await;
+                    *listener = match listens.unwrap_or(Err(Failure::Late)) {
+                        Ok(ear) => Listener::Hears(ear),
+                        Err(failure) => {
+                            tracing::info!(%failure, "cannot listen to Redis: news come with heartbeats");
+                            Listener::Deaf
+                        }
+                    };
+                    // What was published before is known to a heartbeat.
+                    return;
+                }
+                Listener::Hears(ear) => match ear.news.recv().await {
+                    Ok(message) if message.value.as_u64().is_some_and(|number| number <= known) => {}
+                    Ok(_) | Err(broadcast::error::RecvError::Lagged(_)) => return,
+                    Err(broadcast::error::RecvError::Closed) => *listener = Listener::Deaf,
+                },
+                Listener::Deaf => return std::future::pending().await,
             }
         }
-        std::future::pending().await
     }
 
     /// Forgets what stands here of the database under another scope, and notes this one: a pgherd that has not noticed yet that the
@@ -304,6 +308,36 @@ impl Connection {
     pub(super) fn close(&self) {
         self.router.abort();
     }
+}
+
+/// Listens on a connection of its own: what becomes of that is nothing to anybody else.
+enum Listener {
+    Absent(Box<FredConfig>),
+    Hears(Ear),
+    /// Not allowed, not possible, or over.
+    Deaf,
+}
+
+struct Ear {
+    _client: Client,
+    router: Router,
+    news: broadcast::Receiver<Message>,
+}
+
+impl Drop for Ear {
+    fn drop(&mut self) {
+        self.router.abort();
+    }
+}
+
+/// Subscribes to what is published under that name.
+async fn listen(config: &FredConfig, name: &str) -> Result<Ear, Failure> {
+    let (client, router) = place::connect_as(config, RespVersion::RESP3).await?;
+    let ear = Ear { news: client.message_rx(), _client: client.clone(), router };
+    client.subscribe(name).await?;
+    // An error of SUBSCRIBE is taken for the answer to what is sent next; and when this is answered it has been heard.
+    client.ping::<()>(None).await?;
+    Ok(ear)
 }
 
 /// Connects, by RESP3 if the server knows it.

@@ -16,6 +16,8 @@ use crate::cache::epochs::{CatalogEpoch, LocalEpochs, fresh_catalog_epoch};
 
 /// Between attempts to connect.
 const RETRY: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
+/// The least time between two heartbeats that are sent because there are news.
+const NEWS: Duration = Duration::from_millis(5);
 /// Settled writes told to Redis in one round trip.
 const BATCH: usize = 256;
 /// How long PostgreSQL may take to say whether a server process is gone.
@@ -132,11 +134,16 @@ impl Shared {
     /// Renews the registration until the connection is given up.
     async fn hold(&self, connection: &Arc<Connection>, local: &LocalEpochs) {
         let mut changes = self.changes.subscribe();
+        let mut told_at = Instant::now();
         while self.is_mine(connection) {
             let acts_upon = self.registry.lock().acts_upon();
             tokio::select! {
                 _ = changes.changed() => continue,
-                () = connection.news(acts_upon) => {}
+                () = connection.news(acts_upon) => {
+                    // Many at once are one.
+                    tokio::time::sleep(NEWS.saturating_sub(told_at.elapsed())).await;
+                    told_at = Instant::now();
+                }
                 () = tokio::time::sleep(self.settings.lease / 3) => {}
             }
             #[cfg(test)]
@@ -223,10 +230,14 @@ impl Shared {
                     Ok(true) => {}
                     Ok(false) => break,
                     Err(failure) => {
-                        // What was in the batch is settled by the next registration, which does not carry it.
+                        // What was in the batch is settled by the next registration, which does not carry it; if there has been one already,
+                        // that may have carried it.
                         self.count(&failure);
                         tracing::warn!(%failure, "settled writes could not be told to Redis");
-                        let registry = self.registry.lock();
+                        let mut registry = self.registry.lock();
+                        if !self.is_mine(&connection) {
+                            registry.settle_again(&batch);
+                        }
                         self.disconnect(Some(&connection));
                         drop(registry);
                     }
@@ -314,7 +325,7 @@ impl Shared {
         vec![text(&connection.generation), text(&self.member), number(connection.fence)]
     }
 
-    fn is_mine(&self, connection: &Arc<Connection>) -> bool {
+    pub(super) fn is_mine(&self, connection: &Arc<Connection>) -> bool {
         self.connection.load().as_ref().is_some_and(|known| Arc::ptr_eq(known, connection))
     }
 

@@ -21,7 +21,7 @@ use bytes::Bytes;
 use fred::types::Value;
 use fred::types::config::Config as FredConfig;
 use parking_lot::Mutex;
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, Semaphore, watch};
 
 use self::connection::{Connection, Failure, Reply};
 pub(crate) use self::registry::Announced;
@@ -44,6 +44,8 @@ const FAILURES: u32 = 5;
 const SHORTEST_LEASE: Duration = Duration::from_millis(100);
 /// How long commands that keep the protocol going (raise, settle, heartbeat) may take before the connection is given up.
 const PATIENCE: Duration = Duration::from_millis(250);
+/// Answers that may wait at once until every pgherd says what it writes of what they are read from.
+const WAITING: usize = 64;
 /// How long a write that cannot go on without Redis waits for it before it is refused.
 const REFUSAL: Duration = Duration::from_secs(1);
 
@@ -86,6 +88,12 @@ pub(crate) struct Shared {
     suspects: Mutex<Vec<String>>,
     suspected: Notify,
     failures: AtomicU32,
+    /// Since when lookups hear that some pgherd does not say yet what it writes.
+    pending_since: Mutex<Option<Instant>>,
+    /// How long, in ms, before nobody waits for that any more.
+    slow_after: AtomicU64,
+    /// For answers that wait until they may be relied on.
+    pub(crate) waiting: Arc<Semaphore>,
     /// Tokens for what is not a write; those of writes never come so far.
     announced: AtomicU64,
     solo: Arc<AtomicBool>,
@@ -130,6 +138,9 @@ impl Shared {
             suspects: Mutex::default(),
             suspected: Notify::new(),
             failures: AtomicU32::new(0),
+            pending_since: Mutex::default(),
+            slow_after: AtomicU64::new(millis(PATIENCE)),
+            waiting: Arc::new(Semaphore::new(WAITING)),
             announced: AtomicU64::new(1 << 63),
             solo,
             stats,
@@ -186,7 +197,10 @@ impl Shared {
     async fn found(&self, connection: &Arc<Connection>, key: &Key, asked_at: Instant, reply: &Reply) -> Found {
         self.failures.store(0, Ordering::Relaxed);
         match reply.word() {
-            "same" => Found::Same,
+            "same" => {
+                *self.pending_since.lock() = None;
+                Found::Same
+            }
             "hit" => {
                 let remaining = Duration::from_millis(reply.number(3).unwrap_or(0));
                 match decoded(reply.bytes(2), key, asked_at, remaining, self.settings.max_entry_bytes).await {
@@ -198,7 +212,7 @@ impl Shared {
                 if reply.text(2) == "outdated" {
                     self.stats.add(|stats| &stats.outdated);
                 }
-                Found::Nothing(reply.bytes(1), reply.text(3) == "pending")
+                self.nothing(reply.bytes(1), reply.text(3) == "pending")
             }
             "doubt" => Found::Doubt,
             "catalog" => Found::Catalog(reply.number(1)),
@@ -220,8 +234,25 @@ impl Shared {
         entry.bytes.len() <= self.settings.max_entry_bytes
     }
 
-    /// Waits until every pgherd says what it writes of what is looked at here, as long as that can take. Whether what was noted before still
-    /// holds then.
+    fn slow_after(&self) -> Duration {
+        Duration::from_millis(self.slow_after.load(Ordering::Relaxed))
+    }
+
+    /// What a lookup is told that found nothing. Where a pgherd is slow to say what it writes nobody fills, or waits for who does.
+    fn nothing(&self, epochs: Bytes, is_pending: bool) -> Found {
+        let mut since = self.pending_since.lock();
+        if !is_pending {
+            *since = None;
+            return Found::Nothing(epochs, false);
+        }
+        match since.get_or_insert_with(Instant::now).elapsed() > self.slow_after() {
+            true => Found::Unavailable("a pgherd does not say yet what it writes"),
+            false => Found::Nothing(epochs, true),
+        }
+    }
+
+    /// Waits until every pgherd says what it writes of what is looked at here, but not long. Whether what was noted before still holds
+    /// then.
     pub(crate) async fn is_relied_on(
         &self,
         key: &Key,
@@ -229,8 +260,7 @@ impl Shared {
         catalog: CatalogEpoch,
         noted: &Bytes,
     ) -> bool {
-        // They hear of it at once, or with their next heartbeat.
-        let deadline = Instant::now() + self.settings.lease / 3 + PATIENCE * 2;
+        let deadline = Instant::now() + self.slow_after();
         let mut pause = Duration::from_millis(1);
         while Instant::now() < deadline {
             match self.lookup(key, relations, catalog, noted).await {
@@ -376,6 +406,11 @@ impl Shared {
     /// From here on this pgherd sends no heartbeats, and so hears nothing of what others look at; or does again.
     pub(crate) fn be_deaf(&self, deaf: bool) {
         self.deaf.store(deaf, Ordering::SeqCst);
+    }
+
+    /// From here on a pgherd that does not say what it writes is waited for that long.
+    pub(crate) fn be_patient(&self, patience: Duration) {
+        self.slow_after.store(millis(patience), Ordering::Relaxed);
     }
 
     pub(crate) fn is_cut_off(&self) -> bool {

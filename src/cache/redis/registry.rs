@@ -49,8 +49,6 @@ pub(super) struct Registry {
     last_heartbeat: Option<Instant>,
     /// Writes went on without a mark; the next registration gives the database a new epoch.
     unmarked: u64,
-    /// Settled changes of the catalog that Redis could not be told of.
-    unmarked_catalog: u64,
     /// Settled changes of the catalog that Redis is being told of.
     catalog_changes: usize,
     interest: Interest,
@@ -95,7 +93,6 @@ pub(super) struct Registration {
     pub(super) renew_database: bool,
     pub(super) change_catalog: bool,
     unmarked: u64,
-    unmarked_catalog: u64,
     /// Settled before: the registration does not carry them, which settles them.
     done: Vec<u64>,
     retired: Vec<BackendId>,
@@ -252,13 +249,14 @@ impl Registry {
     /// A write's outcome is known. Returns whether Redis is to be told.
     pub(super) fn settle(&mut self, token: u64, catalog: Option<CatalogEpoch>) -> bool {
         let Some(open) = self.open.get_mut(&token) else { return false };
-        if !open.sent {
+        if !open.sent && catalog.is_none() {
             let now = Instant::now();
             self.interest.unsaid.extend(open.relations.iter().map(|oid| (*oid, now)));
-            self.unmarked_catalog += u64::from(catalog.is_some());
             self.forget(token);
             return false;
         }
+        // A change of the catalog is told in any case.
+        open.sent = true;
         open.settled = true;
         open.catalog = catalog;
         self.catalog_changes += usize::from(catalog.is_some());
@@ -305,9 +303,15 @@ impl Registry {
         batch
     }
 
+    /// They could not be told after all.
+    pub(super) fn settle_again(&mut self, batch: &[Settled]) {
+        let open = batch.iter().filter(|settled| self.open.contains_key(&settled.token));
+        self.to_settle.extend(open.map(|settled| settled.token));
+    }
+
     /// Whether a change of the catalog was made here that Redis may not know of yet.
     pub(super) fn is_changing_catalog(&self) -> bool {
-        self.catalog_changes > 0 || self.unmarked_catalog > 0
+        self.catalog_changes > 0
     }
 
     /// Redis has forgotten it, or never knew.
@@ -374,12 +378,12 @@ impl Registry {
         self.last_renewal = Some(sent_at);
         let mut tokens = Vec::new();
         let mut done = Vec::new();
-        let mut unmarked_catalog = self.unmarked_catalog;
+        let mut change_catalog = false;
         for (token, open) in &mut self.open {
             // Whatever was on its way when the last connection ended has come to nothing, or will.
             open.acting = false;
             if open.settled {
-                unmarked_catalog += u64::from(open.catalog.is_some());
+                change_catalog |= open.catalog.is_some();
                 done.push(*token);
             } else {
                 open.sent = true;
@@ -394,9 +398,8 @@ impl Registry {
             tokens,
             backends: kept.into_iter().map(|(id, _)| *id).collect(),
             renew_database: self.unmarked > 0 || !self.interest.unsaid.is_empty(),
-            change_catalog: unmarked_catalog > 0,
+            change_catalog,
             unmarked: self.unmarked,
-            unmarked_catalog: self.unmarked_catalog,
             done,
             retired: retired.into_iter().map(|(id, _)| *id).collect(),
         }
@@ -427,7 +430,6 @@ impl Registry {
         if self.unmarked == registration.unmarked {
             self.unmarked = 0;
         }
-        self.unmarked_catalog = self.unmarked_catalog.saturating_sub(registration.unmarked_catalog);
     }
 
     /// The PostgreSQL server has changed, and the members there do not know of this one yet.

@@ -32,9 +32,7 @@ impl Shared {
         let was_in_sight = self.is_in_sight();
         self.see(scope, |sight| {
             sight.seen_at = Some(asked_at);
-            if is_clear {
-                sight.clear_at = Some(asked_at);
-            }
+            sight.clear_at = is_clear.then_some(asked_at);
         });
         if !was_in_sight {
             self.changes.send_modify(|count| *count += 1);

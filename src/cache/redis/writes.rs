@@ -58,7 +58,7 @@ impl Shared {
                 }
                 continue;
             }
-            if self.goes_unwatched(raise) {
+            if connection.as_ref().is_some_and(|connection| self.goes_unwatched(connection, raise)) {
                 return Ok(Raised::Unwatched);
             }
             if let Some(connection) = connection
@@ -84,9 +84,9 @@ impl Shared {
     }
 
     /// Whether nobody looks at what is written. Whoever begins to, waits for this pgherd to say what it has open.
-    fn goes_unwatched(&self, raise: Raise<'_>) -> bool {
+    fn goes_unwatched(&self, connection: &Arc<Connection>, raise: Raise<'_>) -> bool {
         let registry = self.registry.lock();
-        let is_up = self.connection.load().as_ref().is_some_and(|connection| !connection.is_broken());
+        let is_up = self.is_mine(connection) && !connection.is_broken();
         let unwatched = is_up && registry.is_unwatched(raise.token, raise.catalog, self.settings.lease);
         drop(registry);
         let unwatched = unwatched && self.is_in_sight();

@@ -25,6 +25,11 @@ impl Pair {
         let backends = Arc::default();
         let one = Member::join_with(config.clone(), &backends, 1, faults).await;
         let other = Member::join_with(config, &backends, 2, faults).await;
+        // The machine is shared.
+        let patient = Duration::from_secs(10);
+        for member in [&one, &other] {
+            member.cache.shared.as_ref().expect("with Redis").be_patient(patient);
+        }
         let count = key(&one.cache, "SELECT count(*) FROM orders");
         one.fill(&key(&one.cache, "SELECT name FROM customers"), &[CUSTOMERS], "Ada").await;
         Self { redis, one, other, count }
@@ -151,6 +156,26 @@ async fn an_answer_is_kept_back_until_all_have_heard_and_then_shared() {
         matches!(pair.one.cache.lookup(&pair.count, &[ORDERS], CATALOG).await, Lookup::Hit { tier: Tier::Redis, .. })
     })
     .await;
+}
+
+#[tokio::test]
+async fn a_pgherd_that_is_slow_to_say_holds_nobody_up() {
+    let pair = Pair::new(Faults::default()).await;
+    pair.one_goes_deaf().await;
+    let early = must_fill(&pair.other.cache, &pair.count, &[ORDERS]).await;
+    pair.other.cache.shared.as_ref().expect("with Redis").be_patient(Duration::ZERO);
+    early.store(answer("10")).await;
+    // Whoever asks runs the statement himself, and waits for nobody.
+    for _ in 0..3 {
+        let reason = must_bypass(&pair.other.cache, &pair.count, &[ORDERS]).await;
+        assert_eq!(reason, "a pgherd does not say yet what it writes");
+    }
+    pair.one_hears(true);
+    until("it may be relied on", || async {
+        !matches!(pair.other.cache.lookup(&pair.count, &[ORDERS], CATALOG).await, Lookup::Bypass(_))
+    })
+    .await;
+    assert_eq!(must_hit(&pair.other.cache, &pair.count, &[ORDERS]).await.0, "10", "what is in memory is good now");
 }
 
 #[tokio::test]

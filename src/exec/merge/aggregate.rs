@@ -3,6 +3,7 @@
 use std::cmp::Ordering;
 
 use super::encode::Computed;
+use super::fixed::Fixed;
 use super::numeric;
 use super::row::Row;
 use super::sum::NumericSum;
@@ -180,6 +181,15 @@ impl State {
                 let average = sum.value().and_then(|sum| numeric::average(&sum, *count));
                 average.map_or(Computed::Null, Computed::Numeric)
             }
+        }
+    }
+
+    /// The final value of a sum or average of numerics, if it fits in a machine's integer.
+    pub(super) fn fixed(&self) -> Option<Fixed> {
+        match self {
+            Self::Numeric(sum) => sum.fixed(),
+            Self::NumericAvg(sum, count) => sum.average(*count),
+            Self::Value(_) | Self::Avg(..) | Self::Best(..) => None,
         }
     }
 

@@ -1,21 +1,18 @@
 //! Groups over several shards: rows of equal keys become one, in a map of bounded size.
 
-use std::cmp::Ordering;
-
-use super::aggregate::{Method, State};
-use super::description::{Description, format_of};
-use super::encode::Computed;
+use super::aggregate::State;
+use super::description::Description;
 use super::order::{self, Keys};
 use super::row::{Fields, Row};
+use super::shape::Shape;
 use super::store::Store;
-use super::types::{Reader, refused, unreadable};
+use super::types::{Reader, unreadable};
 use crate::error::{Error, ErrorKind};
-use crate::plan::distribute::{Condition, Groups, Output, Sort, SortBy};
-use crate::plan::value::{Kind, Numeric, Value, binary, float};
+use crate::plan::distribute::{Groups, Sort, SortBy};
+use crate::plan::value::binary;
 use crate::wire::sqlstate::SqlState;
-use crate::wire::writer;
 
-use bytes::{BufMut, BytesMut};
+use bytes::BytesMut;
 
 /// Bytes that one group costs beside its key, row and states.
 const GROUP_OVERHEAD_BYTES: usize = 48;
@@ -31,16 +28,9 @@ enum SortReader {
 #[derive(Debug)]
 pub(super) struct Grouped {
     keys: Vec<Reader>,
-    methods: Vec<Method>,
-    /// Visible columns that show each aggregate.
-    shown: Vec<Vec<usize>>,
-    /// The aggregate that a visible column shows.
-    outputs: Vec<Option<usize>>,
-    having: Option<Condition>,
+    shape: Shape,
     sort: Vec<Sort>,
     sort_readers: Vec<SortReader>,
-    formats: Vec<i16>,
-    columns: usize,
     groups: Store,
     /// The row at hand, and its key.
     fields: Fields,
@@ -58,20 +48,8 @@ impl Grouped {
         formats: &[i16],
         memory_bytes: usize,
     ) -> Result<Self, Error> {
-        let reader = |hidden| Reader::new(description, visible, hidden);
         let keys: Result<Vec<_>, _> = plan.keys.iter().map(|&key| Reader::grouped(description, visible, key)).collect();
-        let methods: Result<Vec<_>, _> =
-            plan.aggregates.iter().map(|aggregate| Method::new(aggregate, reader)).collect();
-        let methods = methods?;
-        let mut shown = vec![Vec::new(); methods.len()];
-        let mut outputs = vec![None; visible];
-        for &(at, Output::Aggregate(number)) in &plan.outputs {
-            let (Some(columns), Some(output)) = (shown.get_mut(number), outputs.get_mut(at)) else {
-                return Err(Error::internal("an aggregate is missing"));
-            };
-            columns.push(at);
-            *output = Some(number);
-        }
+        let shape = Shape::new(plan, description, visible, formats)?;
         let mut sort_readers = Vec::new();
         for key in sort {
             sort_readers.push(match key.by {
@@ -80,53 +58,27 @@ impl Grouped {
                 SortBy::Visible(..) => return Err(Error::internal("groups are sorted by hidden columns")),
             });
         }
-        let width = methods.len();
-        let grouped = Self {
+        Ok(Self {
             keys: keys?,
-            methods,
-            shown,
-            outputs,
-            having: plan.having.clone(),
             sort: sort.to_vec(),
             sort_readers,
-            formats: (0..visible).map(|at| format_of(formats, at)).collect(),
-            columns: description.columns.len(),
-            groups: Store::new(width),
+            groups: Store::new(shape.width()),
+            shape,
             fields: Fields::default(),
             key: Vec::new(),
             used_bytes: 0,
             memory_bytes,
-        };
-        grouped.having.as_ref().map_or(Ok(()), |having| grouped.check(having))?;
-        Ok(grouped)
-    }
-
-    /// Whether floats are written as text by pgherd itself.
-    pub(super) fn prints_floats(&self) -> bool {
-        self.outputs.iter().zip(&self.formats).any(|(output, format)| {
-            let method = output.and_then(|number| self.methods.get(number));
-            let is_computed = method.is_some_and(|method| !matches!(method, Method::Best { .. }));
-            *format == 0
-                && is_computed
-                && method.is_some_and(|method| matches!(method.kind(), Kind::Float4 | Kind::Float8))
         })
     }
 
-    fn check(&self, condition: &Condition) -> Result<(), Error> {
-        match condition {
-            Condition::And(a, b) | Condition::Or(a, b) => self.check(a).and_then(|()| self.check(b)),
-            Condition::Not(inner) => self.check(inner),
-            Condition::IsNull { .. } => Ok(()),
-            Condition::Compare { aggregate, .. } => match self.methods.get(*aggregate).map(Method::kind) {
-                Some(Kind::Int2 | Kind::Int4 | Kind::Int8 | Kind::Numeric | Kind::Float4 | Kind::Float8) => Ok(()),
-                _ => Err(refused("HAVING that compares this type")),
-            },
-        }
+    /// What the groups are made of.
+    pub(super) fn shape(&self) -> &Shape {
+        &self.shape
     }
 
     /// Takes one shard's row in.
     pub(super) fn push(&mut self, body: &[u8]) -> Result<(), Error> {
-        self.fields.read(body, self.columns)?;
+        self.fields.read(body, self.shape.columns())?;
         let row = Row { body, fields: &self.fields };
         self.key.clear();
         for reader in &self.keys {
@@ -142,24 +94,16 @@ impl Grouped {
         let number = match self.groups.find(&self.key) {
             Some(number) => number,
             None => {
-                let states = || self.methods.iter().map(Method::start);
-                let weight = states().map(|state| state.weight()).sum::<usize>();
+                let weight = self.shape.start().map(|state| state.weight()).sum::<usize>();
                 self.used_bytes += self.key.len() + body.len() + GROUP_OVERHEAD_BYTES + weight;
                 if self.used_bytes > self.memory_bytes || self.groups.is_full() {
                     return Err(self.full());
                 }
-                self.groups.add(&self.key, body, states())
+                self.groups.add(&self.key, body, self.shape.start())
             }
         };
-        let states = self.groups.states_mut(number);
-        for ((method, state), shown) in self.methods.iter().zip(states).zip(&self.shown) {
-            let is_of_one_size = !matches!(state, State::Best(..));
-            let before = if is_of_one_size { 0 } else { state.weight() };
-            method.take(state, &row, shown)?;
-            if !is_of_one_size {
-                self.used_bytes = (self.used_bytes + state.weight()).saturating_sub(before);
-            }
-        }
+        let grown = self.shape.take(self.groups.states_mut(number), &row)?;
+        self.used_bytes = self.used_bytes.saturating_add_signed(grown);
         Ok(())
     }
 
@@ -172,10 +116,7 @@ impl Grouped {
 
     /// The answer's groups in order, by number, to be written one by one.
     pub(super) fn finish(&mut self) -> Result<Vec<usize>, Error> {
-        let is_shown = |number: &usize| {
-            let holds = |having| holds(having, self.groups.states(*number)) == Some(true);
-            self.having.as_ref().is_none_or(holds)
-        };
+        let is_shown = |number: &usize| self.shape.is_shown(self.groups.states(*number));
         let shown = (0..self.groups.len()).filter(is_shown);
         if self.sort.is_empty() {
             return Ok(shown.collect());
@@ -183,7 +124,7 @@ impl Grouped {
         let (mut rows, mut fields): (Vec<(Keys, usize)>, _) = (Vec::new(), Fields::default());
         for number in shown {
             let body = self.groups.row(number);
-            fields.read(body, self.columns)?;
+            fields.read(body, self.shape.columns())?;
             let row = Row { body, fields: &fields };
             let states = self.groups.states(number);
             let keys: Result<Keys, Error> = self
@@ -202,76 +143,9 @@ impl Grouped {
 
     /// Appends a group's DataRow.
     pub(super) fn write(&mut self, number: usize, out: &mut BytesMut) -> Result<(), Error> {
-        let (row, states) = (self.groups.row(number), self.groups.states(number));
-        self.fields.read(row, self.columns)?;
-        let columns = i16::try_from(self.outputs.len()).unwrap_or(i16::MAX);
-        writer::message(out, b'D', |out| {
-            out.put_i16(columns);
-            for (at, output) in self.outputs.iter().enumerate() {
-                match output.and_then(|at| states.get(at).zip(self.shown.get(at))) {
-                    None => put(out, self.fields.get(row, at)),
-                    Some((State::Best(_, bytes), shown)) => {
-                        let place = shown.iter().position(|&shown| shown == at);
-                        put(out, place.and_then(|place| bytes.get(place)?.as_deref()));
-                    }
-                    Some((state, _)) => put_computed(out, &state.computed(), self.formats.get(at) == Some(&1)),
-                }
-            }
-        });
+        let body = self.groups.row(number);
+        self.fields.read(body, self.shape.columns())?;
+        self.shape.write(&Row { body, fields: &self.fields }, self.groups.states(number), out);
         Ok(())
-    }
-}
-
-/// A column of a DataRow.
-fn put(out: &mut BytesMut, value: Option<&[u8]>) {
-    match value {
-        None => out.put_i32(-1),
-        Some(bytes) => {
-            out.put_i32(i32::try_from(bytes.len()).unwrap_or(i32::MAX));
-            out.put_slice(bytes);
-        }
-    }
-}
-
-/// A column of a DataRow that pgherd computed itself.
-fn put_computed(out: &mut BytesMut, value: &Computed, is_binary: bool) {
-    let at = out.len();
-    out.put_i32(-1);
-    if value.write(is_binary, out) {
-        let len = i32::try_from(out.len() - at - 4).unwrap_or(i32::MAX);
-        out[at..at + 4].copy_from_slice(&len.to_be_bytes());
-    }
-}
-
-/// Three-valued: `None` is unknown.
-fn holds(condition: &Condition, states: &[State]) -> Option<bool> {
-    match condition {
-        Condition::And(a, b) => match (holds(a, states), holds(b, states)) {
-            (Some(false), _) | (_, Some(false)) => Some(false),
-            (Some(true), Some(true)) => Some(true),
-            _ => None,
-        },
-        Condition::Or(a, b) => match (holds(a, states), holds(b, states)) {
-            (Some(true), _) | (_, Some(true)) => Some(true),
-            (Some(false), Some(false)) => Some(false),
-            _ => None,
-        },
-        Condition::Not(inner) => holds(inner, states).map(|holds| !holds),
-        Condition::IsNull { aggregate, negated } => {
-            Some(states.get(*aggregate).and_then(State::value).is_none() != *negated)
-        }
-        Condition::Compare { aggregate, holds, number } => {
-            let value = states.get(*aggregate).and_then(State::value)?;
-            Some(holds.contains(&against(&value, number)?))
-        }
-    }
-}
-
-fn against(value: &Value, number: &Numeric) -> Option<Ordering> {
-    match value {
-        Value::Int(value) => Some(Numeric::from_i128(i128::from(*value)).compare(number)),
-        Value::Numeric(value) => Some(value.compare(number)),
-        Value::Float(value) => Some(float(*value, number.to_string().parse().ok()?)),
-        _ => None,
     }
 }

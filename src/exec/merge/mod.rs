@@ -4,11 +4,14 @@ mod aggregate;
 pub mod description;
 mod due;
 pub mod encode;
+mod fixed;
 mod groups;
 pub mod numeric;
 mod order;
 mod ordered;
 mod row;
+mod shape;
+mod sorted_groups;
 mod store;
 mod sum;
 mod types;
@@ -23,6 +26,8 @@ use self::groups::Grouped;
 use self::order::SortKey;
 use self::ordered::Ordered;
 use self::row::Fields;
+use self::shape::Shape;
+use self::sorted_groups::SortedGroups;
 use self::types::{Reader, refused};
 use crate::error::Error;
 use crate::plan::distribute::{Merge, SortBy, Streamed};
@@ -49,6 +54,7 @@ enum Machine {
     Concatenated(Concatenated),
     Ordered(Ordered),
     Grouped { groups: Box<Grouped>, open: usize, answer: std::vec::IntoIter<usize> },
+    SortedGroups(Box<SortedGroups>),
 }
 
 /// Rows in whichever order they come.
@@ -101,11 +107,14 @@ impl Merger {
                 }
                 Machine::Ordered(Ordered::new(keys, columns, visible, legs))
             }
+            Merge::Groups(groups) if !groups.order.is_empty() => {
+                let groups = SortedGroups::new(groups, description, visible, formats.codes, legs)?;
+                check_floats(groups.shape(), formats)?;
+                Machine::SortedGroups(Box::new(groups))
+            }
             Merge::Groups(groups) => {
                 let groups = Grouped::new(groups, &plan.sort, description, visible, formats.codes, memory_bytes)?;
-                if groups.prints_floats() && formats.extra_float_digits < 1 {
-                    return Err(refused("a float aggregate under extra_float_digits below 1"));
-                }
+                check_floats(groups.shape(), formats)?;
                 Machine::Grouped { groups: Box::new(groups), open: legs, answer: Vec::new().into_iter() }
             }
         };
@@ -121,6 +130,7 @@ impl Merger {
         match &mut self.machine {
             Machine::Concatenated(concatenated) => concatenated.give(&mut self.due, out),
             Machine::Ordered(ordered) => ordered.give(&mut self.due, out),
+            Machine::SortedGroups(groups) => groups.give(&mut self.due, out),
             Machine::Grouped { .. } => Ok(()),
         }
     }
@@ -146,6 +156,10 @@ impl Merger {
                 ordered.push(leg, rows)?;
                 ordered.give(&mut self.due, out)
             }
+            Machine::SortedGroups(groups) => {
+                groups.push(leg, rows)?;
+                groups.give(&mut self.due, out)
+            }
         }
     }
 
@@ -166,6 +180,10 @@ impl Merger {
             Machine::Ordered(ordered) => {
                 ordered.end(leg);
                 ordered.give(&mut self.due, out)
+            }
+            Machine::SortedGroups(groups) => {
+                groups.end(leg);
+                groups.give(&mut self.due, out)
             }
         }
     }
@@ -193,18 +211,30 @@ impl Merger {
     pub fn held_bytes(&self, leg: usize) -> usize {
         match &self.machine {
             Machine::Ordered(ordered) => ordered.held_bytes(leg),
+            Machine::SortedGroups(groups) => groups.held_bytes(leg),
             Machine::Grouped { .. } | Machine::Concatenated(_) => 0,
         }
     }
 
     /// Whether a row of every leg must be at hand before one can be given.
     pub fn needs_all_legs(plan: &Streamed) -> bool {
-        matches!(plan.merge, Merge::Rows) && !plan.sort.is_empty()
+        match &plan.merge {
+            Merge::Rows => !plan.sort.is_empty(),
+            Merge::Groups(groups) => !groups.order.is_empty(),
+        }
     }
 
     /// Rows given so far.
     pub fn rows(&self) -> u64 {
         self.due.rows
+    }
+}
+
+/// Refuses floats that pgherd would have to write as text in a way that it does not.
+fn check_floats(shape: &Shape, formats: ResultFormats<'_>) -> Result<(), Error> {
+    match shape.prints_floats() && formats.extra_float_digits < 1 {
+        true => Err(refused("a float aggregate under extra_float_digits below 1")),
+        false => Ok(()),
     }
 }
 

@@ -50,14 +50,20 @@ fn add_finite(a: &Decimal, b: &Decimal) -> Decimal {
 
 /// `select_div_scale` (src/backend/utils/adt/numeric.c)
 fn division_scale(dividend: &Decimal, divisor: &Decimal) -> i32 {
-    let first = |value: &Decimal| value.digits.first().copied().unwrap_or(0);
-    let weight = |value: &Decimal| if value.digits.is_empty() { 0 } else { value.weight };
-    let mut quotient_weight = weight(dividend) - weight(divisor);
-    if first(dividend) <= first(divisor) {
-        quotient_weight -= 1;
+    let leading = |value: &Decimal| match value.digits.first() {
+        Some(&first) => (value.weight, i32::from(first)),
+        None => (0, 0),
+    };
+    quotient_scale(leading(dividend), leading(divisor), dividend.scale.max(divisor.scale))
+}
+
+/// The same from the weight of each number's first digit to the base of 10000 and that digit, and the larger scale of the two.
+pub(super) fn quotient_scale(dividend: (i32, i32), divisor: (i32, i32), scale: i32) -> i32 {
+    let mut weight = dividend.0 - divisor.0;
+    if dividend.1 <= divisor.1 {
+        weight -= 1;
     }
-    let scale = MIN_SIGNIFICANT_DIGITS - quotient_weight * DIGIT_WIDTH;
-    scale.max(dividend.scale).max(divisor.scale).clamp(0, MAX_DISPLAY_SCALE)
+    (MIN_SIGNIFICANT_DIGITS - weight * DIGIT_WIDTH).max(scale).clamp(0, MAX_DISPLAY_SCALE)
 }
 
 /// Long division, rounded half away from zero at `scale` decimals.

@@ -105,13 +105,32 @@ impl Ordered {
                     row::write_front(out, front.unwrap_or_default(), self.visible);
                 }
             }
-            self.advance(first)?;
+            self.pass(first)?;
         }
         Ok(())
     }
 
+    /// The row that is certain to be next, and its rank.
+    pub(super) fn first(&self) -> Option<(Row<'_>, (u8, u64))> {
+        let stream = self.streams.get(*self.heap.first().filter(|_| self.awaited == 0)?)?;
+        Some((stream.row(), stream.rank))
+    }
+
+    /// Whether all rows of all streams have been given.
+    pub(super) fn has_ended(&self) -> bool {
+        self.awaited == 0 && self.heap.is_empty()
+    }
+
+    /// Goes on behind that row.
+    ///
+    /// # Errors
+    /// The one behind it in its stream cannot be read.
+    pub(super) fn advance(&mut self) -> Result<(), Error> {
+        self.heap.first().copied().map_or(Ok(()), |first| self.pass(first))
+    }
+
     /// Goes on to the next row of the stream that is first.
-    fn advance(&mut self, first: usize) -> Result<(), Error> {
+    fn pass(&mut self, first: usize) -> Result<(), Error> {
         let Some(stream) = self.streams.get_mut(first) else { return Ok(()) };
         stream.start = stream.end;
         if stream.queued.front().is_some_and(|rows| rows.len() <= stream.start) {

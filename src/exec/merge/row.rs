@@ -11,7 +11,7 @@ fn malformed() -> Error {
 }
 
 /// Where the columns of one row lie in its body; kept and filled again for the next row.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub(super) struct Fields(Vec<Field>);
 
 #[derive(Debug, Clone, Copy)]

@@ -1,5 +1,6 @@
 //! A sum of numerics: in one wide integer as long as it fits, which it nearly always does, and exactly beyond.
 
+use super::fixed::Fixed;
 use super::numeric;
 use crate::plan::value::binary::Wide;
 use crate::plan::value::numeric::BASE;
@@ -68,6 +69,44 @@ impl NumericSum {
         Some((units.checked_add(if negative { -magnitude } else { magnitude })?, places))
     }
 
+    /// The sum in a machine's integer, if it fits.
+    pub(super) fn fixed(&self) -> Option<Fixed> {
+        if self.wide.is_some() || !self.has_any {
+            return None;
+        }
+        let scale = u32::try_from(self.scale).ok()?;
+        let decimals = self.places.checked_mul(4)?;
+        let magnitude = match decimals.checked_sub(scale) {
+            None => self.units.unsigned_abs().checked_mul(10_u128.checked_pow(scale - decimals)?)?,
+            Some(0) => self.units.unsigned_abs(),
+            Some(unseen) => {
+                let unit = 10_u128.checked_pow(unseen)?;
+                Some(self.units.unsigned_abs()).filter(|units| units.is_multiple_of(unit))? / unit
+            }
+        };
+        Some(Fixed { negative: self.units < 0, magnitude, scale })
+    }
+
+    /// The sum divided by that count, as [`numeric::average`] has it, if all of it fits.
+    pub(super) fn average(&self, count: i64) -> Option<Fixed> {
+        let count = u128::try_from(count).ok().filter(|&count| count > 0)?;
+        if self.wide.is_some() || !self.has_any {
+            return None;
+        }
+        let units = self.units.unsigned_abs();
+        let (weight, first) = leading(units);
+        let weight = if units == 0 { 0 } else { weight - i32::try_from(self.places).ok()? };
+        let scale = numeric::quotient_scale((weight, first), leading(count), self.scale);
+        let (scale, decimals) = (u32::try_from(scale).ok()?, self.places.checked_mul(4)?);
+        let (dividend, divisor) = match scale.checked_sub(decimals) {
+            Some(more) => (units.checked_mul(10_u128.checked_pow(more)?)?, count),
+            None => (units, count.checked_mul(10_u128.checked_pow(decimals - scale)?)?),
+        };
+        // The remainder is less than the divisor, so this is rounding half away from zero.
+        let up = u128::from(dividend % divisor >= divisor.div_ceil(2));
+        Some(Fixed { negative: self.units < 0, magnitude: dividend / divisor + up, scale })
+    }
+
     /// The sum; `None` of nothing.
     pub(super) fn value(&self) -> Option<Numeric> {
         if let Some(wide) = &self.wide {
@@ -82,6 +121,16 @@ impl NumericSum {
             other => Some(other),
         }
     }
+}
+
+/// The power of 10000 that a number's first digit to that base stands for, and that digit.
+fn leading(mut value: u128) -> (i32, i32) {
+    let mut weight = 0;
+    while value >= BASE as u128 {
+        value /= BASE as u128;
+        weight += 1;
+    }
+    (weight, value as i32)
 }
 
 /// 10000 to that power, if it fits.
@@ -119,6 +168,30 @@ mod tests {
             sum.add_integer(whole);
             let whole = Numeric::from_i128(i128::from(whole));
             prop_assert_eq!(sum.value(), Some(wanted.map_or_else(|| whole.clone(), |sum| numeric::add(&sum, &whole))));
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn what_fits_in_an_integer_is_written_as_what_does_not(values in proptest::collection::vec(number(), 1..6), count in prop_oneof![1_i64..200, 1_i64..i64::MAX]) {
+            let mut sum = NumericSum::default();
+            for value in &values {
+                let mut bytes = Vec::new();
+                value.to_binary(&mut bytes).expect("its bytes");
+                prop_assert!(sum.add(&bytes));
+            }
+            let text = |fixed: Fixed| {
+                let mut out = bytes::BytesMut::new();
+                fixed.write(&mut out);
+                String::from_utf8(out.to_vec()).expect("digits")
+            };
+            let value = sum.value().expect("a sum");
+            if let Some(fixed) = sum.fixed() {
+                prop_assert_eq!(text(fixed), value.to_string());
+            }
+            if let Some(fixed) = sum.average(count) {
+                prop_assert_eq!(text(fixed), numeric::average(&value, count).expect("divisible").to_string());
+            }
         }
     }
 

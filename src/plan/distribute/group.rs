@@ -6,7 +6,8 @@ use sqlparser::ast::{
 
 use super::having;
 use super::items::Meant;
-use super::model::{Aggregate, BitOperation, Groups, Key, Merge, Output, Sort, SortBy};
+use super::model::{Aggregate, BitOperation, Groups, Merge, Output, Sort, SortBy};
+use super::ordered::{self, GroupKey};
 use super::refuse::{clause, refuse};
 use super::scope::parts;
 use super::stream::{Job, calls_in};
@@ -24,7 +25,8 @@ pub(super) fn grouped(job: &mut Job<'_>) -> Result<Plan, Refusal> {
         return Err(clause("group-by", "SELECT * with GROUP BY"));
     }
     let mut aggregates = Aggregates::default();
-    let keys = job.group_by()?.iter().map(|meant| job.key(meant)).collect();
+    let by = job.group_by()?;
+    let keys: Vec<GroupKey> = by.iter().map(|meant| GroupKey::new(job, meant)).collect();
     let mut outputs = Vec::new();
     for at in 0..job.items.all.len() {
         let Some(expr) = job.items.all[at].expr else { continue };
@@ -49,7 +51,9 @@ pub(super) fn grouped(job: &mut Job<'_>) -> Result<Plan, Refusal> {
     let condition = job.select.having.as_ref().filter(|having| calls_in(job, *having).aggregate);
     let having = condition.map(|having| having::read(job, &mut aggregates, having)).transpose()?;
     let having_stays = having.is_none();
-    let groups = Groups { keys, aggregates: aggregates.0, outputs, having };
+    let order = ordered::order(job, &keys, &sort);
+    let keys = keys.iter().map(|key| key.key).collect();
+    let groups = Groups { keys, aggregates: aggregates.0, outputs, having, order };
     Ok((Merge::Groups(groups), sort, having_stays))
 }
 
@@ -60,9 +64,12 @@ pub(super) fn distinct(job: &mut Job<'_>) -> Result<Plan, Refusal> {
     }
     let elements = job.order_by()?;
     job.check_distinct(&elements)?;
-    let keys: Vec<Key> = (0..job.items.all.len()).map(|at| job.key(&Meant::Item(at))).collect();
-    let sort = elements.into_iter().map(|(meant, direction)| direction.sort(SortBy::Hidden(job.key(&meant)))).collect();
-    let groups = Groups { keys, aggregates: Vec::new(), outputs: Vec::new(), having: None };
+    let keys: Vec<GroupKey> = (0..job.items.all.len()).map(|at| GroupKey::new(job, &Meant::Item(at))).collect();
+    let sort: Vec<Sort> =
+        elements.into_iter().map(|(meant, direction)| direction.sort(SortBy::Hidden(job.key(&meant)))).collect();
+    let order = ordered::order(job, &keys, &sort);
+    let keys = keys.iter().map(|key| key.key).collect();
+    let groups = Groups { keys, aggregates: Vec::new(), outputs: Vec::new(), having: None, order };
     Ok((Merge::Groups(groups), sort, true))
 }
 

@@ -19,6 +19,7 @@ mod membership;
 mod merge_into;
 mod model;
 mod once;
+mod ordered;
 mod part;
 mod refuse;
 mod scatter;

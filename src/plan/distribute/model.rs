@@ -196,6 +196,8 @@ pub struct Groups {
     pub outputs: Vec<(usize, Output)>,
     /// Which groups are shown.
     pub having: Option<Condition>,
+    /// The order in which each shard gives its groups, by all keys; empty is any. It is then the answer's, too.
+    pub order: Vec<Sort>,
 }
 
 /// A hidden column that rows of one group are equal in.

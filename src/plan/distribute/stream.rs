@@ -17,6 +17,7 @@ use super::model::{Collating, Distributed, Key, Merge, Sort, SortBy, Streamed};
 use super::refuse::{clause, refuse};
 use super::scope::{Resolved, Scope, parts};
 use super::source::{Clauses, Source};
+use crate::catalog::model::Oid;
 use crate::plan::shard_key;
 use crate::plan::value::Kind;
 use crate::plan::{Reason, Refusal};
@@ -49,6 +50,11 @@ impl Hidden {
                 self.0.len() - 1
             }
         }
+    }
+
+    /// The expression of a hidden column.
+    pub(super) fn text(&self, hidden: usize) -> &str {
+        &self.0[hidden]
     }
 }
 
@@ -95,8 +101,15 @@ pub(super) fn plan(
         Shape::Groups => group::grouped(&mut job)?,
         Shape::Distinct => group::distinct(&mut job)?,
     };
-    let is_rows = matches!(merge, Merge::Rows);
-    let (sql, inserted) = job.rewritten(&sort, bounds, is_rows, having_stays)?;
+    let (sql, inserted) = match &merge {
+        Merge::Rows => job.rewritten(Some(&sort), bounds, having_stays)?,
+        Merge::Groups(groups) if groups.order.is_empty() => job.rewritten(None, bounds, having_stays)?,
+        // A shard's part of the answer's first groups is among its own first, unless some of them are not shown.
+        Merge::Groups(groups) => {
+            let bounds = if having_stays { bounds } else { Bounds::default() };
+            job.rewritten(Some(&groups.order), bounds, having_stays)?
+        }
+    };
     let what = match (&shape, sort.is_empty()) {
         (Shape::Rows, true) => "rows of all shards one after the other",
         (Shape::Rows, false) => "rows of all shards merged by their sort keys",
@@ -277,7 +290,7 @@ impl<'t> Job<'t> {
     }
 
     /// The column that a visible column is, if it is nothing but one.
-    fn column_of(&self, item: &Item<'t>) -> Option<Resolved<'_>> {
+    pub(super) fn column_of(&self, item: &Item<'t>) -> Option<Resolved<'_>> {
         match item.expr {
             Some(expr) => self.scope.column(expr).filter(|found| found.level == 0),
             None => self.scope.columns().find(|found| item.stands_for(&found.source.alias, &found.column.name)),
@@ -309,6 +322,11 @@ impl<'t> Job<'t> {
             Meant::Expr(expr, text) => (text.clone(), self.collating(expr)),
         };
         Key { hidden: self.columns.add(wrapped(&text)), collating }
+    }
+
+    /// What is known of that collation.
+    pub(super) fn collating_of(&self, collation: Oid) -> Collating {
+        shard_key::collating(collation, self.constants.input.catalog)
     }
 
     /// What is known of an expression's collation, should its type have one.
@@ -369,12 +387,11 @@ impl<'t> Job<'t> {
         Ok(bounds)
     }
 
-    /// The shards' text, and where how much was put in.
+    /// The shards' text, in that order or without a tail, and where how much was put in.
     fn rewritten(
         &self,
-        sort: &[Sort],
+        sort: Option<&[Sort]>,
         bounds: Bounds,
-        is_rows: bool,
         having_stays: bool,
     ) -> Result<(String, (usize, usize)), Refusal> {
         let text = self.source.text;
@@ -396,7 +413,7 @@ impl<'t> Job<'t> {
             }
             _ => sql.push_str(piece(clauses.from, body_end)),
         }
-        if is_rows {
+        if let Some(sort) = sort {
             sql.push_str(&tail(sort, bounds, &prefix));
         }
         self.verify(&sql)?;

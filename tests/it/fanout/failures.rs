@@ -103,16 +103,20 @@ async fn a_cancel_reaches_every_leg() {
 }
 
 #[tokio::test]
-async fn groups_beyond_the_memory_allowed_are_refused() {
+async fn groups_beyond_the_memory_allowed_are_refused_unless_they_come_in_order() {
     let cluster = Cluster::start(2).await;
-    let plan = plan(&cluster, "select id, count(*) from orders group by id");
-    for (memory_bytes, fits) in [(1 << 20, true), (4096, false)] {
+    let sorted_by_aggregate = "select id, count(*) from orders group by id order by count(*)";
+    let in_order = "select id, count(*) from orders group by id";
+    for (text, memory_bytes, fits) in
+        [(sorted_by_aggregate, 1 << 20, true), (sorted_by_aggregate, 4096, false), (in_order, 4096, true)]
+    {
+        let plan = plan(&cluster, text);
         let mut legs = cluster.legs(&plan.shards).await;
         let outcome =
             fanout::run(&run(&plan, memory_bytes), &mut legs, &mut Collected::default(), &CancellationToken::new())
                 .await;
         match outcome.result {
-            Ok(rows) => assert!(fits && rows == 400),
+            Ok(rows) => assert!(fits && rows == 400, "{text}"),
             Err(Failure::Own(error)) => assert!(!fits && error.sqlstate().code() == "54000", "{error:?}"),
             Err(other) => panic!("{other:?}"),
         }

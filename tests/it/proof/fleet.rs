@@ -40,7 +40,8 @@ pub(super) struct Herd {
     pub(super) to_postgres: Forwarder,
     /// Hits of this process and those before it, as far as anybody looked before they ended.
     hits: AtomicU64,
-    hits_of_process: AtomicU64,
+    /// How many processes came before this one, and its own hits.
+    process: Mutex<(u64, u64)>,
 }
 
 /// All of them.
@@ -67,7 +68,7 @@ impl Fleet {
                 to_redis,
                 to_postgres,
                 hits: AtomicU64::new(0),
-                hits_of_process: AtomicU64::new(0),
+                process: Mutex::default(),
             };
             std::fs::write(&herd.file, herd.toml(world, plan)).expect("written");
             herd.start();
@@ -119,7 +120,8 @@ impl Herd {
         let Some(mut serving) = self.serving.lock().take() else { return };
         serving.signal(signal);
         serving.ended(Duration::from_secs(40));
-        self.hits_of_process.store(0, Ordering::Relaxed);
+        let mut process = self.process.lock();
+        *process = (process.0 + 1, 0);
     }
 
     /// Sends its process a signal that does not end it.
@@ -141,9 +143,14 @@ impl Herd {
 
     /// Takes the figures over.
     pub(super) async fn look(&self) {
+        let asked = self.process.lock().0;
         let Some(now) = self.figure("pgherd_cache_hits").await else { return };
-        let before = self.hits_of_process.swap(now, Ordering::Relaxed);
-        self.hits.fetch_add(now.saturating_sub(before), Ordering::Relaxed);
+        let mut process = self.process.lock();
+        // What a process that has ended meanwhile has said is not to be counted as another's.
+        if process.0 == asked && now > process.1 {
+            self.hits.fetch_add(now - process.1, Ordering::Relaxed);
+            process.1 = now;
+        }
     }
 
     /// The sum of all figures whose names begin so.

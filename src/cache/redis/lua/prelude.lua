@@ -58,6 +58,11 @@ local function written_unseen(oid)
   end
 end
 
+-- Somebody asks for these, though in vain.
+local function still_looked_at(from)
+  for i = from, #ARGV do redis.call('HDEL', H, 'w:' .. ARGV[i]) end
+end
+
 -- Takes the token away. The new epoch comes first, here and elsewhere: a script that fails half way (no memory) must leave
 -- too much in doubt, not too little.
 local function drop_doubt(oid, token)
@@ -97,6 +102,11 @@ end
 local function change_catalog(v)
   for _, field in ipairs(fields('d:')) do
     for token in string.gmatch(redis.call('HGET', H, field), '([^;]+);') do add_doubt('0', token) end
+  end
+  -- What nobody has looked at since it was last written may be gone.
+  for _, field in ipairs(fields('i:')) do
+    local oid = string.sub(field, 3)
+    if redis.call('HEXISTS', H, 'e:' .. oid) == 0 then redis.call('HDEL', H, field, 'w:' .. oid) end
   end
   renew('0')
   redis.call('HSET', H, 'v', v, 'cv', news())
@@ -193,7 +203,10 @@ local function current(gen, v, from, nonce)
       if ARGV[i] ~= '0' then interests[#interests + 1] = 'i:' .. ARGV[i] end
     end
     for _, set in ipairs(redis.call('HMGET', H, unpack(doubts))) do
-      if set then return 'doubt' end
+      if set then
+        if nonce then still_looked_at(from) end
+        return 'doubt'
+      end
     end
     local values = redis.call('HMGET', H, unpack(epochs))
     for i = 1, #epochs do
