@@ -86,10 +86,10 @@ fn cold(options: &Options, yard: &Yard<'_>, redis: &RedisServer) -> Result<(), S
         let text = |at: usize| format!("select count(*) + {at} + {round} * {ANSWERS} from pgbench_tellers");
         let deadline = Instant::now() + Duration::from_secs(60);
         for at in 0.. {
-            // Registrations and first looks at the catalog take a while: until then nothing is shared.
+            // Registrations and first looks at the catalog and at a table take a while: until then nothing is shared.
             let (before, text) = (
                 hits_redis(&runtime, far.port)?,
-                format!("select count(*) - {round} - {at} * {ANSWERS} from pgbench_branches"),
+                format!("select count(*) - {round} - {at} * {ANSWERS} from pgbench_tellers"),
             );
             near.query(&text).map_err(|error| failed("warming up", error))?;
             far_client.query(&text).map_err(|error| failed("warming up", error))?;
