@@ -39,15 +39,17 @@ pub(crate) fn run(options: &Options, yard: &Yard<'_>) -> Result<(), ServerError>
     );
     println!("|---|---:|---:|---:|---:|---:|---:|---:|");
     for (name, key) in [("without an index", "not null"), ("with a primary key", "primary key")] {
-        let table = format!("create table t (k int8 {key}, g int4 not null, v numeric(12, 2), word text)");
-        let herd = Herd::start(yard, &table, &[("t", "k")])?;
-        yard.server.sql("bench", &format!("drop table if exists t; {table}"))?;
+        let table =
+            |name: &str| format!("create table {name} (k int8 {key}, g int4 not null, v numeric(12, 2), word text)");
+        let herd = Herd::start(yard, &table("t"), &[("t", "k")])?;
+        // Of another name: on the primary one of the shards' tables would be ambiguous.
+        yard.server.sql("bench", &format!("drop table if exists plain; {}", table("plain")))?;
         let mut samples = Vec::new();
         for round in 0..rounds {
             let mut pair = [Sample::default(), Sample::default()];
             for turn in 0..2 {
                 let is_over_shards = (turn + round) % 2 == 1;
-                yard.server.sql("bench", "truncate t")?;
+                yard.server.sql("bench", "truncate plain")?;
                 for shard in 0..SHARDS {
                     yard.server.sql(&shard_name(shard), "truncate t")?;
                 }
@@ -56,7 +58,8 @@ pub(crate) fn run(options: &Options, yard: &Yard<'_>) -> Result<(), ServerError>
                     true => herd.through(Place::Together),
                     false => door(yard.server.port(), Entrance::default()),
                 };
-                let sample = measure(yard, &herd, &way, rows).map_err(|error| failed(name, error))?;
+                let into = if is_over_shards { "t" } else { "plain" };
+                let sample = measure(yard, &herd, &way, into, rows).map_err(|error| failed(name, error))?;
                 eprintln!(
                     "round {} {name}, over shards {is_over_shards}: {:.1} s, {:.2} + {:.2} us/row",
                     round + 1,
@@ -90,12 +93,12 @@ fn check(yard: &Yard<'_>, rows: u64) -> Result<(), ServerError> {
     if all == rows { Ok(()) } else { Err(ServerError(format!("{all} rows have come of {rows}"))) }
 }
 
-fn measure(yard: &Yard<'_>, herd: &Herd, door: &Door, rows: u64) -> io::Result<Sample> {
+fn measure(yard: &Yard<'_>, herd: &Herd, door: &Door, into: &str, rows: u64) -> io::Result<Sample> {
     let mut client = door.enter()?;
     client.query("select 1")?;
     let server = || yard.server.pid().map_or(f64::NAN, tree_seconds);
     let (server_before, proxy_before, began) = (server(), herd.running.cpu_time(), Instant::now());
-    copy(&mut client, rows)?;
+    copy(&mut client, into, rows)?;
     let seconds = began.elapsed().as_secs_f64();
     let per_row = 1e6 / rows as f64;
     let proxy_us = herd.running.cpu_since(proxy_before).unwrap_or(f64::NAN) * per_row;
@@ -105,8 +108,8 @@ fn measure(yard: &Yard<'_>, herd: &Herd, door: &Door, rows: u64) -> io::Result<S
 }
 
 /// As psql does: messages of 8 KiB, each sent when it is full.
-fn copy(client: &mut Client, rows: u64) -> io::Result<()> {
-    client.query("copy t from stdin")?;
+fn copy(client: &mut Client, into: &str, rows: u64) -> io::Result<()> {
+    client.query(&format!("copy {into} from stdin"))?;
     let mut out = BytesMut::from(&b"d\0\0\0\0"[..]);
     for row in 0..rows {
         let line = format!("{row}\t{}\t{}.{:02}\t{row:032x}\n", row % 1000, row % 100_000, row % 100);
