@@ -102,8 +102,8 @@ impl<'a, F: Fn(&str) -> Option<&'a Arc<Relation>>> Finder<'a, F> {
                     conditions.extend(conjuncts(condition));
                 }
             }
-            let of_it = conditions.into_iter().filter(|condition| self.speaks_of(condition, at, &items, &merged));
-            let texts: Vec<String> = of_it.filter_map(|condition| self.text(condition)).collect();
+            let of_it = conditions.into_iter().filter_map(|condition| self.said(condition, at, &items, &merged));
+            let texts: Vec<String> = of_it.collect();
             if !texts.is_empty() {
                 let sql = texts.iter().map(|text| format!("({text})")).collect::<Vec<_>>().join(" AND ");
                 let filter = Filter { alias: item.alias.map(str::to_owned), sql };
@@ -126,6 +126,27 @@ impl<'a, F: Fn(&str) -> Option<&'a Arc<Relation>>> Finder<'a, F> {
         let is_renamed = alias.is_some_and(|alias| !alias.columns.is_empty());
         let relation = (self.reader.relation)(table).filter(|_| !is_renamed);
         Item { shown: shown.unwrap_or(table), alias: shown, relation, ..nothing }
+    }
+
+    /// What must hold of a row of that item alone where the condition holds: all of it, or what is said of the item in each of its
+    /// alternatives.
+    fn said(&self, condition: &Expr, at: usize, items: &[Item<'_, 'a>], merged: &[&str]) -> Option<String> {
+        if self.speaks_of(condition, at, items, merged) {
+            return self.text(condition);
+        }
+        match condition {
+            Expr::Nested(inner) => self.said(inner, at, items, merged),
+            Expr::BinaryOp { op: BinaryOperator::And, .. } => {
+                let each = conjuncts(condition).into_iter().filter_map(|part| self.said(part, at, items, merged));
+                let said: Vec<String> = each.map(|text| format!("({text})")).collect();
+                (!said.is_empty()).then(|| said.join(" AND "))
+            }
+            Expr::BinaryOp { left, op: BinaryOperator::Or, right } => {
+                let (left, right) = (self.said(left, at, items, merged)?, self.said(right, at, items, merged)?);
+                Some(format!("({left}) OR ({right})"))
+            }
+            _ => None,
+        }
     }
 
     /// Whether a condition can be judged by the rows of that item, wherever it is judged.

@@ -133,6 +133,34 @@ async fn a_condition_fails_only_where_postgresql_would_have_judged_it() {
 }
 
 #[tokio::test]
+async fn of_alternatives_each_table_ships_what_one_of_them_may_want() {
+    let herd = Herd::start(2, false).await;
+    let mut client = herd.client().await;
+    let wanted = "((l.n between 1 and 3 and s.v > 5) or (l.n > 4 and l.sku is not null and s.v < 3))";
+    let text = format!(
+        "select l.sale_id, l.n, s.k, s.v from lines l, slow s where l.n = s.k and {wanted} order by 1, 2, 3, 4"
+    );
+    for manner in MANNERS {
+        let answer = ask(&mut herd.oracle().await, manner, &text).await;
+        assert_eq!(ask(&mut client, manner, &text).await, answer, "{manner:?}");
+    }
+    let ships = async |client: &mut _, text: &str| -> Vec<String> {
+        let route = ask(client, Manner::Simple, &format!("explain (route) {text}")).await;
+        let words = |row: Vec<Option<Vec<u8>>>| -> Vec<String> {
+            row.into_iter().map(|value| String::from_utf8(value.unwrap_or_default()).expect("a text")).collect()
+        };
+        let rows = route.rows.into_iter().map(words).filter(|row| row[0] == "ships");
+        rows.map(|row| row[1].clone()).collect()
+    };
+    let both = ships(&mut client, &text).await;
+    assert!(both.len() == 2 && both.iter().all(|text| text.contains("WHERE") && text.contains(" OR ")), "{both:?}");
+    // An alternative that says nothing of a table wants all of its rows.
+    let half = text.replace("and s.v > 5", "");
+    let halves = ships(&mut client, &half).await;
+    assert_eq!(halves.iter().filter(|text| text.contains("WHERE")).count(), 1, "{halves:?}");
+}
+
+#[tokio::test]
 async fn what_is_too_much_to_ship_is_refused_and_nothing_else() {
     for limit in ["max_shipped_rows = 500", "max_shipped_bytes = \"9KiB\""] {
         let shards = harness::fresh_databases(2).await;
