@@ -128,6 +128,7 @@ impl FillTicket {
         let held = Arc::new(Held::new(entry, self.noted.clone(), self.epochs.clone()));
         cache.memory.insert(key.clone(), held.clone(), self.is_pinned);
         if self.is_pending {
+            cache.stats.add(|stats| &stats.fills);
             let waiting = cache.shared.as_ref().and_then(|shared| shared.waiting.clone().try_acquire_owned().ok());
             let Some(permit) = waiting else { return Stored::Yes };
             // Where memory answers alone nobody need wait.
@@ -159,8 +160,8 @@ impl FillTicket {
             return;
         }
         drop(turn);
-        if !shared.takes(&held.entry) || self.share(&shared, &key, &held.entry).await == Stored::Yes {
-            self.cache.stats.add(|stats| &stats.fills);
+        if shared.takes(&held.entry) {
+            self.share(&shared, &key, &held.entry).await;
         }
     }
 

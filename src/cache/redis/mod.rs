@@ -88,9 +88,7 @@ pub(crate) struct Shared {
     suspects: Mutex<Vec<String>>,
     suspected: Notify,
     failures: AtomicU32,
-    /// Since when lookups hear that some pgherd does not say yet what it writes.
-    pending_since: Mutex<Option<Instant>>,
-    /// How long, in ms, before nobody waits for that any more.
+    /// How long, in ms, others may be waited for until they say what they write.
     slow_after: AtomicU64,
     /// For answers that wait until they may be relied on.
     pub(crate) waiting: Arc<Semaphore>,
@@ -138,7 +136,6 @@ impl Shared {
             suspects: Mutex::default(),
             suspected: Notify::new(),
             failures: AtomicU32::new(0),
-            pending_since: Mutex::default(),
             slow_after: AtomicU64::new(millis(PATIENCE)),
             waiting: Arc::new(Semaphore::new(WAITING)),
             announced: AtomicU64::new(1 << 63),
@@ -197,10 +194,7 @@ impl Shared {
     async fn found(&self, connection: &Arc<Connection>, key: &Key, asked_at: Instant, reply: &Reply) -> Found {
         self.failures.store(0, Ordering::Relaxed);
         match reply.word() {
-            "same" => {
-                *self.pending_since.lock() = None;
-                Found::Same
-            }
+            "same" => Found::Same,
             "hit" => {
                 let remaining = Duration::from_millis(reply.number(3).unwrap_or(0));
                 match decoded(reply.bytes(2), key, asked_at, remaining, self.settings.max_entry_bytes).await {
@@ -212,7 +206,7 @@ impl Shared {
                 if reply.text(2) == "outdated" {
                     self.stats.add(|stats| &stats.outdated);
                 }
-                self.nothing(reply.bytes(1), reply.text(3) == "pending")
+                self.nothing(reply.bytes(1), reply.number(3))
             }
             "doubt" => Found::Doubt,
             "catalog" => Found::Catalog(reply.number(1)),
@@ -238,16 +232,13 @@ impl Shared {
         Duration::from_millis(self.slow_after.load(Ordering::Relaxed))
     }
 
-    /// What a lookup is told that found nothing. Where a pgherd is slow to say what it writes nobody fills, or waits for who does.
-    fn nothing(&self, epochs: Bytes, is_pending: bool) -> Found {
-        let mut since = self.pending_since.lock();
-        if !is_pending {
-            *since = None;
-            return Found::Nothing(epochs, false);
-        }
-        match since.get_or_insert_with(Instant::now).elapsed() > self.slow_after() {
-            true => Found::Unavailable("a pgherd does not say yet what it writes"),
-            false => Found::Nothing(epochs, true),
+    /// What a lookup is told that found nothing, and for how long there have been pgherds that do not say what they write. Where one is slow
+    /// nobody fills, or waits for who does.
+    fn nothing(&self, epochs: Bytes, pending_for: Option<u64>) -> Found {
+        match pending_for.map(Duration::from_millis) {
+            None => Found::Nothing(epochs, false),
+            Some(so_long) if so_long < self.slow_after() => Found::Nothing(epochs, true),
+            Some(_) => Found::Unavailable("a pgherd does not say yet what it writes"),
         }
     }
 

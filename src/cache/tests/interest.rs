@@ -179,6 +179,17 @@ async fn a_pgherd_that_is_slow_to_say_holds_nobody_up() {
 }
 
 #[tokio::test]
+async fn what_is_new_is_waited_for_however_long_ago_something_else_was() {
+    let pair = Pair::new(Faults::default()).await;
+    let patience = Duration::from_millis(100);
+    pair.other.cache.shared.as_ref().expect("with Redis").be_patient(patience);
+    // Nobody asks again, so nobody here hears that all have acted upon it.
+    drop(must_fill(&pair.other.cache, &pair.count, &[ORDERS]).await);
+    tokio::time::sleep(patience * 2).await;
+    must_fill(&pair.other.cache, &key(&pair.one.cache, "SELECT 1 FROM other"), &[ORDERS + 1]).await;
+}
+
+#[tokio::test]
 async fn nobody_is_served_until_all_know_of_a_changed_catalog() {
     let pair = Pair::new(Faults::default()).await;
     let names = key(&pair.one.cache, "SELECT name FROM customers, orders");

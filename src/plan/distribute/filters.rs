@@ -131,11 +131,13 @@ impl<'a, F: Fn(&str) -> Option<&'a Arc<Relation>>> Finder<'a, F> {
     /// What must hold of a row of that item alone where the condition holds: all of it, or what is said of the item in each of its
     /// alternatives.
     fn said(&self, condition: &Expr, at: usize, items: &[Item<'_, 'a>], merged: &[&str]) -> Option<String> {
+        if let Expr::Nested(inner) = condition {
+            return self.said(inner, at, items, merged);
+        }
         if self.speaks_of(condition, at, items, merged) {
             return self.text(condition);
         }
         match condition {
-            Expr::Nested(inner) => self.said(inner, at, items, merged),
             Expr::BinaryOp { op: BinaryOperator::And, .. } => {
                 let each = conjuncts(condition).into_iter().filter_map(|part| self.said(part, at, items, merged));
                 let said: Vec<String> = each.map(|text| format!("({text})")).collect();

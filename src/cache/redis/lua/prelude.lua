@@ -4,6 +4,7 @@
 --   iv                 grows with each change of what the members must act upon: what is of interest, and the catalog
 --   cv, i:<oid>        its value when the catalog last changed, and when the relation became one that is looked at
 --   a:<id>, ia         up to which value this member acts, and all members do
+--   it                 since when all members do not, or since when they last came nearer to it
 --   w:<oid>            writes of the relation since it was last looked at
 --   members, minexp    ids, each followed by ','; the earliest expiry among them
 --   m:<id>             expiry in ms ':' fence
@@ -41,6 +42,8 @@ end
 
 -- Something has changed that the members must act upon. They hear of it now, or with their next heartbeat.
 local function news()
+  local before = redis.call('HMGET', H, 'iv', 'ia')
+  if (before[1] or '0') == (before[2] or '0') then redis.call('HSET', H, 'it', string.format('%.0f', clock())) end
   local number = redis.call('HINCRBY', H, 'iv', 1)
   redis.pcall('PUBLISH', H, number)
   return number
@@ -139,7 +142,10 @@ local function agree()
     local acts = tonumber(redis.call('HGET', H, 'a:' .. id) or 0)
     if not least or acts < least then least = acts end
   end
-  redis.call('HSET', H, 'ia', least or 0)
+  least = string.format('%.0f', least or 0)
+  if redis.call('HGET', H, 'ia') ~= least then
+    redis.call('HSET', H, 'ia', least, 'it', string.format('%.0f', clock()))
+  end
 end
 
 local function acts_upon(id, number)
@@ -182,8 +188,9 @@ local function turned_away(gen, id, fence)
   return nil
 end
 
--- Why nothing can be served or stored now, or nil, the epochs in the form that is compared and kept, and whether they are not to be
--- relied on yet: a member may write without saying so, until it acts upon the news. The statement's fingerprint stands before the first oid.
+-- Why nothing can be served or stored now, or nil, the epochs in the form that is compared and kept, and, if they are not to be relied on
+-- yet, for how many ms that has been so: a member may write without saying so, until it acts upon the news. The statement's fingerprint
+-- stands before the first oid.
 local function current(gen, v, from, nonce)
   local now = clock()
   local head = redis.call('HMGET', H, 'gen', 'born', 'lease', 'minexp', 'v', 'p:' .. ARGV[from - 1], 'ia', 'cv')
@@ -226,5 +233,6 @@ local function current(gen, v, from, nonce)
       if not since[i] or tonumber(since[i]) > acted then is_pending = true end
     end
   end
-  return nil, table.concat(packed), is_pending
+  local pending_for = is_pending and math.max(0, now - tonumber(redis.call('HGET', H, 'it') or now)) or nil
+  return nil, table.concat(packed), pending_for
 end
