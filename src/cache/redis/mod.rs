@@ -206,6 +206,10 @@ impl Shared {
                 if reply.text(2) == "outdated" {
                     self.stats.add(|stats| &stats.outdated);
                 }
+                let new = reply.text(4);
+                if !new.is_empty() {
+                    self.registry.lock().looks_at(new.split(',').filter_map(|oid| oid.parse().ok()), asked_at);
+                }
                 self.nothing(reply.bytes(1), reply.number(3))
             }
             "doubt" => Found::Doubt,

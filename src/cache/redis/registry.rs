@@ -198,6 +198,15 @@ impl Registry {
         Some(Acting { number, sent_at, written, open: open_now })
     }
 
+    /// This pgherd is the first to look at these, since that moment or later: what it had settled by then is seen by all who look.
+    pub(super) fn looks_at(&mut self, relations: impl Iterator<Item = u32>, since: Instant) {
+        for oid in relations {
+            if self.interest.unsaid.get(&oid).is_some_and(|at| *at < since) {
+                self.interest.unsaid.remove(&oid);
+            }
+        }
+    }
+
     /// Whatever is looked at now was so before, or this pgherd did not know: what was settled before has been seen by all that is kept of it.
     fn forget_unsaid(&mut self, before: Instant) {
         self.interest.unsaid.retain(|_, at| *at >= before);

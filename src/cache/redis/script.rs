@@ -66,8 +66,11 @@ pub(super) fn texts(faults: Switches) -> [String; COUNT] {
         prelude = spoiled(&prelude, "  if now < tonumber(head[2]) + tonumber(head[3]) then return 'young' end\n", "");
     }
     if faults.serve_before_all_act() {
-        prelude =
-            spoiled(&prelude, "return nil, table.concat(packed), pending_for", "return nil, table.concat(packed), nil");
+        prelude = spoiled(
+            &prelude,
+            "return nil, table.concat(packed), pending_for,",
+            "return nil, table.concat(packed), nil,",
+        );
     }
     TEXTS.map(|text| format!("{prelude}\n{text}"))
 }

@@ -138,6 +138,26 @@ async fn a_write_that_ends_before_its_pgherd_hears_is_made_good() {
 }
 
 #[tokio::test]
+async fn who_has_just_written_what_it_is_the_first_to_look_at_keeps_the_answer() {
+    let pair = Pair::new(Faults::default()).await;
+    pair.one_rests().await;
+    pair.unsaid().await.settle();
+    must_fill(&pair.one.cache, &pair.count, &[ORDERS]).await.store(answer("10")).await;
+    assert_eq!(must_hit(&pair.one.cache, &pair.count, &[ORDERS]).await.0, "10");
+    // Another that has written it without a word has its say.
+    let names = key(&pair.one.cache, "SELECT name FROM others");
+    let others = [ORDERS + 7];
+    pair.one_goes_deaf().await;
+    let before = pair.unwatched();
+    pair.one.write(&others).await.settle();
+    assert_eq!(pair.unwatched(), before + 1);
+    let early = must_fill(&pair.other.cache, &names, &others).await;
+    early.store(answer("Ada")).await;
+    pair.one_hears(true);
+    pair.other.fill(&names, &others, "Bea").await;
+}
+
+#[tokio::test]
 async fn an_answer_is_kept_back_until_all_have_heard_and_then_shared() {
     let pair = Pair::new(Faults::default()).await;
     pair.one_goes_deaf().await;
@@ -186,7 +206,7 @@ async fn what_is_new_is_waited_for_however_long_ago_something_else_was() {
     // Nobody asks again, so nobody here hears that all have acted upon it.
     drop(must_fill(&pair.other.cache, &pair.count, &[ORDERS]).await);
     tokio::time::sleep(patience * 2).await;
-    must_fill(&pair.other.cache, &key(&pair.one.cache, "SELECT 1 FROM other"), &[ORDERS + 1]).await;
+    must_fill(&pair.other.cache, &key(&pair.one.cache, "SELECT 1 FROM other"), &[ORDERS + 7]).await;
 }
 
 #[tokio::test]

@@ -189,8 +189,8 @@ local function turned_away(gen, id, fence)
 end
 
 -- Why nothing can be served or stored now, or nil, the epochs in the form that is compared and kept, and, if they are not to be relied on
--- yet, for how many ms that has been so: a member may write without saying so, until it acts upon the news. The statement's fingerprint
--- stands before the first oid.
+-- yet, for how many ms that has been so: a member may write without saying so, until it acts upon the news; and which oids nobody has
+-- looked at before. The statement's fingerprint stands before the first oid.
 local function current(gen, v, from, nonce)
   local now = clock()
   local head = redis.call('HMGET', H, 'gen', 'born', 'lease', 'minexp', 'v', 'p:' .. ARGV[from - 1], 'ia', 'cv')
@@ -200,7 +200,7 @@ local function current(gen, v, from, nonce)
   if head[5] ~= v then return 'catalog', head[5] end
   local packed = head[6] and { 'p=' .. head[6] .. ';' } or {}
   local acted = tonumber(head[7] or 0)
-  local is_pending, number = acted < tonumber(head[8] or 0), nil
+  local is_pending, number, new = acted < tonumber(head[8] or 0), nil, {}
   local chunk = 500
   for first = from, #ARGV, chunk do
     local doubts, epochs, interests = {}, {}, {}
@@ -229,10 +229,11 @@ local function current(gen, v, from, nonce)
       if not since[i] and nonce then
         number = number or news()
         redis.call('HSET', H, interests[i], number)
+        new[#new + 1] = string.sub(interests[i], 3)
       end
       if not since[i] or tonumber(since[i]) > acted then is_pending = true end
     end
   end
   local pending_for = is_pending and math.max(0, now - tonumber(redis.call('HGET', H, 'it') or now)) or nil
-  return nil, table.concat(packed), pending_for
+  return nil, table.concat(packed), pending_for, table.concat(new, ',')
 end
