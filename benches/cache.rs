@@ -71,6 +71,7 @@ fn config(redis: Option<u16>) -> Cache {
         in_transactions: true,
         audit_one_in: 0,
         stale_on_error: false,
+        share_roles: false,
     }
 }
 

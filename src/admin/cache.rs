@@ -15,7 +15,7 @@ const SHOWN: usize = 1000;
 
 type Figure = (&'static str, fn(&CacheStatsSnapshot) -> u64);
 
-const FIGURES: [Figure; 46] = [
+const FIGURES: [Figure; 49] = [
     ("entries", |stats| stats.entries),
     ("bytes", |stats| stats.bytes),
     ("hits_memory", |stats| stats.memory_hits),
@@ -62,6 +62,9 @@ const FIGURES: [Figure; 46] = [
     ("members_removed", |stats| stats.members_removed),
     ("purges", |stats| stats.purges),
     ("redis_late", |stats| stats.redis_timeouts),
+    ("replica_fills", |stats| stats.replica_fills),
+    ("replica_fallbacks", |stats| stats.replica_fallbacks),
+    ("shared_keys", |stats| stats.shared_keys),
 ];
 
 pub(super) const ENTRIES: [Column; 13] = [

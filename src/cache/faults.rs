@@ -44,6 +44,10 @@ pub struct Faults {
     pub act_without_open_writes: bool,
     /// A pgherd that acts upon what is looked at says nothing of what it has written since it was told.
     pub act_without_past_writes: bool,
+    /// A replica fills whatever it has replayed.
+    pub any_replica: bool,
+    /// Roles share answers whatever they may read.
+    pub share_with_anyone: bool,
 }
 
 #[cfg(feature = "faults")]
@@ -125,6 +129,8 @@ switches!(
     serve_before_all_act,
     act_without_open_writes,
     act_without_past_writes,
+    any_replica,
+    share_with_anyone,
 );
 
 impl Switches {

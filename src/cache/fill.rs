@@ -88,6 +88,26 @@ impl FillTicket {
         self
     }
 
+    /// Whether a replica may be asked for the answer: every pgherd says what it writes of this, so [`FillTicket::holds`] can be told.
+    pub fn may_ask_replica(&self) -> bool {
+        !self.is_pending && (self.cache.asks_redis().is_none() || !self.epochs.is_empty())
+    }
+
+    /// Whether nothing that the answer depends on has been written since the lookup, or may be being written now.
+    pub async fn holds(&self) -> bool {
+        if !self.cache.epochs.local.holds(&self.noted) {
+            return false;
+        }
+        let (Some(shared), Some(turn)) = (self.cache.asks_redis(), &self.turn) else { return self.turn.is_some() };
+        let found = shared.lookup(turn.key(), &self.relations, self.catalog, &self.epochs).await;
+        matches!(found, Found::Same)
+    }
+
+    /// Counts how the question to a replica ended.
+    pub fn replica_answered(&self, it_did: bool) {
+        self.cache.stats.add(|stats| if it_did { &stats.replica_fills } else { &stats.replica_fallbacks });
+    }
+
     /// The statement failed: all who wait get its error, and who asks next runs it again.
     pub fn fail(mut self, failure: Failure) {
         if let Some(turn) = self.turn.take() {

@@ -274,6 +274,18 @@ impl ResultCache {
         self.faults.no_cascades()
     }
 
+    /// The fault of taking any replica for one that has replayed everything.
+    #[cfg(feature = "faults")]
+    pub fn asks_any_replica(&self) -> bool {
+        self.faults.any_replica()
+    }
+
+    /// The fault of giving roles each other's answers whatever they may read.
+    #[cfg(feature = "faults")]
+    pub fn shares_with_anyone(&self) -> bool {
+        self.faults.share_with_anyone()
+    }
+
     /// Starts a key.
     pub fn key(&self, protocol: Protocol) -> KeyBuilder {
         KeyBuilder::new(self.faults, protocol)

@@ -45,6 +45,10 @@ counters! {
     misses,
     /// Fills stored.
     fills,
+    /// Answers to fill with that came from a replica.
+    replica_fills,
+    /// Answers to fill with that a replica was to give, and the primary gave.
+    replica_fallbacks,
     /// Fills not stored because an epoch moved, a doubt arose or the catalog changed while they ran.
     rejected_stale,
     /// Answers dropped from memory for want of room.
@@ -93,6 +97,8 @@ counters! {
     bypass_uncacheable,
     /// Lookups turned away because a check of the statement's answers found another one.
     bypass_quarantine,
+    /// Lookups of answers that roles share.
+    shared_keys,
     /// Lookups that waited for another session's fill.
     waits,
     /// Times that a write put relations in doubt.

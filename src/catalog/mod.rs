@@ -6,3 +6,4 @@ pub mod model;
 mod policies;
 mod queries;
 pub mod refresh;
+pub mod rights;

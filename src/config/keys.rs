@@ -272,6 +272,7 @@ static CACHE: Section = Section {
         fixed("in_transactions", Choice(&["until-write", "never"]), Some("until-write")),
         fixed("audit_one_in", Count, Some("0")),
         fixed("stale_on_error", Flag, Some("false")),
+        fixed("share_roles", Flag, Some("false")),
         fixed("on_redis_loss", Choice(&["wait", "refuse-write"]), Some("wait")),
         fixed("redis", Table(&REDIS), None),
         fixed("wal", Table(&WAL), None),

@@ -357,6 +357,8 @@ pub struct Cache {
     pub audit_one_in: u64,
     /// Whether an answer that is too old is served while PostgreSQL cannot be reached.
     pub stale_on_error: bool,
+    /// Whether roles that may read the same are given the same answer.
+    pub share_roles: bool,
 }
 
 /// How answers are kept that read a table, or that a statement gives.

@@ -115,15 +115,16 @@ pub async fn run(
     answer.finish(client)
 }
 
-/// Runs a read for nobody but pgherd: its whole answer, if it has one of up to `limit` bytes.
+/// Runs a read for nobody but pgherd: its whole answer, unless it is an error or comes with a notice.
 ///
 /// # Errors
-/// The server failed or broke the protocol (it is broken then).
-pub async fn again(server: &mut ServerConn, read: Read<'_>, limit: usize) -> Result<Option<Bytes>, Error> {
+/// The server failed or broke the protocol, or has more than `limit` bytes to say (it is broken then).
+pub async fn again(server: &mut ServerConn, read: Read<'_>, limit: usize) -> Result<Option<Captured>, Error> {
     server.take_over();
     queue(server, read);
     server.flush().await?;
-    let (mut ready, mut turn, mut answer) = (0, 0, Some(BytesMut::new()));
+    let (mut ready, mut turn, mut is_plain) = (0, 0, true);
+    let mut answer = Captured { bytes: Capture::default(), row_description_len: 0, rows: 0 };
     while ready < 3 {
         let frame = server.read_frame().await?;
         let_others(&mut turn, frame.bytes.len()).await;
@@ -131,16 +132,23 @@ pub async fn again(server: &mut ServerConn, read: Read<'_>, limit: usize) -> Res
         match frame.tag() {
             b'Z' => ready += 1,
             b'E' if ready != 1 => return Err(own_statement_failed(server, frame.body())),
-            b'T' | b'n' | b'D' | b'C' | b'I' if ready == 1 => {
-                answer = answer.filter(|answer| answer.len() + frame.bytes.len() <= limit);
-                answer.iter_mut().for_each(|answer| answer.extend_from_slice(&frame.bytes));
+            tag @ (b'T' | b'n' | b'D' | b'C' | b'I') if ready == 1 => {
+                if answer.bytes.len() + frame.bytes.len() > limit {
+                    return Err(Error::internal("an answer that was asked for again is larger than it may be"));
+                }
+                match tag {
+                    b'T' | b'n' => answer.row_description_len = frame.bytes.len(),
+                    b'D' => answer.rows += 1,
+                    _ => {}
+                }
+                answer.bytes.push(&frame.bytes);
             }
-            b'E' | b'N' => answer = None,
+            b'E' | b'N' => is_plain = false,
             _ => {}
         }
     }
     server.hand_back();
-    Ok(answer.map(BytesMut::freeze))
+    Ok(is_plain.then_some(answer))
 }
 
 /// Counts bytes of one's turn, and lets others have theirs when it is over.

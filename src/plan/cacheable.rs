@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::functions::{self, Called, Conduct};
 use super::rules::{Input, Transaction};
-use super::{CachedRead, Reason, moment, names};
+use super::{CachedRead, Reason, moment, names, share};
 use crate::catalog::model::{Catalog, Oid, Persistence, Relation, RelationKind};
 use crate::config::model::CacheRule;
 use crate::sql::facts::Statement;
@@ -19,13 +19,10 @@ pub fn cacheable(input: &Input<'_>, statement: &Statement) -> Result<CachedRead,
     let catalog = input.catalog.ok_or_else(|| no("no-catalog", "the server's catalog has not been read yet"))?;
     syntax(statement)?;
     let read = relations(input, statement, catalog)?;
-    for called in functions::called(statement, catalog, input.session.search_path) {
-        pure(&called)?;
-    }
-    for relation in &read.named {
-        functions::view_calls(relation, catalog).iter().try_for_each(pure)?;
-        row_rules(relation, catalog)?;
-    }
+    let mut called = functions::called(statement, catalog, input.session.search_path);
+    called.extend(read.named.iter().flat_map(|relation| functions::view_calls(relation, catalog)));
+    called.iter().try_for_each(pure)?;
+    read.named.iter().try_for_each(|relation| row_rules(relation, catalog))?;
     operators_and_casts(statement, catalog)?;
     moment::check(input, statement, catalog, &read.all)?;
     let (ttl, is_pinned) = keeping(input, &read.all)?;
@@ -36,7 +33,16 @@ pub fn cacheable(input: &Input<'_>, statement: &Statement) -> Result<CachedRead,
     } else {
         Reason { code: "cacheable", text: "every input of the answer is in the key or has an epoch".into() }
     };
-    Ok(CachedRead { relations: oids, catalog_version: catalog.version, ttl, is_pinned, reason })
+    let shared_by_readers_of = share::needs(input, statement, catalog, (&read.named, &read.all), &called);
+    Ok(CachedRead {
+        relations: oids,
+        catalog_version: catalog.version,
+        ttl,
+        is_pinned,
+        from_replica: false,
+        shared_by_readers_of,
+        reason,
+    })
 }
 
 pub(super) fn no(code: &'static str, text: impl Into<Cow<'static, str>>) -> Reason {

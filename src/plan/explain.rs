@@ -41,6 +41,9 @@ fn way(rows: &mut Rows, plan: &Plan, scs: bool) {
         Plan::Primary(_) | Plan::Replica(_) | Plan::NeedsBind(_) => {}
         Plan::Cached(cached) => {
             rows.add("ttl", format!("{} s", cached.ttl.as_secs_f64()));
+            let is_shared = cached.shared_by_readers_of.is_some();
+            rows.add("shared by", if is_shared { "roles that may read it" } else { "nobody else" }.to_owned());
+            rows.add("filled from", if cached.from_replica { "a replica" } else { "the primary" }.to_owned());
             rows.add("depends on", format!("{} relations", cached.relations.len()));
             rows.add("catalog version", cached.catalog_version.to_string());
         }

@@ -123,6 +123,10 @@ pub struct CachedRead {
     pub ttl: Duration,
     /// Whether it stays in memory whatever else there is no room for.
     pub is_pinned: bool,
+    /// Whether a replica may be asked for the answer.
+    pub from_replica: bool,
+    /// Relations that a role must be able to read to be given the answer that another was given; `None` where each has its own.
+    pub shared_by_readers_of: Option<Box<[Oid]>>,
     /// Why it is cached.
     pub reason: Reason,
 }
@@ -180,6 +184,7 @@ mod functions;
 mod moment;
 mod names;
 mod sharded;
+mod share;
 mod wrapped;
 mod write_set;
 

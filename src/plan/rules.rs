@@ -146,7 +146,10 @@ fn explain_route(input: &Input<'_>) -> Plan {
 
 fn read(input: &Input<'_>, statement: &Statement) -> Plan {
     let why_not = match cacheable(input, statement) {
-        Ok(cached) => return Plan::Cached(std::sync::Arc::new(cached)),
+        Ok(cached) => {
+            let from_replica = replica(input, statement).is_ok();
+            return Plan::Cached(std::sync::Arc::new(super::CachedRead { from_replica, ..cached }));
+        }
         Err(reason) => reason,
     };
     match replica(input, statement) {

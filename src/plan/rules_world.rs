@@ -54,6 +54,7 @@ impl World {
                 in_transactions: true,
                 audit_one_in: 0,
                 stale_on_error: false,
+                share_roles: false,
             },
             fanout: config::Fanout {
                 max_parallel: 4,

@@ -237,6 +237,15 @@ impl Session {
             let outcome = self.run_aside(target, read, None).await?.0;
             return self.end_of_read(execution, target, outcome);
         };
+        if kept.from_replica && ticket.may_ask_replica() {
+            let answer = self.answer_of_replica(read, &ticket).await?;
+            ticket.replica_answered(answer.is_some());
+            if let Some((captured, took)) = answer {
+                self.out().extend_from_slice(execution.unanswered);
+                self.keep(ticket, &kept, captured, took, described).await?;
+                return Ok(Carried::Answered);
+            }
+        }
         let cancels = self.cancel.slot.fired();
         let (outcome, took) = match self.run_aside(target, read, Some(self.db.cache_config.max_entry_bytes)).await {
             Ok(done) => done,

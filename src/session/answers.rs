@@ -146,6 +146,8 @@ mod tests {
             catalog_version: 1,
             ttl: std::time::Duration::from_secs(1),
             is_pinned: false,
+            from_replica: false,
+            shared_by_readers_of: None,
             reason: Reason { code: "cacheable", text: "".into() },
         };
         let facts = crate::sql::Analyzer::new().facts(b"select 1", true);

@@ -36,7 +36,9 @@ impl Session {
         if unbound || execution.max_rows > 0 || self.is_mid_flight() {
             return Ok(self.way_of_primary(execution));
         }
-        let Some(key) = self.cache_key(execution) else { return Ok(self.way_of_primary(execution)) };
+        let shared = self.shared_identity(&read).await;
+        cache.count_key(shared.is_some());
+        let Some(key) = self.cache_key(execution, shared) else { return Ok(self.way_of_primary(execution)) };
         let found = self.cancellable(cache.lookup(&key, &read.relations, read.catalog_version)).await?;
         match found {
             Lookup::Hit { entry, is_sampled, .. } => {
@@ -73,8 +75,8 @@ impl Session {
         })
     }
 
-    /// Everything that can change the answer.
-    fn cache_key(&self, execution: &Execution<'_>) -> Option<Key> {
+    /// Everything that can change the answer. Where roles share it, `shared` stands for what of a role does.
+    fn cache_key(&self, execution: &Execution<'_>, shared: Option<String>) -> Option<Key> {
         let cache = self.db.cache.as_ref()?;
         let baseline = self.primary.baseline()?;
         let current: &Settings = &self.settings.current;
@@ -86,14 +88,22 @@ impl Session {
         });
         let set_besides =
             current.iter().filter(|(name, _)| baseline.setting(name).is_none() && *name != "application_name");
+        let set_besides =
+            set_besides.filter(|(name, _)| shared.is_none() || !matches!(*name, "role" | "session_authorization"));
         let protocol = if execution.bind.is_some() { Protocol::ExtendedDescribed } else { Protocol::Simple };
+        let role = self.effective_role();
+        // No role has an empty name.
+        let (role, authorization, at_another_login) = match &shared {
+            Some(shared) => ("", shared.as_str(), None),
+            None => (role.as_str(), authorization, (authorization != login).then_some(("", login))),
+        };
         let key = cache
             .key(protocol)
-            .identity(&self.db.config.name, &self.effective_role(), authorization)
+            .identity(&self.db.config.name, role, authorization)
             .statement(execution.text)
             .fingerprint(execution.facts.fingerprint.0)
             // What ALTER ROLE gives to the login role's sessions stays theirs under another authorization.
-            .settings(at_login.chain(set_besides).chain((authorization != login).then_some(("", login))));
+            .settings(at_login.chain(set_besides).chain(at_another_login));
         Some(match execution.bind {
             None => key.build(),
             Some((_, bind)) => key
@@ -223,8 +233,10 @@ impl Session {
             match answer {
                 Ok(Ok(answer)) => {
                     lease.release();
-                    if let Some(answer) = answer {
-                        audit.judge(&answer).await;
+                    if let Some(answer) = answer
+                        && let Some(bytes) = answer.bytes.whole().await
+                    {
+                        audit.judge(&bytes).await;
                     }
                 }
                 _ => {

@@ -126,6 +126,8 @@ pub struct Database {
     /// The same of the shards, where they hold schemas of tenants.
     pub(super) shards_unseen: RwLock<HashMap<usize, (Box<str>, Unseen)>>,
     next_replica: AtomicUsize,
+    /// What roles may read, where they share answers.
+    pub(super) rights: super::rights::RightsOfRoles,
     /// What is done wrong on purpose, so that the tests can show that they would find it.
     #[cfg(feature = "faults")]
     pub leak: Mutex<Option<Leak>>,
@@ -198,6 +200,7 @@ impl Database {
             has_unseen: AtomicBool::new(false),
             shards_unseen: RwLock::default(),
             next_replica: AtomicUsize::new(0),
+            rights: super::rights::RightsOfRoles::default(),
             #[cfg(feature = "faults")]
             leak: Mutex::default(),
             closed: CancellationToken::new(),

@@ -35,6 +35,7 @@ mod renewal;
 mod replica;
 pub mod replication;
 mod restore;
+mod rights;
 mod scatter;
 mod span;
 mod state;
@@ -227,7 +228,7 @@ pub struct Session {
     /// What it may have written.
     writes: Option<Box<Writes>>,
     /// Where the last write stands in the primary's WAL: `None` if there was none, `Some(None)` if nobody has asked yet.
-    last_write: Option<Option<String>>,
+    last_write: Option<Option<Arc<replica::Position>>>,
     /// The client speaks the extended protocol at the moment.
     in_extended: bool,
     /// The bytes being passed on unread go to the server: it has the message's beginning.

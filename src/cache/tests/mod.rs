@@ -36,6 +36,7 @@ pub(super) fn config() -> Cache {
         in_transactions: true,
         audit_one_in: 0,
         stale_on_error: false,
+        share_roles: false,
     }
 }
 

@@ -36,6 +36,7 @@ pub(super) fn read(table: &Table<'_>) -> Cache {
         in_transactions: table.choice("in_transactions") != Some(1),
         audit_one_in: table.count("audit_one_in", 0..u64::MAX).unwrap_or(0),
         stale_on_error: table.flag("stale_on_error"),
+        share_roles: table.flag("share_roles"),
     };
     if cache.memory_bytes < LEAST_MEMORY_BYTES {
         table.fault("memory", "this is too little to hold results in", "give at least \"1MiB\"");

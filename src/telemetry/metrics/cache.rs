@@ -44,6 +44,12 @@ pub struct CacheSnapshot {
     pub bypass_uncacheable: u64,
     /// Fills stored.
     pub fills: u64,
+    /// Answers to fill with that came from a replica.
+    pub replica_fills: u64,
+    /// Answers to fill with that a replica was to give, and the primary gave.
+    pub replica_fallbacks: u64,
+    /// Lookups of answers that roles share.
+    pub shared_keys: u64,
     /// Fills given up by the filler.
     pub abandoned_fills: u64,
     /// Fills not stored because of a write while they ran.
@@ -198,11 +204,14 @@ const BY_REASON: [(&str, &str, &[Reason]); 4] = [
     ),
 ];
 
-const COUNTERS: [(&str, &str, Field); 20] = [
+const COUNTERS: [(&str, &str, Field); 23] = [
     ("cache_misses", "Lookups that found nothing and led to a fill", |s| s.misses),
     ("cache_waits", "Lookups that waited for another session's fill", |s| s.waits),
     ("cache_outdated", "Lookups that found an entry older than a write", |s| s.outdated),
     ("cache_fills", "Fills stored", |s| s.fills),
+    ("cache_replica_fills", "Fills answered by a replica", |s| s.replica_fills),
+    ("cache_replica_fallbacks", "Fills that a replica was to answer and the primary did", |s| s.replica_fallbacks),
+    ("cache_shared_keys", "Lookups of results that roles share", |s| s.shared_keys),
     ("cache_abandoned_fills", "Fills given up by the filler", |s| s.abandoned_fills),
     ("cache_raises", "Times that a write put relations in doubt", |s| s.raises),
     ("cache_invalidations", "Relations and databases given a new epoch", |s| s.invalidations),

@@ -57,6 +57,7 @@ async fn proves(name: &str, wanted: Run) {
 fn shares(name: &str, summary: &Summary) {
     assert!(summary.hits * 2 >= summary.reads, "{name}: at least half of the reads are hits: {summary}");
     assert!(summary.near * 10 >= summary.reads, "{name}: a tenth of the reads start near a commit: {summary}");
+    assert!(summary.from_replica > 0 && summary.shared > 0, "{name}: a replica filled, and roles shared: {summary}");
     assert!(summary.writes > 100, "{name}: there was much to see: {summary}");
 }
 

@@ -1,7 +1,6 @@
 //! pgherds as processes of their own, each with links to PostgreSQL and Redis that can be cut, slowed down and stopped.
 
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -18,6 +17,9 @@ use crate::harness::serving::{Serving, free_port};
 
 /// How long a look at a pgherd's figures may take: it may be frozen.
 const LOOK: Duration = Duration::from_millis(500);
+
+/// Figures that are added up: answers from the cache, answers to keep that a replica gave, lookups of answers that roles share.
+const COUNTED: [&str; 3] = ["pgherd_cache_hits", "pgherd_cache_replica_fills", "pgherd_cache_shared_keys"];
 
 /// How a fleet is to be.
 #[derive(Debug, Clone, Default)]
@@ -38,10 +40,12 @@ pub(super) struct Herd {
     serving: Mutex<Option<Serving>>,
     pub(super) to_redis: Forwarder,
     pub(super) to_postgres: Forwarder,
-    /// Hits of this process and those before it, as far as anybody looked before they ended.
-    hits: AtomicU64,
-    /// How many processes came before this one, and its own hits.
-    process: Mutex<(u64, u64)>,
+    /// The port of the replica that this one reads from: the first does.
+    replica: Option<u16>,
+    /// What this process and those before it have counted, as far as anybody looked before they ended.
+    figures: Mutex<[u64; COUNTED.len()]>,
+    /// How many processes came before this one, and what it has counted itself.
+    process: Mutex<(u64, [u64; COUNTED.len()])>,
 }
 
 /// All of them.
@@ -52,11 +56,16 @@ pub(super) struct Fleet {
 
 impl Fleet {
     /// Starts them, and waits until they cache.
-    pub(super) async fn start(world: &World, postgres: &PostgresServer, redis: &RedisServer, plan: &Plan) -> Self {
+    pub(super) async fn start(
+        world: &World,
+        [primary, replica]: [&PostgresServer; 2],
+        redis: &RedisServer,
+        plan: &Plan,
+    ) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
         let mut herds = Vec::new();
         for number in 0..plan.herds {
-            let (to_redis, to_postgres) = (Forwarder::to(redis.port()).await, Forwarder::to(postgres.port()).await);
+            let (to_redis, to_postgres) = (Forwarder::to(redis.port()).await, Forwarder::to(primary.port()).await);
             let place = folder.path().join(number.to_string());
             std::fs::create_dir(&place).expect("a folder");
             let herd = Herd {
@@ -67,7 +76,8 @@ impl Fleet {
                 serving: Mutex::default(),
                 to_redis,
                 to_postgres,
-                hits: AtomicU64::new(0),
+                replica: (number == 0).then(|| replica.port()),
+                figures: Mutex::default(),
                 process: Mutex::default(),
             };
             std::fs::write(&herd.file, herd.toml(world, plan)).expect("written");
@@ -81,9 +91,10 @@ impl Fleet {
         fleet
     }
 
-    /// Answers from the cache, of all processes that there were.
-    pub(super) fn hits(&self) -> u64 {
-        self.herds.iter().map(|herd| herd.hits.load(Ordering::Relaxed)).sum()
+    /// Answers from the cache, answers to keep that a replica gave, and lookups of answers that roles share: of all processes that there were.
+    pub(super) fn figures(&self) -> [u64; COUNTED.len()] {
+        let all: Vec<_> = self.herds.iter().map(|herd| *herd.figures.lock()).collect();
+        std::array::from_fn(|at| all.iter().map(|figures| figures[at]).sum())
     }
 
     /// Looks at everybody's figures.
@@ -98,12 +109,15 @@ impl Herd {
         let users: String = world.logins().iter().map(user).collect();
         let (port, http, name) = (self.port, self.http, &world.database.name);
         let (postgres, redis) = (self.to_postgres.port, self.to_redis.port);
+        let replica =
+            |port: u16| format!("replicas = [\"host=127.0.0.1 port={port} dbname={name}\"]\nreads = \"replica\"\n");
+        let replicas = self.replica.map(replica).unwrap_or_default();
         format!(
             "threads = 1\n[telemetry]\nlog = \"warn\"\n\
              [listen]\naddress = \"127.0.0.1:{port}\"\nhttp = \"127.0.0.1:{http}\"\n\
              [pool]\nmin_connections = 2\nmax_connections = 20\nacquire_timeout = \"5s\"\nconnect_timeout = \"3s\"\n\
-             [[database]]\nname = \"{name}\"\nprimary = \"host=127.0.0.1 port={postgres} dbname={name}\"\n{users}\
-             [cache]\nenabled = true\nolap_only = false\n{}\n\
+             [[database]]\nname = \"{name}\"\nprimary = \"host=127.0.0.1 port={postgres} dbname={name}\"\n{replicas}{users}\
+             [cache]\nenabled = true\nolap_only = false\nshare_roles = true\n{}\n\
              redis = {{ url = \"redis://127.0.0.1:{redis}/0\", timeout = \"500ms\", lease = \"2s\" }}\n",
             plan.cache
         )
@@ -121,7 +135,7 @@ impl Herd {
         serving.signal(signal);
         serving.ended(Duration::from_secs(40));
         let mut process = self.process.lock();
-        *process = (process.0 + 1, 0);
+        *process = (process.0 + 1, Default::default());
     }
 
     /// Sends its process a signal that does not end it.
@@ -144,21 +158,23 @@ impl Herd {
     /// Takes the figures over.
     pub(super) async fn look(&self) {
         let asked = self.process.lock().0;
-        let Some(now) = self.figure("pgherd_cache_hits").await else { return };
+        let Ok(Ok(text)) = tokio::time::timeout(LOOK, self.metrics()).await else { return };
         let mut process = self.process.lock();
         // What a process that has ended meanwhile has said is not to be counted as another's.
-        if process.0 == asked && now > process.1 {
-            self.hits.fetch_add(now - process.1, Ordering::Relaxed);
-            process.1 = now;
+        if process.0 != asked {
+            return;
+        }
+        for (at, name) in COUNTED.iter().enumerate() {
+            let now = sum_of(&text, name).unwrap_or(0).max(process.1[at]);
+            self.figures.lock()[at] += now - process.1[at];
+            process.1[at] = now;
         }
     }
 
     /// The sum of all figures whose names begin so.
     async fn figure(&self, name: &str) -> Option<u64> {
         let text = tokio::time::timeout(LOOK, self.metrics()).await.ok()?.ok()?;
-        let lines = text.lines().filter(|line| line.starts_with(name));
-        let values: Vec<u64> = lines.filter_map(|line| line.rsplit(' ').next()?.parse().ok()).collect();
-        (!values.is_empty()).then(|| values.iter().sum())
+        sum_of(&text, name)
     }
 
     async fn metrics(&self) -> std::io::Result<String> {
@@ -182,4 +198,10 @@ impl Herd {
         })
         .await;
     }
+}
+
+fn sum_of(metrics: &str, name: &str) -> Option<u64> {
+    let lines = metrics.lines().filter(|line| line.starts_with(name));
+    let values: Vec<u64> = lines.filter_map(|line| line.rsplit(' ').next()?.parse().ok()).collect();
+    (!values.is_empty()).then(|| values.iter().sum())
 }

@@ -44,6 +44,10 @@ pub(super) enum Act {
     PostgresRestarted,
     /// The primary's processes are killed and it recovers.
     PostgresCrashed,
+    /// The replica replays nothing.
+    ReplicaPaused,
+    /// The replica is stopped and started.
+    ReplicaRestarted,
     /// Redis loses everything while one pgherd cannot reach it.
     RedisEmptiedWhileCut,
     /// Redis loses everything just after one pgherd was killed.
@@ -54,7 +58,7 @@ pub(super) enum Act {
 
 impl Act {
     /// Those that the design answers for.
-    pub(super) const ALL: [Self; 17] = [
+    pub(super) const ALL: [Self; 19] = [
         Self::RedisKilled,
         Self::RedisEmptied,
         Self::RedisFrozen,
@@ -71,6 +75,8 @@ impl Act {
         Self::BackendsKilled,
         Self::PostgresRestarted,
         Self::PostgresCrashed,
+        Self::ReplicaPaused,
+        Self::ReplicaRestarted,
         Self::RedisEmptiedWhileCut,
     ];
     /// Those that it does not.
@@ -93,6 +99,7 @@ pub(super) struct Nemesis<'a> {
     pub(super) fleet: &'a Fleet,
     pub(super) redis: &'a RedisServer,
     pub(super) postgres: &'a PostgresServer,
+    pub(super) replica: &'a PostgresServer,
     /// What it may do.
     pub(super) acts: Vec<Act>,
     /// The longest that nothing happens between two acts.
@@ -193,8 +200,14 @@ impl Nemesis<'_> {
                 herd.start();
             }
             Act::BackendsKilled => self.kill_backends().await,
-            Act::PostgresRestarted => self.restart_postgres(StopMode::Fast),
-            Act::PostgresCrashed => self.restart_postgres(StopMode::Immediate),
+            Act::PostgresRestarted => restart(self.postgres, StopMode::Fast),
+            Act::PostgresCrashed => restart(self.postgres, StopMode::Immediate),
+            Act::ReplicaRestarted => restart(self.replica, StopMode::Fast),
+            Act::ReplicaPaused => {
+                self.tell_replica("select pg_wal_replay_pause()").await;
+                sleep(between(50, 3000)).await;
+                self.tell_replica("select pg_wal_replay_resume()").await;
+            }
             Act::HerdKilledAndRedisEmptied => self.lose_redis_beside_a_kill(herd).await,
             Act::RedisEmptiedWhileFrozen => {
                 herd.signal("-STOP");
@@ -220,8 +233,12 @@ impl Nemesis<'_> {
         herd.start();
     }
 
-    fn restart_postgres(&self, mode: StopMode) {
-        tokio::task::block_in_place(|| self.postgres.restart(mode)).expect("PostgreSQL comes back");
+    async fn tell_replica(&self, sql: &str) {
+        let (port, name) = (self.replica.port(), &self.world.database.name);
+        let Some(line) = Line::open(&format!("host=127.0.0.1 port={port} user=postgres dbname={name}")).await else {
+            return;
+        };
+        let _ = line.client.simple_query(sql).await;
     }
 
     async fn empty_redis(&self) {
@@ -241,6 +258,10 @@ impl Nemesis<'_> {
                     where usename <> 'postgres' and datname = current_database() and random() < 0.5";
         let _ = line.client.simple_query(text).await;
     }
+}
+
+fn restart(server: &PostgresServer, mode: StopMode) {
+    tokio::task::block_in_place(|| server.restart(mode)).expect("PostgreSQL comes back");
 }
 
 fn between(least_ms: u64, most_ms: u64) -> Duration {

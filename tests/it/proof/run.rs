@@ -33,6 +33,10 @@ pub(super) struct Summary {
     pub(super) reads: u64,
     pub(super) hits: u64,
     pub(super) near: u64,
+    /// Answers to keep that a replica gave.
+    pub(super) from_replica: u64,
+    /// Lookups of answers that roles share.
+    pub(super) shared: u64,
     pub(super) lost_reads: u64,
     pub(super) writes: u64,
     pub(super) failed: String,
@@ -47,13 +51,13 @@ pub(super) struct Summary {
 impl std::fmt::Display for Summary {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let share = |part: u64| part as f64 * 100.0 / self.reads.max(1) as f64;
-        let Self { reads, hits, near, writes, failed, lost_reads, time, .. } = self;
+        let Self { reads, hits, near, writes, failed, lost_reads, time, from_replica, shared, .. } = self;
         let (hits_share, near_share, found) = (share(*hits), share(*near), self.violations.len());
         let faults = self.done.len();
         write!(
             f,
             "{time:.0?}: {reads} reads, {hits} of them hits ({hits_share:.0}%), {near} within 10 ms of a commit \
-             ({near_share:.0}%), {writes} commits, {faults} faults, {found} violations; {lost_reads} reads were lost, \
+             ({near_share:.0}%), {from_replica} answers to keep were a replica's, {shared} lookups were shared by roles, {writes} commits, {faults} faults, {found} violations; {lost_reads} reads were lost, \
              writes without a good end: {failed}"
         )
     }
@@ -72,16 +76,18 @@ pub(super) async fn stage() -> (PostgresServer, World) {
 pub(super) async fn run(run: &Run) -> Option<Summary> {
     let redis = redis()?;
     let (postgres, world) = stage().await;
-    let fleet = Fleet::start(&world, &postgres, &redis, &run.plan).await;
+    let replica = postgres.replica(&harness::options()).expect("a replica");
+    let fleet = Fleet::start(&world, [&postgres, &replica], &redis, &run.plan).await;
     let ports = fleet.herds.iter().map(|herd| herd.port).collect();
     let scene = Scene::new(world, ports, run.bound);
-    let hits_before = fleet.hits();
+    let before = fleet.figures();
     let tasks = scene.populate(Load::USUAL);
     let nemesis = Nemesis {
         world: &scene.world,
         fleet: &fleet,
         redis: &redis,
         postgres: &postgres,
+        replica: &replica,
         acts: run.acts.clone(),
         calm: run.calm,
         start: scene.start,
@@ -104,7 +110,8 @@ pub(super) async fn run(run: &Run) -> Option<Summary> {
     }
     fleet.look().await;
     let mut summary = summary(&scene, time);
-    summary.hits = fleet.hits() - hits_before;
+    let after = fleet.figures();
+    [summary.hits, summary.from_replica, summary.shared] = std::array::from_fn(|at| after[at] - before[at]);
     summary.done = nemesis.done.into_inner();
     summary.fallen = fallen;
     Some(summary)
@@ -144,7 +151,7 @@ async fn keep_looking(fleet: &Fleet, scene: &Arc<Scene>) -> usize {
         }
         if told.elapsed() > Duration::from_secs(60) {
             told = Instant::now();
-            let so_far = Summary { hits: fleet.hits(), ..summary(scene, scene.start.elapsed()) };
+            let so_far = Summary { hits: fleet.figures()[0], ..summary(scene, scene.start.elapsed()) };
             eprintln!("{so_far}");
         }
     }

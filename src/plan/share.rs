@@ -1,0 +1,40 @@
+//! Whether roles may share one answer, and what each of them must be allowed to do for it.
+
+use super::functions::Called;
+use super::rules::Input;
+use crate::catalog::model::{Catalog, Oid, Relation};
+use crate::sql::facts::Statement;
+
+/// Words of a text that name what this module does not look up the privileges of: collations and operators by schema.
+const UNSEEN: [&str; 2] = ["collate", "operator"];
+
+/// The relations that a role must be able to read to be given an answer that another role was given; `None` where that is not for the
+/// configuration to allow, or where the answer may depend on who asks: by row-level security, by the rights that views and functions
+/// run with, by the role's name, by what a name means to whom.
+pub(super) fn needs(
+    input: &Input<'_>,
+    statement: &Statement,
+    catalog: &Catalog,
+    (named, all): (&[&Relation], &[&Relation]),
+    called: &[Called],
+) -> Option<Box<[Oid]>> {
+    let is_alike = input.cache.share_roles
+        && !input.session.has_temporary_objects
+        && statement.value_functions.iter().all(|name| matches!(&**name, "current_catalog" | "current_schema"))
+        && called.iter().all(|called| !called.user_defined && !matches!(&*called.name, "current_user" | "user"))
+        && named.iter().all(|relation| !relation.row_security)
+        && all.iter().all(|relation| !relation.security_invoker)
+        && is_of_postgresql(input.text, statement, catalog);
+    is_alike.then(|| named.iter().map(|relation| relation.oid).collect())
+}
+
+/// Whether the types and operators of the text are PostgreSQL's own, for everybody.
+fn is_of_postgresql(text: &str, statement: &Statement, catalog: &Catalog) -> bool {
+    let text = text.to_ascii_lowercase();
+    let is_users_type =
+        |name: &str| catalog.types.values().any(|found| &*found.name == name && &*found.schema != "pg_catalog");
+    !UNSEEN.iter().any(|word| text.contains(word))
+        && catalog.user_operators.is_empty()
+        && !catalog.has_user_casts
+        && !statement.casts.iter().any(|name| is_users_type(&name.name))
+}
