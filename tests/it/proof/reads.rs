@@ -263,8 +263,9 @@ fn reads(profile: &Profile) -> Vec<Read> {
     };
     let items = if profile.schema == "north" { NORTH } else { SOUTH };
     let own = &LEDGER[profile.owner..=profile.owner];
+    let of_some = if profile.owner == 1 { Right::Never } else { Right::Always };
     let secret = Read {
-        right: if profile.owner == 1 { Right::Never } else { Right::Always },
+        right: of_some,
         ..read(
             "select chain, max(v), max(secret) from ledger where owner = current_user group by chain order by chain",
             own,
@@ -303,6 +304,8 @@ fn reads(profile: &Profile) -> Vec<Read> {
         ),
         by_chain("swap", "max(v)", &SWAP),
         by_chain("log", "max(v)", &LOG),
+        // The same text for all who may read it.
+        Read { right: of_some, ..by_chain("sealed", "max(v)", &LOG) },
         read(
             "select chain, max(v), max(tenant) from tenants group by chain order by chain",
             &TENANTS[profile.tenant..=profile.tenant],

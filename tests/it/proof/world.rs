@@ -83,7 +83,7 @@ impl World {
              grant create on schema shop to {writer};
              grant all on all tables in schema north, south, shop to {writer};
              grant select on all tables in schema north, south, shop to {everybody};
-             revoke select on shop.ledger from {second};
+             revoke select on shop.ledger, shop.sealed from {second};
              grant select (chain, owner, v) on shop.ledger to {second};
              create policy own on shop.tenants for select to {everybody}
                using (tenant = current_setting('app.tenant', true));
@@ -150,6 +150,7 @@ create table shop.swap (chain int, v bigint);
 insert into shop.swap values (700, 0);
 create table shop.log (chain int, v bigint);
 insert into shop.log values (800, 0);
+create view shop.sealed as select chain, v from shop.log;
 
 create table shop.tenants (chain int primary key, v bigint not null, tenant text not null);
 insert into shop.tenants values (850, 0, 'a'), (851, 0, 'b');
