@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::House;
 use super::solo::SoloLock;
 use crate::backend::control::{self, Control};
-use crate::cache::{BackendChecker, BackendId, ResultCache, WriteSetView};
+use crate::cache::{BackendChecker, BackendId, OpenTransaction, ResultCache, WriteSetView};
 use crate::error::Error;
 use crate::session::context::{Database, Target};
 
@@ -218,5 +218,23 @@ impl BackendChecker for Checker {
             Some(None) => false,
             Some(Some(start_us)) => start_us != backend.start_us,
         })
+    }
+
+    async fn open_transactions(&self) -> Result<Vec<OpenTransaction>, Error> {
+        let gone = || Error::internal("the database is gone");
+        let house = self.house.upgrade().ok_or_else(gone)?;
+        let database = house.databases.get(&self.database).ok_or_else(gone)?;
+        let control = connect_control(&house, &database, Target::Primary).await?;
+        // Autovacuum has no user. Whoever is in a transaction holds the lock of its virtual id.
+        let sql = "SELECT l.pid, l.virtualtransaction FROM pg_catalog.pg_locks l \
+                   JOIN pg_catalog.pg_stat_activity a ON a.pid = l.pid \
+                   WHERE l.locktype = 'virtualxid' AND l.mode = 'ExclusiveLock' AND a.usesysid IS NOT NULL \
+                   AND a.datname = pg_catalog.current_database() AND l.pid <> pg_catalog.pg_backend_pid()";
+        let failed = |error| Error::internal("cannot ask for open transactions").cause(error);
+        let rows = control.client.query(sql, &[]).await.map_err(failed)?;
+        let transaction = |row: &tokio_postgres::Row| {
+            Ok(OpenTransaction { pid: row.try_get(0).map_err(failed)?, name: row.try_get(1).map_err(failed)? })
+        };
+        rows.iter().map(transaction).collect()
     }
 }

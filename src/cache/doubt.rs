@@ -35,11 +35,23 @@ pub struct WriteSetView<'a> {
     pub catalog_version: u64,
 }
 
+/// A transaction of a client of this database.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct OpenTransaction {
+    /// Its server process.
+    pub pid: i32,
+    /// Its virtual transaction id.
+    pub name: String,
+}
+
 /// Asks PostgreSQL about its server processes; given by `app`, which has a connection for it.
 #[async_trait::async_trait]
 pub trait BackendChecker: Send + Sync {
     /// Whether that very process is gone, so that nothing it was doing can commit any more. An error means not known.
     async fn backend_gone(&self, backend: BackendId) -> Result<bool, Error>;
+
+    /// All transactions that clients have open in this database.
+    async fn open_transactions(&self) -> Result<Vec<OpenTransaction>, Error>;
 }
 
 /// Epochs and doubts of one database: what writers talk to.

@@ -44,6 +44,8 @@ pub struct Faults {
     pub act_without_open_writes: bool,
     /// A pgherd that acts upon what is looked at says nothing of what it has written since it was told.
     pub act_without_past_writes: bool,
+    /// A new generation is served from whatever may be under way that nobody answers for.
+    pub ignore_orphans: bool,
     /// A replica fills whatever it has replayed.
     pub any_replica: bool,
     /// Roles share answers whatever they may read.
@@ -129,6 +131,7 @@ switches!(
     serve_before_all_act,
     act_without_open_writes,
     act_without_past_writes,
+    ignore_orphans,
     any_replica,
     share_with_anyone,
 );

@@ -28,7 +28,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 pub use self::at_once::AtOnce;
-pub use self::doubt::{BackendChecker, BackendId, Doubt, Epochs, WriteSetView};
+pub use self::doubt::{BackendChecker, BackendId, Doubt, Epochs, OpenTransaction, WriteSetView};
 pub use self::entry::Entry;
 pub use self::epochs::CatalogEpoch;
 #[cfg(any(test, feature = "faults"))]

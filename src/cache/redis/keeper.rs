@@ -26,7 +26,7 @@ const CHECK_TIMEOUT: Duration = Duration::from_secs(5);
 impl Shared {
     /// Runs until dropped.
     pub(crate) async fn keep(&self, local: &LocalEpochs, checker: &dyn BackendChecker) {
-        tokio::join!(self.keep_registered(local), self.keep_settling(), self.keep_removing(local, checker));
+        tokio::join!(self.keep_registered(local, checker), self.keep_settling(), self.keep_removing(local, checker));
     }
 
     /// Says goodbye, if nothing is open: the others need not wait for the lease.
@@ -38,7 +38,7 @@ impl Shared {
         self.disconnect(Some(&connection));
     }
 
-    async fn keep_registered(&self, local: &LocalEpochs) {
+    async fn keep_registered(&self, local: &LocalEpochs, checker: &dyn BackendChecker) {
         let mut scopes = self.scope.subscribe();
         let mut pause = RETRY.0;
         let longest = RETRY.1.min(self.settings.lease / 4);
@@ -54,9 +54,16 @@ impl Shared {
                 continue;
             }
             match self.establish(&scope, local).await {
-                Ok(connection) => {
+                Ok((connection, young_for)) => {
                     pause = RETRY.0;
-                    self.hold(&connection, local).await;
+                    let served = async {
+                        self.wait_for_orphans(&connection, young_for, checker).await;
+                        std::future::pending::<()>().await;
+                    };
+                    tokio::select! {
+                        () = self.hold(&connection, local) => {}
+                        () = served => {}
+                    }
                 }
                 Err(failure) => {
                     self.count(&failure);
@@ -68,8 +75,8 @@ impl Shared {
         }
     }
 
-    /// Connects and registers with all that is open.
-    async fn establish(&self, scope: &str, local: &LocalEpochs) -> Result<Arc<Connection>, Failure> {
+    /// Connects and registers with all that is open. Says how long the generation is young.
+    async fn establish(&self, scope: &str, local: &LocalEpochs) -> Result<(Arc<Connection>, Duration), Failure> {
         let space = format!("{}:{scope}", self.space);
         let mut connection = Connection::open(&self.fred, &space, self.settings.replicas, self.faults).await?;
         #[cfg(test)]
@@ -88,10 +95,9 @@ impl Shared {
         }
         connection.generation = reply.text(1).to_owned();
         connection.fence = registration.fence;
-        if self.settings.replicas > 0
-            && let Some(left) = reply.number(3)
-        {
-            connection.settles_at = Some(Instant::now() + Duration::from_millis(left));
+        let young_for = Duration::from_millis(reply.number(3).unwrap_or(0));
+        if self.settings.replicas > 0 {
+            connection.settles_at = Some(Instant::now() + young_for);
         }
         let connection = Arc::new(connection);
         {
@@ -110,7 +116,7 @@ impl Shared {
         self.work.notify_one();
         self.stats.add(|stats| &stats.registrations);
         tracing::info!(member = self.member, generation = connection.generation, "registered with Redis");
-        Ok(connection)
+        Ok((connection, young_for))
     }
 
     fn register_args(&self, connection: &Connection, registration: &Registration) -> Vec<Value> {
@@ -321,7 +327,7 @@ impl Shared {
         Ok(())
     }
 
-    fn identity(&self, connection: &Connection) -> Vec<Value> {
+    pub(super) fn identity(&self, connection: &Connection) -> Vec<Value> {
         vec![text(&connection.generation), text(&self.member), number(connection.fence)]
     }
 
@@ -329,7 +335,7 @@ impl Shared {
         self.connection.load().as_ref().is_some_and(|known| Arc::ptr_eq(known, connection))
     }
 
-    fn expect_ok(&self, reply: Reply) -> Result<Reply, Failure> {
+    pub(super) fn expect_ok(&self, reply: Reply) -> Result<Reply, Failure> {
         if reply.word() == "ok" { Ok(reply) } else { Err(Failure::Broken(format!("Redis says {}", reply.word()))) }
     }
 }

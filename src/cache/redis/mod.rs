@@ -6,6 +6,7 @@
 mod codec;
 mod connection;
 mod keeper;
+mod orphans;
 mod place;
 mod registry;
 mod script;

@@ -27,12 +27,14 @@ pub(super) enum Script {
     Remove,
     /// Stop being a member.
     Leave,
+    /// What may be under way that nobody answers for.
+    Orphans,
 }
 
 /// Writes of a relation that nobody looks at, after which nobody is told of more.
 pub(super) const WITHDRAWN_AFTER: u32 = if cfg!(test) { 8 } else { 256 };
 
-pub(super) const COUNT: usize = 11;
+pub(super) const COUNT: usize = 12;
 
 /// Each script's text, in the order of [`Script`].
 const TEXTS: [&str; COUNT] = [
@@ -47,6 +49,7 @@ const TEXTS: [&str; COUNT] = [
     include_str!("lua/suspect.lua"),
     include_str!("lua/remove.lua"),
     include_str!("lua/leave.lua"),
+    include_str!("lua/orphans.lua"),
 ];
 
 /// The texts as they are sent, the shared functions in front.

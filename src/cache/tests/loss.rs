@@ -331,3 +331,42 @@ async fn no_reader_sees_an_old_answer_whatever_happens_to_redis() {
     assert!(stats.iter().any(|stats| stats.unmarked_writes > 0), "{stats:?}");
     assert!(stats.iter().all(|stats| stats.registrations > 2), "{stats:?}");
 }
+
+#[tokio::test]
+async fn what_a_dead_pgherd_left_under_way_is_waited_for_when_redis_knows_nothing_of_it() {
+    let redis = RedisServer::start().await;
+    let backends = Arc::new(Backends::default());
+    let one = Member::join(&redis.settings(), &backends, 1).await;
+    let other = Member::join(&redis.settings(), &backends, 2).await;
+    let count = key(&other.cache, "SELECT count(*) FROM orders");
+    other.fill(&count, &[ORDERS], "10").await;
+    let transaction = |pid, name: &str| OpenTransaction { pid, name: name.into() };
+    // Killed while a commit of its own is on its way, of which nobody knows after the loss; and the living are in transactions, too.
+    std::mem::forget(one.write(&[ORDERS]).await);
+    let (dead, living) = (one.backend.pid, other.backend.pid);
+    one.dies().await;
+    redis.command(&["FLUSHALL"]).await.expect("done");
+    *backends.2.lock() = vec![transaction(dead, "3/7"), transaction(living, "4/1")];
+    let lost = Instant::now();
+    while lost.elapsed() < LEASE * 2 {
+        load_catalog(&other.cache);
+        let looked = other.cache.lookup(&count, &[ORDERS], CATALOG).await;
+        assert!(matches!(looked, Lookup::Bypass(_)), "{looked:?} after {:?}", lost.elapsed());
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    other.refuses(&count, &[ORDERS], "Redis holds a new generation").await;
+    // What begins after that is somebody else's.
+    *backends.2.lock() = vec![transaction(dead, "3/8"), transaction(4711, "5/1"), transaction(living, "4/1")];
+    other.fill(&count, &[ORDERS], "11").await;
+}
+
+#[tokio::test]
+async fn the_fault_of_not_waiting_for_it_is_seen() {
+    let redis = RedisServer::start().await;
+    let backends = Arc::new(Backends::default());
+    backends.2.lock().push(OpenTransaction { pid: 99, name: "3/7".into() });
+    let faults = Faults { ignore_orphans: true, ..Faults::default() };
+    let config = Cache { redis: Some(redis.settings()), ..config() };
+    let one = Member::join_with(config, &backends, 1, faults).await;
+    one.fill(&key(&one.cache, "SELECT count(*) FROM orders"), &[ORDERS], "10").await;
+}

@@ -118,9 +118,13 @@ impl Drop for RedisServer {
     }
 }
 
-/// The server processes that PostgreSQL would say are alive.
+/// The server processes that PostgreSQL would say are alive, how often it was asked, and transactions that are open.
 #[derive(Default)]
-pub(super) struct Backends(pub(super) Mutex<BTreeSet<BackendId>>, pub(super) AtomicU64);
+pub(super) struct Backends(
+    pub(super) Mutex<BTreeSet<BackendId>>,
+    pub(super) AtomicU64,
+    pub(super) Mutex<Vec<OpenTransaction>>,
+);
 
 #[async_trait::async_trait]
 impl BackendChecker for Backends {
@@ -128,6 +132,10 @@ impl BackendChecker for Backends {
         let gone = !self.0.lock().contains(&backend);
         self.1.fetch_add(1, Ordering::SeqCst);
         Ok(gone)
+    }
+
+    async fn open_transactions(&self) -> Result<Vec<OpenTransaction>, Error> {
+        Ok(self.2.lock().clone())
     }
 }
 

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use pgherd::cache::{
-    BackendChecker, BackendId, Doubt, Entry, Key, Lookup, Protocol, ResultCache, Stored, WriteSetView,
+    BackendChecker, BackendId, Doubt, Entry, Key, Lookup, OpenTransaction, Protocol, ResultCache, Stored, WriteSetView,
 };
 use pgherd::commands::demo::servers::RedisServer;
 use pgherd::config;
@@ -38,6 +38,10 @@ struct NobodyIsGone;
 impl BackendChecker for NobodyIsGone {
     async fn backend_gone(&self, _: BackendId) -> Result<bool, Error> {
         Ok(false)
+    }
+
+    async fn open_transactions(&self) -> Result<Vec<OpenTransaction>, Error> {
+        Ok(Vec::new())
     }
 }
 

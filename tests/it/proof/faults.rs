@@ -12,7 +12,7 @@ use super::run::{Run, run};
 /// How the checker says it, and what must befall the fleet for the fault to matter.
 type Trial = (&'static str, &'static str, &'static [Act]);
 
-const TRIALS: [Trial; 22] = [
+const TRIALS: [Trial; 23] = [
     ("no_second_raise", "STALE", &[]),
     ("doubt_as_flag", "STALE", &[]),
     ("store_without_comparing", "STALE", &[]),
@@ -33,6 +33,7 @@ const TRIALS: [Trial; 22] = [
     ("serve_before_all_act", "STALE", &[Act::RedisEmptied]),
     ("act_without_open_writes", "STALE", &[Act::RedisEmptied]),
     ("act_without_past_writes", "STALE", &[Act::RedisEmptied]),
+    ("ignore_orphans", "STALE", &[Act::HerdKilledAndRedisEmptied]),
     ("any_replica", "STALE", &[Act::ReplicaPaused]),
     ("share_with_anyone", "FOREIGN", &[]),
 ];

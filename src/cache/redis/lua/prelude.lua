@@ -1,5 +1,6 @@
 -- What the scripts share. KEYS[1] is the hash that holds all coherence state of one database:
 --   gen, born, lease   the generation: a random name, its birth and its lease in ms
+--   orphans            there until nothing that was under way when the generation was young, and that nobody answers for, can commit any more
 --   v                  the state of the catalog
 --   iv                 grows with each change of what the members must act upon: what is of interest, and the catalog
 --   cv, i:<oid>        its value when the catalog last changed, and when the relation became one that is looked at
@@ -193,9 +194,10 @@ end
 -- looked at before. The statement's fingerprint stands before the first oid.
 local function current(gen, v, from, nonce)
   local now = clock()
-  local head = redis.call('HMGET', H, 'gen', 'born', 'lease', 'minexp', 'v', 'p:' .. ARGV[from - 1], 'ia', 'cv')
+  local head = redis.call('HMGET', H, 'gen', 'born', 'lease', 'minexp', 'v', 'p:' .. ARGV[from - 1], 'ia', 'cv', 'orphans')
   if head[1] ~= gen then return 'generation' end
   if now < tonumber(head[2]) + tonumber(head[3]) then return 'young' end
+  if head[9] then return 'young' end
   if tonumber(head[4]) < now then return 'lapsed' end
   if head[5] ~= v then return 'catalog', head[5] end
   local packed = head[6] and { 'p=' .. head[6] .. ';' } or {}

@@ -6,7 +6,7 @@ local _, known = member(id)
 if known and known >= fence then return { 'fenced' } end
 if redis.call('HEXISTS', H, 'gen') == 0 then
   redis.call('DEL', H)
-  redis.call('HSET', H, 'gen', ARGV[5], 'born', string.format('%.0f', now), 'lease', ARGV[4], 'v', ARGV[6])
+  redis.call('HSET', H, 'gen', ARGV[5], 'born', string.format('%.0f', now), 'lease', ARGV[4], 'v', ARGV[6], 'orphans', '1')
 elseif tonumber(redis.call('HGET', H, 'lease')) < tonumber(ARGV[4]) then
   redis.call('HSET', H, 'lease', ARGV[4])
 end
