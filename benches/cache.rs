@@ -10,7 +10,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use criterion::{Criterion, criterion_group, criterion_main};
-use pgherd::cache::{BackendChecker, BackendId, Entry, Key, Lookup, Protocol, ResultCache, WriteSetView};
+use pgherd::cache::{
+    BackendChecker, BackendId, Entry, Key, Lookup, OpenTransaction, Protocol, ResultCache, WriteSetView,
+};
 use pgherd::config::model::{Cache, Consistency, OnRedisLoss, Redis, Secret};
 use pgherd::error::Error;
 use tokio::runtime::Runtime;
@@ -25,6 +27,10 @@ struct NoneGone;
 impl BackendChecker for NoneGone {
     async fn backend_gone(&self, _: BackendId) -> Result<bool, Error> {
         Ok(false)
+    }
+
+    async fn open_transactions(&self) -> Result<Vec<OpenTransaction>, Error> {
+        Ok(Vec::new())
     }
 }
 

@@ -64,7 +64,7 @@ const FIGURES: [Figure; 49] = [
     ("redis_late", |stats| stats.redis_timeouts),
     ("replica_fills", |stats| stats.replica_fills),
     ("replica_fallbacks", |stats| stats.replica_fallbacks),
-    ("shared_keys", |stats| stats.shared_keys),
+    ("shared_lookups", |stats| stats.shared_lookups),
 ];
 
 pub(super) const ENTRIES: [Column; 13] = [

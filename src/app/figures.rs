@@ -51,7 +51,7 @@ pub(super) fn of_cache(cache: &Arc<ResultCache>) -> ReadCache {
             unwatched_writes: stats.unwatched_writes,
             replica_fills: stats.replica_fills,
             replica_fallbacks: stats.replica_fallbacks,
-            shared_keys: stats.shared_keys,
+            shared_lookups: stats.shared_lookups,
             registrations: stats.registrations,
             members_removed: stats.members_removed,
             purges: stats.purges,

@@ -39,6 +39,8 @@ pub struct FillTicket {
     relations: Box<[u32]>,
     catalog: CatalogEpoch,
     is_pinned: bool,
+    /// Whether roles share the answer.
+    is_shared_by_roles: bool,
     /// What was there, older than a write.
     stale: Option<Arc<Entry>>,
     /// Purges by fingerprint before the lookup.
@@ -64,6 +66,7 @@ impl FillTicket {
             relations,
             catalog,
             is_pinned: false,
+            is_shared_by_roles: false,
             stale: None,
             statements_purged,
         }
@@ -88,6 +91,13 @@ impl FillTicket {
         self
     }
 
+    /// Roles share the answer, but not one role's troubles.
+    #[must_use]
+    pub fn shared_by_roles(mut self, is_shared: bool) -> Self {
+        self.is_shared_by_roles = is_shared;
+        self
+    }
+
     /// Whether a replica may be asked for the answer: every pgherd says what it writes of this, so [`FillTicket::holds`] can be told.
     pub fn may_ask_replica(&self) -> bool {
         !self.is_pending && (self.cache.asks_redis().is_none() || !self.epochs.is_empty())
@@ -108,8 +118,12 @@ impl FillTicket {
         self.cache.stats.add(|stats| if it_did { &stats.replica_fills } else { &stats.replica_fallbacks });
     }
 
-    /// The statement failed: all who wait get its error, and who asks next runs it again.
+    /// The statement failed: all who wait get its error, and who asks next runs it again. Where roles wait it must be one that any of them would
+    /// get, else the next of them has its turn.
     pub fn fail(mut self, failure: Failure) {
+        if self.is_shared_by_roles && !failure.is_of_data() {
+            return;
+        }
         if let Some(turn) = self.turn.take() {
             self.cache.stats.add(|stats| &stats.failed_fills);
             turn.fail(failure);

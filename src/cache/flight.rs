@@ -9,6 +9,8 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use super::key::Key;
+use crate::wire::backend::ErrorFields;
+use crate::wire::frame::HEADER_LEN;
 
 /// How a fill failed, for all who waited for it.
 #[derive(Debug, Clone)]
@@ -19,6 +21,14 @@ pub struct Failure {
     pub parsed: bool,
     /// Whether it had been bound.
     pub bound: bool,
+}
+
+impl Failure {
+    /// Whether it is the data's fault (class 22), so that any role would get it.
+    pub(crate) fn is_of_data(&self) -> bool {
+        let fields = self.message.get(HEADER_LEN..).and_then(|body| ErrorFields::parse(body).ok());
+        fields.is_some_and(|fields| fields.code().starts_with("22"))
+    }
 }
 
 /// The fills under way.

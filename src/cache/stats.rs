@@ -98,7 +98,7 @@ counters! {
     /// Lookups turned away because a check of the statement's answers found another one.
     bypass_quarantine,
     /// Lookups of answers that roles share.
-    shared_keys,
+    shared_lookups,
     /// Lookups that waited for another session's fill.
     waits,
     /// Times that a write put relations in doubt.

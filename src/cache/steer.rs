@@ -115,11 +115,9 @@ impl ResultCache {
         self.quarantine.is_any.load(Relaxed) && self.quarantine.fingerprints.read().contains(&key.fingerprint())
     }
 
-    /// Counts a key that was made; whether roles share it.
-    pub fn count_key(&self, is_shared: bool) {
-        if is_shared {
-            self.stats.add(|stats| &stats.shared_keys);
-        }
+    /// Counts a lookup by a key that roles share.
+    pub fn count_shared_lookup(&self) {
+        self.stats.add(|stats| &stats.shared_lookups);
     }
 
     /// What is needed to check the entry that was just served; `None` where nothing can be said of it.

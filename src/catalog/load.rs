@@ -195,9 +195,14 @@ fn relations(answers: &Answers) -> Result<HashMap<Oid, Relation>, tokio_postgres
 
 fn relation(row: &Row) -> Result<Relation, tokio_postgres::Error> {
     let options = text(row, 6)?;
-    let invoker = options.split(',').any(|option| {
-        option.strip_prefix("security_invoker=").is_some_and(|value| matches!(value, "true" | "on" | "1" | "yes"))
-    });
+    // The option stands there as it was typed.
+    let is_false = |value: &str| {
+        let value = value.to_ascii_lowercase();
+        matches!(&*value, "0" | "of" | "off")
+            || ["false", "no"].iter().any(|word| !value.is_empty() && word.starts_with(&*value))
+    };
+    let invoker =
+        options.split(',').any(|option| option.strip_prefix("security_invoker=").is_some_and(|value| !is_false(value)));
     Ok(Relation {
         oid: row.try_get(0)?,
         schema: text(row, 1)?,

@@ -143,6 +143,7 @@ macro_rules! role_lines {
         union select oid from pg_catalog.pg_roles where oid < 16384
         union select n.member from here join pg_catalog.pg_auth_members n on n.roleid = here.role
       ) select role from here)
+  union all select concat('d', datdba::regrole) from pg_catalog.pg_database where datname = current_database()
   union all select concat('r', oid, ' ', rolname, ' ', rolsuper, ' ', rolinherit, ' ', rolbypassrls) from pg_catalog.pg_roles
     where rolsuper or not rolinherit or rolbypassrls
   union all select concat('s', to_jsonb(s)) from pg_catalog.pg_db_role_setting s where s.setdatabase in
@@ -188,6 +189,7 @@ from (
   union all select 'attribute', count(*), sum(xmin::text::int8) from pg_catalog.pg_attribute a
     where attrelid >= 16384 and not exists
       (select from pg_catalog.pg_class c where c.oid = a.attrelid and c.relpersistence = 't')
+  union all select 'auth_members', count(*), sum(xmin::text::int8) from pg_catalog.pg_auth_members
   union all select 'attrdef', count(*), sum(xmin::text::int8) from pg_catalog.pg_attrdef
   union all select 'cast', count(*), sum(xmin::text::int8) from pg_catalog.pg_cast
   union all select 'collation', count(*), sum(xmin::text::int8) from pg_catalog.pg_collation

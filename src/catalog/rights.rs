@@ -67,7 +67,7 @@ async fn rights(server: &mut ServerConn, role: &str) -> Result<Rights, Error> {
          UNION ALL SELECT 'f', p.proname FROM pg_catalog.pg_proc p WHERE p.proacl IS NOT NULL AND p.provolatile <> 'v' \
            AND p.pronamespace = 'pg_catalog'::regnamespace AND NOT has_function_privilege({role}, p.oid, 'EXECUTE') \
          UNION ALL SELECT 'o', '' WHERE EXISTS (SELECT FROM pg_catalog.pg_proc p WHERE p.proacl IS NOT NULL \
-           AND NOT has_function_privilege({role}, p.oid, 'EXECUTE') AND (p.prokind <> 'f' \
+           AND NOT has_function_privilege({role}, p.oid, 'EXECUTE') AND (p.prokind IN ('a', 'w') \
              OR p.oid IN (SELECT oprcode FROM pg_catalog.pg_operator) OR p.oid IN (SELECT castfunc FROM pg_catalog.pg_cast)))"
     );
     let mut rights = Rights::default();

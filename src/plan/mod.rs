@@ -184,7 +184,6 @@ mod functions;
 mod moment;
 mod names;
 mod sharded;
-mod share;
 mod wrapped;
 mod write_set;
 
@@ -195,6 +194,7 @@ pub mod hash;
 pub mod rules;
 pub mod search_path;
 pub mod shard_key;
+pub(crate) mod share;
 pub mod tenant;
 pub mod unseen;
 pub mod value;

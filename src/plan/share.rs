@@ -24,6 +24,8 @@ pub(super) fn needs(
         && called.iter().all(|called| !called.user_defined && !matches!(&*called.name, "current_user" | "user"))
         && named.iter().all(|relation| !relation.row_security)
         && all.iter().all(|relation| !relation.security_invoker)
+        && all.iter().flat_map(|relation| &relation.columns).all(|column| is_read_alike(column.type_oid))
+        && statement.functions.iter().all(|name| takes_no_names(&name.name, catalog))
         && is_of_postgresql(input.text, statement, catalog);
     is_alike.then(|| named.iter().map(|relation| relation.oid).collect())
 }
@@ -37,4 +39,19 @@ fn is_of_postgresql(text: &str, statement: &Statement, catalog: &Catalog) -> boo
         && catalog.user_operators.is_empty()
         && !catalog.has_user_casts
         && !statement.casts.iter().any(|name| is_users_type(&name.name))
+}
+
+/// Whether values of that type are read from texts in the same way for everybody: types of users may have checks, and `reg*` look names up in
+/// schemas that not everybody may use.
+pub(crate) fn is_read_alike(type_oid: Oid) -> bool {
+    const FIRST_OF_USERS: Oid = 16_384;
+    // regproc, regprocedure, regoper, regoperator, regclass, regtype, regconfig, regdictionary, regnamespace, regrole, regcollation
+    const OF_NAMES: [Oid; 11] = [24, 2202, 2203, 2204, 2205, 2206, 3734, 3769, 4089, 4096, 4191];
+    type_oid < FIRST_OF_USERS && !OF_NAMES.contains(&type_oid)
+}
+
+/// Whether no function of that name takes a `reg*`.
+fn takes_no_names(function: &str, catalog: &Catalog) -> bool {
+    let overloads = catalog.functions.get(function).map(Vec::as_slice).unwrap_or_default();
+    overloads.iter().flat_map(|overload| &overload.arguments).all(|argument| is_read_alike(*argument))
 }

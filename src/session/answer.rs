@@ -237,16 +237,20 @@ impl Session {
             let outcome = self.run_aside(target, read, None).await?.0;
             return self.end_of_read(execution, target, outcome);
         };
+        let cancels = self.cancel.slot.fired();
         if kept.from_replica && ticket.may_ask_replica() {
-            let answer = self.answer_of_replica(read, &ticket).await?;
-            ticket.replica_answered(answer.is_some());
-            if let Some((captured, took)) = answer {
-                self.out().extend_from_slice(execution.unanswered);
-                self.keep(ticket, &kept, captured, took, described).await?;
-                return Ok(Carried::Answered);
+            let answer = Box::pin(self.answer_of_replica(read, &ticket, cancels)).await;
+            ticket.replica_answered(matches!(answer, Ok(Some(_))));
+            match answer {
+                Ok(None) => {}
+                Ok(Some((captured, took))) => {
+                    self.out().extend_from_slice(execution.unanswered);
+                    self.keep(ticket, &kept, captured, took, described).await?;
+                    return Ok(Carried::Answered);
+                }
+                Err(error) => return self.give_up_fill(execution, described, ticket, error).await,
             }
         }
-        let cancels = self.cancel.slot.fired();
         let (outcome, took) = match self.run_aside(target, read, Some(self.db.cache_config.max_entry_bytes)).await {
             Ok(done) => done,
             Err(error) => return self.give_up_fill(execution, described, ticket, error).await,

@@ -36,8 +36,11 @@ impl Session {
         if unbound || execution.max_rows > 0 || self.is_mid_flight() {
             return Ok(self.way_of_primary(execution));
         }
-        let shared = self.shared_identity(&read).await;
-        cache.count_key(shared.is_some());
+        let shared = self.shared_identity(&read, execution.types).await;
+        let is_shared = shared.is_some();
+        if is_shared {
+            cache.count_shared_lookup();
+        }
         let Some(key) = self.cache_key(execution, shared) else { return Ok(self.way_of_primary(execution)) };
         let found = self.cancellable(cache.lookup(&key, &read.relations, read.catalog_version)).await?;
         match found {
@@ -47,7 +50,9 @@ impl Session {
                 self.note_answer(execution, &key, &read);
                 Ok(Way::Hit(entry, audit))
             }
-            Lookup::Fill(ticket) if self.server.is_none() => Ok(Way::Fill(ticket.pinned(read.is_pinned), read)),
+            Lookup::Fill(ticket) if self.server.is_none() => {
+                Ok(Way::Fill(ticket.pinned(read.is_pinned).shared_by_roles(is_shared), read))
+            }
             Lookup::Failed(failure) => Ok(Way::Failed(failure)),
             Lookup::Fill(_) | Lookup::Bypass(_) => Ok(self.way_of_primary(execution)),
         }
@@ -181,7 +186,8 @@ impl Session {
             self.serve_entry(&old, described).await?;
             return Ok(Carried::Answered);
         }
-        if error.kind() != ErrorKind::Io && !error.is_fatal() {
+        // Whoever has it cancelled does so for itself alone.
+        if !matches!(error.kind(), ErrorKind::Io | ErrorKind::Cancelled) && !error.is_fatal() {
             let mut message = BytesMut::new();
             writer::error_response(&mut message, &error);
             ticket.fail(Failure { message: message.freeze(), parsed: false, bound: false });

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwapOption;
 use foldhash::{HashMap, HashSet};
@@ -126,6 +126,8 @@ pub struct Database {
     /// The same of the shards, where they hold schemas of tenants.
     pub(super) shards_unseen: RwLock<HashMap<usize, (Box<str>, Unseen)>>,
     next_replica: AtomicUsize,
+    /// Until when fills do without replicas.
+    replicas_rest_until: Mutex<Option<Instant>>,
     /// What roles may read, where they share answers.
     pub(super) rights: super::rights::RightsOfRoles,
     /// What is done wrong on purpose, so that the tests can show that they would find it.
@@ -200,6 +202,7 @@ impl Database {
             has_unseen: AtomicBool::new(false),
             shards_unseen: RwLock::default(),
             next_replica: AtomicUsize::new(0),
+            replicas_rest_until: Mutex::default(),
             rights: super::rights::RightsOfRoles::default(),
             #[cfg(feature = "faults")]
             leak: Mutex::default(),
@@ -388,6 +391,16 @@ impl Database {
         let any = !unseen.is_empty();
         self.unseen.store(Some(Arc::new((digest.into(), unseen))));
         self.has_unseen.store(any, Ordering::Relaxed);
+    }
+
+    /// Whether none of them has caught up a moment ago.
+    pub(super) fn replicas_rest(&self) -> bool {
+        self.replicas_rest_until.lock().is_some_and(|until| Instant::now() < until)
+    }
+
+    /// Fills do without replicas for that long.
+    pub(super) fn let_replicas_rest(&self, time: Duration) {
+        *self.replicas_rest_until.lock() = Some(Instant::now() + time);
     }
 
     /// The replicas, each time starting with another one.

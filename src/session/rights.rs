@@ -1,33 +1,47 @@
 //! Answers that roles share: which role may be given another's.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use foldhash::{HashMap, HashMapExt};
 use parking_lot::RwLock;
 
 use super::Session;
-use super::context::Target;
-use crate::catalog::model::Catalog;
+use crate::catalog::model::{Catalog, Oid};
 use crate::catalog::rights::{self, Rights};
 use crate::plan::CachedRead;
+use crate::plan::share::is_read_alike;
 
 /// Roles whose rights are remembered before the memory of them starts over.
 const ROLES: usize = 1000;
 
-/// A version of the catalog, and a role's rights in it; `None` where they could not be told.
-type Known = (u64, Option<Arc<Rights>>);
+/// How long a role shares nothing whose rights could not be told, and how long they may take.
+const ASK_AGAIN: Duration = Duration::from_secs(5);
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// A role's rights, in a version of the catalog.
+#[derive(Debug)]
+struct Known {
+    version: u64,
+    /// `None` where they could not be told.
+    rights: Option<Arc<Rights>>,
+    asked_at: Instant,
+}
 
 /// What roles may read.
 #[derive(Debug, Default)]
 pub(super) struct RightsOfRoles {
     known: RwLock<HashMap<Box<str>, Known>>,
-    /// One session asks at a time; the others find what it was told.
+    /// One session asks at a time; the others share nothing meanwhile.
     turn: tokio::sync::Mutex<()>,
 }
 
 impl RightsOfRoles {
     fn get(&self, role: &str, version: u64) -> Option<Option<Arc<Rights>>> {
-        self.known.read().get(role).filter(|(of, _)| *of == version).map(|(_, rights)| rights.clone())
+        let known = self.known.read();
+        let known = known.get(role).filter(|known| known.version == version)?;
+        let is_good = known.rights.is_some() || known.asked_at.elapsed() < ASK_AGAIN;
+        is_good.then(|| known.rights.clone())
     }
 
     fn note(&self, role: &str, version: u64, rights: Option<Arc<Rights>>) {
@@ -35,15 +49,18 @@ impl RightsOfRoles {
         if known.len() >= ROLES {
             *known = HashMap::new();
         }
-        known.insert(role.into(), (version, rights));
+        known.insert(role.into(), Known { version, rights, asked_at: Instant::now() });
     }
 }
 
 impl Session {
     /// What stands in the key of an answer in place of the role, where roles share it: what the search path means to this one, and what
     /// ALTER ROLE and ALTER DATABASE give to its login. `None` where it has answers of its own.
-    pub(super) async fn shared_identity(&mut self, read: &CachedRead) -> Option<String> {
+    pub(super) async fn shared_identity(&mut self, read: &CachedRead, types: &[Oid]) -> Option<String> {
         let needs = read.shared_by_readers_of.as_deref()?;
+        if !types.iter().all(|oid| is_read_alike(*oid)) {
+            return None;
+        }
         let catalog = self.db.catalog.current();
         if catalog.version != read.catalog_version {
             return None;
@@ -77,20 +94,15 @@ impl Session {
             return None;
         }
         let db = Arc::clone(&self.db);
-        let _turn = db.rights.turn.lock().await;
-        if let Some(known) = db.rights.get(role, catalog.version) {
-            return known;
+        let _turn = db.rights.turn.try_lock().ok()?;
+        let mut lease = self.primary.try_acquire()?;
+        let told = tokio::time::timeout(PATIENCE, rights::read(lease.server(), role, catalog)).await;
+        if !matches!(told, Ok(Ok(_))) {
+            tracing::debug!(?told, role, "what a role may read cannot be told: it shares no answers");
+            lease.server().mark_broken();
         }
-        let mut lease = self.wait_for_lease(&self.pool(Target::Primary)).await.ok()?;
-        let rights = match rights::read(lease.server(), role, catalog).await {
-            Ok(rights) => rights.map(Arc::new),
-            Err(error) => {
-                tracing::debug!(%error, role, "what a role may read cannot be told: it shares no answers");
-                lease.server().mark_broken();
-                None
-            }
-        };
         lease.release();
+        let rights = told.ok().and_then(Result::ok).flatten().map(Arc::new);
         db.rights.note(role, catalog.version, rights.clone());
         rights
     }

@@ -49,7 +49,7 @@ pub struct CacheSnapshot {
     /// Answers to fill with that a replica was to give, and the primary gave.
     pub replica_fallbacks: u64,
     /// Lookups of answers that roles share.
-    pub shared_keys: u64,
+    pub shared_lookups: u64,
     /// Fills given up by the filler.
     pub abandoned_fills: u64,
     /// Fills not stored because of a write while they ran.
@@ -211,7 +211,7 @@ const COUNTERS: [(&str, &str, Field); 23] = [
     ("cache_fills", "Fills stored", |s| s.fills),
     ("cache_replica_fills", "Fills answered by a replica", |s| s.replica_fills),
     ("cache_replica_fallbacks", "Fills that a replica was to answer and the primary did", |s| s.replica_fallbacks),
-    ("cache_shared_keys", "Lookups of results that roles share", |s| s.shared_keys),
+    ("cache_shared_lookups", "Lookups of results that roles share", |s| s.shared_lookups),
     ("cache_abandoned_fills", "Fills given up by the filler", |s| s.abandoned_fills),
     ("cache_raises", "Times that a write put relations in doubt", |s| s.raises),
     ("cache_invalidations", "Relations and databases given a new epoch", |s| s.invalidations),

@@ -1,5 +1,7 @@
 //! Answers that a replica gives to be kept: only what the primary would have said.
 
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering::SeqCst;
 use std::time::Duration;
 
 use pgherd::commands::demo::servers::{PostgresOptions, PostgresServer};
@@ -13,24 +15,40 @@ const SCENE: &str = "create table t (a int); insert into t select generate_serie
 struct Pair {
     replica: PostgresServer,
     stage: Stage,
-    _primary: PostgresServer,
+    primary: PostgresServer,
 }
 
 impl Pair {
     /// A primary, a replica with those settings, and a pgherd that reads from it.
     async fn set(settings: &[(&str, &str)]) -> Self {
+        Self::with(settings, "").await
+    }
+
+    /// The same with more TOML in `[cache]`.
+    async fn with(settings: &[(&str, &str)], cache: &str) -> Self {
         let primary = PostgresServer::start(ground(), &PostgresOptions::default()).expect("primary");
         let options =
             settings.iter().fold(PostgresOptions::default(), |options, (name, value)| options.set(name, value));
         let replica = primary.replica(&options).expect("replica");
-        let stage = stage(&primary, &replica).await;
-        Self { replica, stage, _primary: primary }
+        let stage = stage(&primary, &replica, cache).await;
+        Self { replica, stage, primary }
     }
 
     async fn replica_says(&self, sql: &str, wanted: &str) {
         let says =
             || async { self.replica.sql(&self.stage.database.name, sql).is_ok_and(|told| says_just(&told, wanted)) };
         eventually(PATIENCE, sql, says).await;
+    }
+
+    /// From here on commits wait for that standby.
+    async fn waits_for_standbys(&self, names: &str) {
+        let of = format!("alter system set synchronous_standby_names = '{names}'");
+        self.primary.sql("postgres", &of).expect("set");
+        self.primary.sql("postgres", "select pg_reload_conf()").expect("reload");
+        let is_so = || async {
+            self.primary.sql("postgres", "show synchronous_standby_names").is_ok_and(|told| says_just(&told, names))
+        };
+        eventually(PATIENCE, "the primary has read it", is_so).await;
     }
 
     /// How often a replica gave an answer to keep, and how often the primary had to.
@@ -45,11 +63,11 @@ fn says_just(told: &[Vec<Option<String>>], wanted: &str) -> bool {
     told.first().and_then(|row| row.first()?.as_deref()) == Some(wanted)
 }
 
-async fn stage(primary: &PostgresServer, replica: &PostgresServer) -> Stage {
+async fn stage(primary: &PostgresServer, replica: &PostgresServer, cache: &str) -> Stage {
     let database = database_on(primary).await;
     let replicas = format!("host=127.0.0.1 port={} dbname={}", replica.port(), database.name);
     let more = format!("replicas = [\"{replicas}\"]\nreads = \"replica\"\n");
-    Stage::with_database(database, SCENE, &[], "olap_only = false", &more).await
+    Stage::with_database(database, SCENE, &[], &format!("olap_only = false\n{cache}"), &more).await
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -145,7 +163,7 @@ async fn a_replica_of_another_server_is_not_asked() {
         PostgresServer::start(ground(), &PostgresOptions::default()).expect("theirs"),
     );
     let replica = theirs.replica(&PostgresOptions::default()).expect("replica");
-    let stage = stage(&ours, &replica).await;
+    let stage = stage(&ours, &replica, "").await;
     let name = &stage.database.name;
     theirs.sql("postgres", &format!("create database {name}")).expect("database");
     theirs.sql(name, "create table t (a int); insert into t values (-1)").expect("another table");
@@ -158,5 +176,72 @@ async fn a_replica_of_another_server_is_not_asked() {
     let client = stage.client("postgres").await;
     let text = "select sum(a) from t";
     assert_eq!(stage.cached(&client, text).await, vec![vec![Some("5050".into())]]);
-    assert_eq!(stage.fleet.stats(0).replica_fills, 0);
+    let stats = stage.fleet.stats(0);
+    assert_eq!(stats.replica_fills, 0);
+    assert!(stats.replica_fallbacks > 0, "{stats:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_larger_than_an_entry_comes_from_the_primary() {
+    let pair = Pair::with(&[], "max_entry = \"64KiB\"").await;
+    pair.replica_says("select count(*) from t", "100").await;
+    let client = pair.stage.client("postgres").await;
+    let text = "select repeat('x', 10000), max(a) from t group by a order by 2";
+    let before = pair.counts();
+    assert_eq!(pair.stage.ask(&client, text).await, (pair.stage.truth(text).await, From::Primary));
+    assert_eq!(pair.counts(), (before.0, before.1 + 1));
+    // That is known the next time.
+    assert_eq!(rows(&client, text).await.len(), 100);
+    assert_eq!(pair.counts(), (before.0, before.1 + 1));
+}
+
+/// A commit that waits for a synchronous standby is seen on a replica already, and by nobody on the primary.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_replica_shows_before_the_primary_does_is_given_to_nobody() {
+    let pair = Pair::set(&[]).await;
+    pair.replica_says("select count(*) from t", "100").await;
+    let direct = pair.stage.database.client().await;
+    direct.batch_execute("set synchronous_commit = local; create table other (a int)").await.expect("create");
+    let (reader, writer) = (pair.stage.client("postgres").await, pair.stage.client("postgres").await);
+    let text = "select count(*) from t";
+    for _ in 0..4 {
+        let nothing = "delete from t where a = -1";
+        let before = pair.counts();
+        let mut old = Vec::new();
+        while pair.counts().0 == before.0 {
+            writer.batch_execute(nothing).await.expect("a write that changes nothing");
+            old = pair.stage.cached(&reader, text).await;
+        }
+        writer.batch_execute(nothing).await.expect("a write that changes nothing");
+        // The reader finds nothing kept, and a replica that has to catch up.
+        pair.replica_says("select pg_wal_replay_pause()", "").await;
+        pair.waits_for_standbys("nobody").await;
+        direct.batch_execute("insert into other values (1)").await.expect("insert");
+        let is_released = AtomicBool::new(false);
+        let reading = async { (rows(&reader, text).await, is_released.load(SeqCst)) };
+        let ((answer, was_released), ()) = tokio::join!(reading, async {
+            let asked = "select count(*) > 0 from pg_stat_activity \
+                         where query like '%pg_control_recovery() r' and query_start > now() - interval '20 ms'";
+            let name = &pair.stage.database.name;
+            // It waits for a fifth of a second; where it is gone by now there is nothing to see.
+            let _ = (0..20).any(|_| pair.replica.sql(name, asked).is_ok_and(|told| says_just(&told, "t")));
+            let commit = writer.batch_execute("insert into t values (7)");
+            let meanwhile = async {
+                let sleeps = "select count(*) > 0 from pg_stat_activity where wait_event = 'SyncRep'";
+                eventually(PATIENCE, "the commit waits", || async {
+                    pair.primary.sql("postgres", sleeps).is_ok_and(|told| says_just(&told, "t"))
+                })
+                .await;
+                pair.replica_says("select pg_wal_replay_resume()", "").await;
+                let has_it = format!("select count(*) > {} from t", old[0][0].as_deref().unwrap_or_default());
+                pair.replica_says(&has_it, "t").await;
+                assert_eq!(rows(&pair.stage.client("postgres").await, text).await, old, "nobody sees it yet");
+                is_released.store(true, SeqCst);
+                pair.waits_for_standbys("").await;
+            };
+            let (done, ()) = tokio::join!(commit, meanwhile);
+            done.expect("committed");
+        });
+        assert!(was_released || answer == old, "seen before its commit: {answer:?} after {old:?}");
+    }
 }

@@ -44,7 +44,7 @@ async fn who_may_read_the_same_shares_it_and_nobody_else() {
     assert_eq!(stage.ask(&admin, text).await, (truth.clone(), From::Cache));
     admin.batch_execute("reset role").await.expect("reset");
     refused(&as_eve, text, &SqlState::INSUFFICIENT_PRIVILEGE).await;
-    assert!(stage.fleet.stats(0).shared_keys > 0);
+    assert!(stage.fleet.stats(0).shared_lookups > 0);
 
     // Some columns are not the table: she has an answer of her own.
     admin.batch_execute(&format!("grant select (note) on notes to {eve}")).await.expect("grant");
@@ -88,6 +88,9 @@ async fn what_depends_on_who_asks_is_not_shared() {
     let (stage, Roles { ann, bob, .. }) = scene(
         "create function whose() returns text language sql immutable as $$ select current_user::text $$;
          create view mine with (security_invoker) as select note from notes;
+         create view loud with (security_invoker = 'TRUE') as select note from notes; grant select on loud to ANN, BOB;
+         create schema private; grant usage on schema private to ANN; create table private.secret (a int);
+         create table named (tbl regclass, note text); insert into named values ('private.secret', 'x'); grant select on named to ANN, BOB;
          create view over_mine as select note from mine; grant select on mine, over_mine to ANN, BOB;
          create view all_notes as select * from notes; grant select on all_notes to ANN, BOB;
          create table own (owner text, note text); insert into own select * from notes;
@@ -111,6 +114,7 @@ async fn what_depends_on_who_asks_is_not_shared() {
         "select note from notes where owner = whose()",
         "select max(note) from mine",
         "select max(note) from over_mine",
+        "select max(note) from loud",
         "select max(note), count(*) from own",
         "select 'good'::mood::text, count(*) from notes",
         "select max(note collate \"C\") from notes",
@@ -118,13 +122,17 @@ async fn what_depends_on_who_asks_is_not_shared() {
         let truth = [direct(&ann, text).await, direct(&bob, text).await];
         let mut answers = Vec::new();
         for client in [&as_ann, &as_bob] {
-            let before = stage.fleet.stats(0).shared_keys;
+            let before = stage.fleet.stats(0).shared_lookups;
             answers.push(rows(client, text).await);
             answers.push(rows(client, text).await);
-            assert_eq!(stage.fleet.stats(0).shared_keys, before, "{text}");
+            assert_eq!(stage.fleet.stats(0).shared_lookups, before, "{text}");
         }
         assert_eq!(answers, [truth[0].clone(), truth[0].clone(), truth[1].clone(), truth[1].clone()], "{text}");
     }
+    // Whoever may not look into the schema may not ask by its names.
+    let by_name = "select max(note) from named where coalesce(tbl, 'private.secret') is not null";
+    stage.cached(&as_ann, by_name).await;
+    refused(&as_bob, by_name, &SqlState::INSUFFICIENT_PRIVILEGE).await;
     // The same path means something else to each.
     let by_path = "select max(v) from t";
     assert_eq!(stage.cached(&as_ann, by_path).await, direct(&ann, by_path).await);
@@ -171,4 +179,20 @@ async fn nobody_can_answer_for_postgresql() {
     for _ in 0..3 {
         refused(&as_eve, text, &SqlState::INSUFFICIENT_PRIVILEGE).await;
     }
+}
+
+/// `pg_database_owner` has the database's owner for its member, which no row of `pg_auth_members` says.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_owner_of_the_database_may_change() {
+    let (stage, Roles { ann, bob, .. }) =
+        scene("create table of_owner as select 1 as a; grant select on of_owner to pg_database_owner, ANN").await;
+    let (admin, name) = (stage.client("postgres").await, &stage.database.name);
+    admin.batch_execute(&format!("alter database {name} owner to {bob}")).await.expect("alter");
+    let (as_ann, as_bob) = (stage.client(&ann).await, stage.client(&bob).await);
+    let text = "select sum(a) from of_owner";
+    let truth = stage.cached(&as_ann, text).await;
+    assert_eq!(stage.cached(&as_bob, text).await, truth);
+    admin.batch_execute(&format!("alter database {name} owner to postgres")).await.expect("alter");
+    stage.cached(&as_ann, text).await;
+    refused(&as_bob, text, &SqlState::INSUFFICIENT_PRIVILEGE).await;
 }

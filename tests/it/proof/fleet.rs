@@ -19,7 +19,7 @@ use crate::harness::serving::{Serving, free_port};
 const LOOK: Duration = Duration::from_millis(500);
 
 /// Figures that are added up: answers from the cache, answers to keep that a replica gave, lookups of answers that roles share.
-const COUNTED: [&str; 3] = ["pgherd_cache_hits", "pgherd_cache_replica_fills", "pgherd_cache_shared_keys"];
+const COUNTED: [&str; 3] = ["pgherd_cache_hits", "pgherd_cache_replica_fills", "pgherd_cache_shared_lookups"];
 
 /// How a fleet is to be.
 #[derive(Debug, Clone, Default)]

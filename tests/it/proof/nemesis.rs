@@ -58,7 +58,7 @@ pub(super) enum Act {
 
 impl Act {
     /// Those that the design answers for.
-    pub(super) const ALL: [Self; 19] = [
+    pub(super) const ALL: [Self; 20] = [
         Self::RedisKilled,
         Self::RedisEmptied,
         Self::RedisFrozen,
@@ -78,9 +78,10 @@ impl Act {
         Self::ReplicaPaused,
         Self::ReplicaRestarted,
         Self::RedisEmptiedWhileCut,
+        Self::HerdKilledAndRedisEmptied,
     ];
     /// Those that it does not.
-    const MORE: [Self; 2] = [Self::HerdKilledAndRedisEmptied, Self::RedisEmptiedWhileFrozen];
+    const MORE: [Self; 1] = [Self::RedisEmptiedWhileFrozen];
 
     /// The acts that are asked for by name in `PGHERD_SOAK_FAULTS`, or all.
     pub(super) fn wanted() -> Vec<Self> {
