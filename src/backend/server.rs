@@ -49,6 +49,8 @@ pub struct ServerConn {
     pub cancel_target: Arc<CancelTarget>,
     /// When its process was started, in microseconds since 1970; tells it from a later process of the same id.
     pub backend_start_us: i64,
+    /// When it had read its configuration, and what a query's result depends on as it was then, as far as anybody asked.
+    pub conduct: Option<(Box<str>, Arc<str>)>,
     /// What it reported by ParameterStatus, by name as reported.
     pub parameters: Vec<(String, String)>,
     /// What is set on it, exactly.
@@ -110,6 +112,7 @@ impl ServerConn {
             expects: Expects::default(),
             pid: connected.pid,
             backend_start_us: 0,
+            conduct: None,
             parameters: connected.parameters,
             settings: SharedSettings::default(),
             held: Held::new(statements),

@@ -44,17 +44,16 @@ pub(super) struct Position {
 }
 
 /// How far a replica has come; a server that is none has come nowhere.
-const REPLAYED: &str =
-    "SELECT CASE WHEN pg_catalog.pg_is_in_recovery() THEN pg_catalog.pg_last_wal_replay_lsn() END::pg_catalog.text";
+const REPLAYED: &str = "SELECT pg_catalog.pg_conf_load_time()::pg_catalog.text, CASE WHEN pg_catalog.pg_is_in_recovery() THEN pg_catalog.pg_last_wal_replay_lsn() END::pg_catalog.text";
 
-const POSITION: &str = "SELECT c.system_identifier::pg_catalog.text, pg_catalog.substr(pg_catalog.pg_walfile_name(w.lsn), 1, 8), \
+const POSITION: &str = "SELECT pg_catalog.pg_conf_load_time()::pg_catalog.text, c.system_identifier::pg_catalog.text, pg_catalog.substr(pg_catalog.pg_walfile_name(w.lsn), 1, 8), \
      w.lsn::pg_catalog.text, pg_catalog.pg_current_wal_flush_lsn()::pg_catalog.text, \
      pg_catalog.pg_size_bytes(pg_catalog.current_setting('wal_segment_size'))::pg_catalog.text \
      FROM pg_catalog.pg_current_wal_insert_lsn() w(lsn), pg_catalog.pg_control_system() c";
 
 impl Position {
     fn of(row: Vec<Option<String>>) -> Option<Self> {
-        let [system, timeline, inserted, flushed, segment] = <[Option<String>; 5]>::try_from(row).ok()?;
+        let [_, system, timeline, inserted, flushed, segment] = <[Option<String>; 6]>::try_from(row).ok()?;
         let (inserted, flushed) = (bytes(&inserted?)?, bytes(&flushed?)?);
         Some(Self {
             system: system?,
@@ -179,12 +178,14 @@ impl Session {
         if self.db.cache.as_ref().is_some_and(|cache| cache.asks_any_replica()) {
             return true;
         }
-        let Some(replayed) = value(server, REPLAYED).await.as_deref().and_then(bytes) else { return false };
-        let Some((position, conduct)) = self.position_of_primary().await else { return false };
-        let server = borrowed.lease.server();
-        if replayed > position.lsn || conduct.is_none() || value(server, &self.conduct()).await != conduct {
+        let Some(Ok([loaded, replayed])) = row(server, REPLAYED).await.map(<[_; 2]>::try_from) else { return false };
+        let Some(replayed) = replayed.as_deref().and_then(bytes) else { return false };
+        let conduct = self.conduct_of(server, loaded).await;
+        let Some((position, wanted)) = self.position_of_primary().await else { return false };
+        if replayed > position.lsn || conduct.is_none() || conduct != wanted {
             return false;
         }
+        let server = borrowed.lease.server();
         let slot = Arc::clone(&self.cancel.slot);
         catches_up(server, &position.is_replayed(), || slot.fired() != cancels).await
     }
@@ -194,24 +195,34 @@ impl Session {
     }
 
     /// A position in the primary's WAL that is not before any commit that has been acknowledged, and what a query's result depends on beside
-    /// data and session: see [`Session::conduct`].
-    async fn position_of_primary(&mut self) -> Option<(Position, Option<String>)> {
+    /// data and session: see [`Session::conduct_of`].
+    async fn position_of_primary(&mut self) -> Option<(Position, Option<Arc<str>>)> {
         let asking = async {
             let mut lease = self.wait_for_lease(&self.pool(Target::Primary)).await.ok()?;
-            let rows = lease.server().run(POSITION).await;
-            let conduct = value(lease.server(), &self.conduct()).await;
+            let row = row(lease.server(), POSITION).await;
+            let loaded = row.as_ref().and_then(|row| row.first()?.clone());
+            let conduct = self.conduct_of(lease.server(), loaded).await;
             lease.release();
-            if let Err(error) = &rows {
-                tracing::debug!(%error, "the primary does not say where its WAL ends: replicas are not asked");
-            }
-            Some((Position::of(rows.ok()?.into_iter().next()?)?, conduct))
+            Some((Position::of(row?)?, conduct))
         };
         tokio::time::timeout(CATCH_UP, asking).await.ok()?
     }
 
-    /// Asks a server for what a query's result depends on beside data and session: settings as a login has them, and the version of the
-    /// database's collation where the server tells it.
-    fn conduct(&self) -> String {
+    /// What a query's result depends on, on that connection, beside data and session: settings as its login has them, and the version of the
+    /// database's collation where the server tells it. Asked again when the server has read its configuration again.
+    async fn conduct_of(&self, server: &mut ServerConn, loaded: Option<String>) -> Option<Arc<str>> {
+        let loaded = loaded?;
+        if let Some((at, conduct)) = &server.conduct
+            && **at == *loaded
+        {
+            return Some(Arc::clone(conduct));
+        }
+        let conduct: Arc<str> = row(server, &self.ask_for_conduct()).await?.into_iter().next()??.into();
+        server.conduct = Some((loaded.into(), Arc::clone(&conduct)));
+        Some(conduct)
+    }
+
+    fn ask_for_conduct(&self) -> String {
         let names: Vec<String> = RESULT_SETTINGS.iter().chain(&SERVER_SETTINGS).map(|name| literal(name)).collect();
         let version = self.primary.baseline().and_then(|baseline| {
             let (_, version) = baseline.parameters.iter().find(|(name, _)| name == "server_version")?;
@@ -249,9 +260,15 @@ async fn catches_up(server: &mut ServerConn, sql: &str, is_over: impl Fn() -> bo
     }
 }
 
-/// What a server answers in one value.
-async fn value(server: &mut ServerConn, sql: &str) -> Option<String> {
-    server.run(sql).await.ok()?.into_iter().next()?.into_iter().next()?
+/// What a server answers in one row.
+async fn row(server: &mut ServerConn, sql: &str) -> Option<Vec<Option<String>>> {
+    match server.run(sql).await {
+        Ok(rows) => rows.into_iter().next(),
+        Err(error) => {
+            tracing::debug!(%error, "a server does not tell what must be known before a replica is asked");
+            None
+        }
+    }
 }
 
 #[cfg(test)]
@@ -262,11 +279,11 @@ mod tests {
     fn positions_are_bytes() {
         assert_eq!(bytes("1/A0"), Some((1 << 32) + 160));
         assert_eq!((bytes(""), bytes("1"), bytes("x/1")), (None, None, None));
-        let row = |values: [&str; 5]| values.map(|value| Some(value.to_owned())).to_vec();
-        let position = Position::of(row(["7", "0000000A", "1/10", "1/10", "16777216"])).expect("a position");
+        let row = |values: [&str; 6]| values.map(|value| Some(value.to_owned())).to_vec();
+        let position = Position::of(row(["now", "7", "0000000A", "1/10", "1/10", "16777216"])).expect("a position");
         assert_eq!((position.timeline, position.lsn), (10, (1 << 32) + 16));
         assert!(position.is_replayed().contains("'1/10'"));
-        assert!(Position::of(vec![None; 5]).is_none() && Position::of(Vec::new()).is_none());
+        assert!(Position::of(vec![None; 6]).is_none() && Position::of(Vec::new()).is_none());
     }
 
     #[test]
