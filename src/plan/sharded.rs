@@ -98,6 +98,7 @@ fn distribute(input: &Input<'_>, statement: &Statement) -> Option<Plan> {
         Ok(Distributed::Streamed(streamed)) => Some(in_transaction(input, Plan::FanOut(streamed))),
         Ok(Distributed::Gathered(gathered)) => Some(in_transaction(input, Plan::Gather(gathered))),
         Ok(Distributed::Scattered(scattered)) => Some(Plan::Scatter(scattered)),
+        Ok(Distributed::InsertSelect(moved)) => Some(in_transaction(input, Plan::InsertSelect(moved))),
         Ok(Distributed::NeedsBind) => Some(Plan::NeedsBind(Reason {
             code: "needs-bind",
             text: "which shards it concerns is known when its parameters are".into(),

@@ -63,7 +63,7 @@ impl Session {
     }
 
     /// ParseComplete and BindComplete, as far as a shard has said them.
-    fn tell_as_far(&mut self, execution: &Execution<'_>, told: usize) {
+    pub(super) fn tell_as_far(&mut self, execution: &Execution<'_>, told: usize) {
         const COMPLETE_LEN: usize = 5;
         let awaited = execution.unanswered.len() / COMPLETE_LEN;
         // A Parse of pgherd's own comes first where the client's statement was prepared before.
@@ -177,7 +177,10 @@ impl Session {
 
     /// A write that commits by itself cannot stand in the middle of a pipeline, which is one transaction up to its Sync.
     pub(super) fn refuse_in_pipeline(&self, way: &Way, is_last: bool) -> Result<(), Error> {
-        if matches!(way, Way::Scatter(_) | Way::CopyIn(_)) && self.status == TransactionStatus::Idle && !is_last {
+        if matches!(way, Way::Scatter(_) | Way::InsertSelect(_) | Way::CopyIn(_))
+            && self.status == TransactionStatus::Idle
+            && !is_last
+        {
             return Err(Error::refused("a write over several shards in a pipeline with other statements")
                 .hint("Send BEGIN before them, or Sync behind each."));
         }

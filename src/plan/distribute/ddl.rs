@@ -39,7 +39,7 @@ pub fn ddl(input: &Input<'_>, is_on_shards: impl Fn(&Name) -> Result<bool, Refus
         _ => {}
     }
     judge(input, tree)?;
-    let part = |shard| Part { shard, sql: input.text.into(), rows: Vec::new(), is_verbatim: true };
+    let part = |shard| Part { shard, sql: input.text.into(), rows: Vec::new(), is_verbatim: true, more: Vec::new() };
     let parts = (0..input.database.shards.len()).map(part).collect();
     let reason = Reason { code: "ddl", text: "every shard has the table".into() };
     let serial = Some("ddl".into());

@@ -274,6 +274,21 @@ fn modifier(known: &Type, typmod: i32) -> Option<String> {
     }
 }
 
+/// A column's type with its modifier, as it is written in a cast; `None` where pgherd does not know how.
+pub(super) fn type_of(column: &Column, catalog: &Catalog) -> Option<String> {
+    let known = catalog.types.get(&column.type_oid)?;
+    let modifier = match column.typmod {
+        -1 => String::new(),
+        typmod => modifier(known, typmod)?,
+    };
+    Some(format!("{}.{}{modifier}", quoted(&known.schema), quoted(&known.name)))
+}
+
+/// Whether the binary form of PostgreSQL's own type of that name holds nothing that differs from server to server.
+pub(super) fn is_portable(name: &str) -> bool {
+    BINARY.contains(&name)
+}
+
 /// An identifier as it is written so that PostgreSQL reads exactly this name.
 pub(super) fn quoted(name: &str) -> String {
     format!("\"{}\"", name.replace('"', "\"\""))

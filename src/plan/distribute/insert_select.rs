@@ -1,0 +1,371 @@
+//! INSERT of a query's rows that need not belong where they are read: the query is answered as any over the shards, and each of its
+//! rows is inserted on the shard that it belongs to, or on all of them.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use sqlparser::ast::{Distinct, Expr, Insert, SelectItem, SetExpr, Statement, Value as Literal};
+
+use super::analysis::table;
+use super::check::{check, check_write};
+use super::constant::is_stored_as_is;
+use super::model::{Distributed, Input, Merge, Streamed};
+use super::once;
+use super::refuse::{clause, refuse};
+use super::scatter::{Write, holds_query, left_out, marker, one_for_all, quiet};
+use super::scope::parts;
+use super::select_into::across;
+use super::ship::{quoted, type_of};
+use super::source::Source;
+use crate::catalog::model::{Catalog, Column, DefaultKind, Relation};
+use crate::plan::shard_key::{KeyColumn, Layout};
+use crate::plan::value::Value;
+use crate::plan::{Reason, Refusal};
+use crate::sql::facts::{Class, Facts};
+use crate::sql::{self, parse};
+
+/// An INSERT whose rows come from a query over the shards and go where they belong.
+#[derive(Debug, Clone, PartialEq)]
+pub struct InsertSelect {
+    /// How the query is answered.
+    pub answered: Answered,
+    /// The query's text.
+    pub query: Box<str>,
+    /// The table, as people write it.
+    pub table: Box<str>,
+    /// The statement's text before its query.
+    before: Box<str>,
+    /// What is selected behind the query's columns: defaults that are one for all rows.
+    added: Box<str>,
+    /// The statement's text behind its query.
+    behind: Box<str>,
+    /// As those of [`super::Scattered`].
+    pub moments: Vec<Box<str>>,
+    /// Where each row belongs; `None` for a reference table, whose rows go everywhere.
+    layout: Option<Layout>,
+    /// Where the shard key is, column by column.
+    key: Vec<Place>,
+    /// How many shards there are.
+    pub shards: usize,
+    /// Writes under that name come in the same order on all shards.
+    pub serial: Option<Box<str>>,
+    /// Why it is so.
+    pub reason: Reason,
+}
+
+/// Where one column of the shard key is.
+#[derive(Debug, Clone, PartialEq)]
+struct Place {
+    /// Which of the query's columns it is; `None` is a column that no row speaks of.
+    at: Option<usize>,
+    /// Its type as it is written in a cast.
+    type_name: Box<str>,
+}
+
+/// How the query of an INSERT is answered.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Answered {
+    /// Its shards' rows are merged by pgherd.
+    Streamed(Arc<Streamed>),
+    /// By PostgreSQL, on the coordinator.
+    Gathered(Arc<super::Gathered>),
+}
+
+impl InsertSelect {
+    /// What a shard runs: its rows come in arrays, from that parameter on.
+    pub fn sql(&self, columns: &[super::Carrier], first: usize) -> String {
+        let (selected, from) = (super::carrier::selected(columns), super::carrier::rows_from(columns, first));
+        format!("{}SELECT {selected}{} FROM {from}{}", self.before, self.added, self.behind)
+    }
+
+    /// What gives the shard keys as their columns store them, from rows in arrays of the key's columns alone.
+    pub fn sql_of_keys(&self, columns: &[super::Carrier]) -> String {
+        let given = self.key.iter().filter(|place| place.at.is_some()).zip(columns).enumerate();
+        let keys: Vec<String> = given
+            .map(|(at, (place, column))| format!("CAST({} AS {})", super::carrier::value(column, at), place.type_name))
+            .collect();
+        format!("SELECT {} FROM {}", keys.join(", "), super::carrier::rows_from(columns, 1))
+    }
+
+    /// Which of the query's columns the shard key is read from.
+    pub fn key_columns(&self) -> Vec<usize> {
+        self.key.iter().filter_map(|place| place.at).collect()
+    }
+
+    /// Whether values of the query's columns, of these types and modifiers, are the shard key as its columns store it.
+    pub fn is_key_as_given(&self, types: &[(u32, i32)]) -> bool {
+        let Some(layout) = &self.layout else { return true };
+        layout.key.iter().zip(&self.key).all(|(column, place)| match place.at.and_then(|at| types.get(at)) {
+            None => true,
+            Some(&(type_oid, typmod)) => {
+                type_oid == column.column.type_oid && (column.column.typmod == -1 || column.column.typmod == typmod)
+            }
+        })
+    }
+
+    /// The shards of a row whose key's columns are these, in binary form.
+    ///
+    /// # Errors
+    /// No shard takes such a row, or nobody can tell.
+    pub fn place(&self, given: &[Option<&[u8]>]) -> Result<Range<usize>, Refusal> {
+        let Some(layout) = &self.layout else { return Ok(0..self.shards) };
+        let mut given = given.iter();
+        let mut key = Vec::with_capacity(layout.key.len());
+        for (column, place) in layout.key.iter().zip(&self.key) {
+            let bytes = if place.at.is_some() { given.next().copied().flatten() } else { None };
+            key.push(match (bytes, column.kind) {
+                (None, _) => None,
+                (Some(_), None) => return Err(unreadable(layout)),
+                (Some(bytes), Some(kind)) => {
+                    let value = Value::from_binary(kind, bytes);
+                    let value = value.filter(|value| is_stored_as_is(value, &column.column, kind));
+                    Some(value.ok_or_else(|| unreadable(layout))?)
+                }
+            });
+        }
+        let shard = layout.place(&key).ok_or_else(|| {
+            let message = format!("no shard takes a row with this value of {}", layout.names());
+            refuse(
+                "no-shard",
+                message,
+                "add the value's range or list entry to the table's configuration, or set default_shard",
+            )
+        })?;
+        Ok(shard..shard + 1)
+    }
+
+    /// Whether rows go to all shards.
+    pub fn is_everywhere(&self) -> bool {
+        self.layout.is_none()
+    }
+
+    /// What its rows go by, for people.
+    pub fn spread(&self) -> String {
+        match &self.layout {
+            Some(layout) => format!("by shard key {}", layout.names()),
+            None => format!("to all {} shards", self.shards),
+        }
+    }
+}
+
+fn unreadable(layout: &Layout) -> Refusal {
+    let message = format!("INSERT of a query's rows whose shard key {} pgherd cannot read", layout.names());
+    refuse("insert-select", message, "read the rows first and insert them with VALUES")
+}
+
+/// Plans an INSERT of a query's rows into a table of the shards, wherever they belong.
+///
+/// # Errors
+/// The query cannot be answered, or the statement does more than put rows where they belong.
+pub(super) fn plan(write: &Write<'_, '_>, insert: &Insert, relation: &Relation) -> Result<Distributed, Refusal> {
+    let input = write.input;
+    if input.database.two_phase.is_none() {
+        let hint = "configure database.two_phase: then it is done on all shards or on none";
+        return Err(refuse("insert-select", "INSERT of a query's rows on several shards", hint));
+    }
+    if !input.session.same_encoding {
+        let message = "INSERT of a query's rows under another client_encoding than the servers'";
+        return Err(refuse("insert-select", message, "use their encoding"));
+    }
+    if holds_query(&insert.returning) || holds_query(&insert.on) {
+        return Err(clause("sub-query", "a sub-query in RETURNING or ON CONFLICT of INSERT ... SELECT"));
+    }
+    for found in [check_write(&insert.on, write.functions)?, check_write(&insert.returning, write.functions)?] {
+        if found.has_moment {
+            return Err(clause(
+                "stable-function",
+                "now() and its like in ON CONFLICT or RETURNING of INSERT ... SELECT",
+            ));
+        }
+        found.one_shard.map_or(Ok(()), Err)?;
+    }
+    quiet(relation)?;
+    let configured = table(input.database, relation).ok_or_else(across)?;
+    let layout = Layout::new(configured, relation, input.catalog, input.database.shards.len());
+    let listed: Vec<&str> = match insert.columns.as_slice() {
+        [] => relation.columns.iter().map(|column| &*column.name).collect(),
+        listed => listed.iter().filter_map(|name| Some(parts(name)?.1)).collect(),
+    };
+    let range = write.source.query_of_insert().ok_or_else(across)?;
+    let (before, behind) = (input.text.get(..range.start), input.text.get(range.end..write.source.end()));
+    let (Some(before), Some(behind)) = (before, behind) else { return Err(across()) };
+    let query = typed(input, insert, write.source.slice(&range), |at| {
+        relation.columns.iter().find(|column| listed.get(at).is_some_and(|name| **name == *column.name))
+    })?;
+    let answered = answered(input, &query)?;
+    let (before, added, moments) = defaults(insert, relation, before, layout.is_none())?;
+    let key = layout.as_ref().map_or(Ok(Vec::new()), |layout| key(layout, &listed, input.catalog))?;
+    let name = format!("{}.{}", relation.schema, relation.name);
+    let text = match layout {
+        Some(_) => "its rows are read first, and each goes to the shard that it belongs to",
+        None => "its rows are read first, and every shard gets all of them",
+    };
+    Ok(Distributed::InsertSelect(Arc::new(InsertSelect {
+        answered,
+        query: query.into(),
+        table: name.as_str().into(),
+        before: before.into(),
+        added: added.into(),
+        behind: if behind.is_empty() { "".into() } else { format!(" {}", behind.trim_start()).into() },
+        moments,
+        serial: layout.is_none().then(|| name.into()),
+        layout,
+        key,
+        shards: input.database.shards.len(),
+        reason: Reason { code: "insert-select", text: text.into() },
+    })))
+}
+
+/// Which of the listed columns are the shard key.
+fn key(layout: &Layout, listed: &[&str], catalog: &Catalog) -> Result<Vec<Place>, Refusal> {
+    let place = |it: &KeyColumn| {
+        let at = listed.iter().position(|name| **name == *it.column.name);
+        if it.kind.is_none() || (at.is_none() && it.column.has_default) {
+            return None;
+        }
+        Some(Place { at, type_name: type_of(&it.column, catalog)?.into() })
+    };
+    layout.key.iter().map(|it| place(it).ok_or_else(|| unreadable(layout))).collect()
+}
+
+/// The text before the query and what is selected behind its columns, so that defaults which are one for all rows are.
+fn defaults(
+    insert: &Insert,
+    relation: &Relation,
+    before: &str,
+    is_reference: bool,
+) -> Result<(String, String, Vec<Box<str>>), Refusal> {
+    let (mut columns, mut added, mut moments) = (String::new(), String::new(), Vec::new());
+    for (column, is_free) in left_out(insert, relation, super::scatter::width(insert)) {
+        if is_reference && column.default == DefaultKind::PerRow {
+            let message = format!("the default of \"{}\" could be another one on each shard", column.name);
+            return Err(refuse("default", message, "give the column's value in the statement"));
+        }
+        if column.default != DefaultKind::Moment {
+            continue;
+        }
+        let (Some((expression, type_name)), true) = (&column.moment, is_free) else {
+            return Err(one_for_all(column));
+        };
+        columns += &format!(", {}", quoted(&column.name));
+        added += &format!(", {}::{type_name}", marker(moments.len()));
+        moments.push(once::literal(expression, type_name));
+    }
+    if moments.is_empty() {
+        return Ok((before.to_owned(), added, moments));
+    }
+    let open = before.trim_end().strip_suffix(')').ok_or_else(across)?;
+    Ok((format!("{open}{columns}) "), added, moments))
+}
+
+/// The query with constants of the type of the column that they go to, where they have none of their own.
+fn typed<'r>(
+    input: &Input<'_>,
+    insert: &Insert,
+    text: &str,
+    column: impl Fn(usize) -> Option<&'r Column>,
+) -> Result<String, Refusal> {
+    const TEXTS: [u32; 3] = [25, 1042, 1043];
+    let query = insert.source.as_ref().ok_or_else(across)?;
+    let SetExpr::Select(select) = &*query.body else { return Ok(text.to_owned()) };
+    let mut edits: Vec<(Range<usize>, String)> = Vec::new();
+    let mut is_counted = true;
+    let source = Source::new(text, input.session.standard_conforming_strings);
+    let untyped = || {
+        let what = "a constant without a type in the select list of INSERT ... SELECT whose rows move";
+        refuse("insert-select", what, "write its type: '2026-01-01'::date, NULL::int4")
+    };
+    for (at, item) in select.projection.iter().enumerate() {
+        let (SelectItem::UnnamedExpr(expr) | SelectItem::ExprWithAlias { expr, .. }) = item else {
+            // How many columns it stands for is not counted here.
+            is_counted = false;
+            continue;
+        };
+        if !is_untyped(expr) {
+            continue;
+        }
+        let goes_to = column(at)
+            .filter(|_| is_counted && !matches!(select.distinct, Some(Distinct::On(_))))
+            .ok_or_else(untyped)?;
+        if TEXTS.contains(&goes_to.type_oid) {
+            continue;
+        }
+        let known = input.catalog.types.get(&goes_to.type_oid).ok_or_else(untyped)?;
+        let items =
+            source.clauses().map(|clauses| clauses.items).filter(|items| items.len() == select.projection.len());
+        let item = items.as_ref().and_then(|items| items.get(at)).ok_or_else(untyped)?;
+        let range = match &select.projection[at] {
+            SelectItem::ExprWithAlias { .. } => source.without_alias(item),
+            _ => item.clone(),
+        };
+        // What an interval's fields are is read off its modifier.
+        if (&*known.name == "interval" && goes_to.typmod >= 0) || is_national(source.slice(&range)) {
+            return Err(untyped());
+        }
+        let cast = format!("({}::{}.{})", source.slice(&range), quoted(&known.schema), quoted(&known.name));
+        edits.push((range, cast));
+    }
+    let (mut sql, mut at) = (String::with_capacity(text.len()), 0);
+    for (range, with) in edits {
+        sql += text.get(at..range.start).ok_or_else(untyped)?;
+        sql += &with;
+        at = range.end;
+    }
+    Ok(sql + text.get(at..).unwrap_or_default())
+}
+
+/// Whether the constant is `N'...'`, which is a `char(n)` constant and not an untyped one.
+fn is_national(written: &str) -> bool {
+    let written = written.trim_start_matches(|c: char| c == '(' || c.is_whitespace());
+    written.starts_with(['n', 'N']) && written.get(1..2) == Some("'")
+}
+
+/// Whether it is a constant that takes its type from what it is used for.
+fn is_untyped(expr: &Expr) -> bool {
+    match expr {
+        Expr::Nested(inner) => is_untyped(inner),
+        Expr::Value(value) => matches!(
+            value.value,
+            Literal::Null
+                | Literal::SingleQuotedString(_)
+                | Literal::EscapedStringLiteral(_)
+                | Literal::UnicodeStringLiteral(_)
+                | Literal::DollarQuotedString(_)
+        ),
+        _ => false,
+    }
+}
+
+/// How the query is answered.
+fn answered(input: &Input<'_>, text: &str) -> Result<Answered, Refusal> {
+    let scs = input.session.standard_conforming_strings;
+    let tree =
+        parse::parse(text.as_bytes(), scs).filter(|tree| matches!(tree, Statement::Query(_))).ok_or_else(across)?;
+    let facts: Facts = sql::facts_of(text, scs);
+    let statement = facts.single().ok_or_else(across)?;
+    if statement.class != Class::Read || statement.locks_rows || !statement.writes.is_empty() {
+        return Err(clause("insert-select", "a query that locks or writes rows in INSERT ... SELECT"));
+    }
+    let shard = match super::plan(&Input { text, statement, ..*input })? {
+        Distributed::Streamed(streamed) => return Ok(Answered::Streamed(streamed)),
+        Distributed::Gathered(gathered) => return Ok(Answered::Gathered(gathered)),
+        Distributed::Shard { shard, .. } => shard,
+        Distributed::Elsewhere => 0,
+        _ => return Err(across()),
+    };
+    // It is read in a READ ONLY transaction of its own.
+    let functions = super::functions::Functions { catalog: input.catalog, pure_functions: input.pure_functions };
+    check(&tree, functions)?.one_shard.map_or(Ok(()), Err)?;
+    Ok(Answered::Streamed(Arc::new(Streamed {
+        shards: vec![shard],
+        sql: text.into(),
+        hidden: 0,
+        inserted: (text.len(), 0),
+        merge: Merge::Rows,
+        sort: Vec::new(),
+        named: Vec::new(),
+        offset: 0,
+        limit: None,
+        reason: Reason { code: "shard-key", text: "one shard answers it".into() },
+    })))
+}
