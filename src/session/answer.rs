@@ -78,7 +78,7 @@ impl Session {
         self.has_read_aside |= self.status == TransactionStatus::InTransaction
             && matches!(way, Way::ReadOnly(_) | Way::Fill(..) | Way::Hit(..) | Way::FanOut(_) | Way::Gather(_));
         match way {
-            Way::Relay(_) | Way::Resume | Way::Bind => {
+            Way::Relay(_) | Way::Resume | Way::Bind | Way::Describe => {
                 return Err(Error::internal("a relayed statement is not pgherd's to answer"));
             }
             Way::ReadOnly(target) => return self.read_only(execution, described, target, None).await,

@@ -11,11 +11,13 @@ use super::context::Target;
 use super::explain::parameters;
 use super::fan_out::{DRAIN_TIMEOUT, LeasedLeg, release};
 use super::planned::Execution;
+use crate::catalog::model::{Catalog, Type};
 use crate::error::Error;
 use crate::exec::coordinator::{self, Budget};
 use crate::exec::fanout::{self, Failure};
 use crate::exec::insert_select::{self, Collected, Described};
 use crate::exec::merge::ResultFormats;
+use crate::exec::merge::description::Column;
 use crate::exec::scatter::{self, Statement};
 use crate::plan::Plan;
 use crate::plan::distribute::{Answered, Carrier, Gathered, InsertSelect, Part, Scattered, Streamed, Tally};
@@ -49,15 +51,18 @@ impl Session {
         described: bool,
         plan: &Arc<InsertSelect>,
     ) -> Result<Result<(), Bytes>, Error> {
-        // Mistakes are told before anything is read, and in the client's own text.
-        let whole = match self.described_by_shard(execution.text, execution.types).await? {
-            Ok(whole) => whole,
-            Err(message) => {
-                self.tell_as_far(execution, 0);
-                return Ok(Err(message));
-            }
-        };
-        let execution = &Execution { types: &whole.types, ..*execution };
+        let mut types = Vec::new();
+        // Mistakes are told before anything is read, and in the client's own text, where a shard has all that it names.
+        if !plan.is_on_primary() {
+            types = match self.described_by_shard(execution.text, execution.types).await? {
+                Ok(whole) => whole.types,
+                Err(message) => {
+                    self.tell_as_far(execution, 0);
+                    return Ok(Err(message));
+                }
+            };
+        }
+        let execution = &Execution { types: &types, ..*execution };
         let parts = match self.parts_of_insert(execution, plan).await? {
             Ok(parts) => parts,
             Err(message) => {
@@ -71,6 +76,7 @@ impl Session {
             serial: plan.serial.clone(),
             moments: plan.moments.clone(),
             is_ddl: false,
+            is_on_primary: plan.is_on_primary(),
             reason: plan.reason.clone(),
         };
         self.scatter(execution, described, &scattered).await
@@ -119,6 +125,9 @@ impl Session {
         let carriers: Result<Vec<Carrier>, _> =
             columns.iter().map(|column| Carrier::of(column.type_oid, &catalog)).collect();
         let carriers = carriers.map_err(|refusal| self.refused(refusal))?;
+        if plan.is_on_primary() {
+            self.check_types_of_primary(&columns, &catalog)?;
+        }
         let formats: Vec<i16> = carriers.iter().map(Carrier::format).collect();
         let rows = match &plan.answered {
             Answered::Streamed(streamed) => match self.streamed_rows(execution, streamed, &formats).await {
@@ -148,6 +157,24 @@ impl Session {
             },
             _ => None,
         })
+    }
+
+    /// Types that users made must be there, too, where rows go.
+    fn check_types_of_primary(&self, columns: &[Column], shards: &Catalog) -> Result<(), Error> {
+        let primary = self.db.catalog.current();
+        for known in columns.iter().filter_map(|column| shards.types.get(&column.type_oid)) {
+            let is_it = |it: &&Type| {
+                (&it.schema, &it.name, it.kind, &it.labels) == (&known.schema, &known.name, known.kind, &known.labels)
+            };
+            if primary.types.values().find(is_it).is_none() {
+                return Err(Error::refused(format!(
+                    "the primary does not have the type \"{}\" of the shards",
+                    known.name
+                ))
+                .hint("Create it there alike, or cast the column to a type of PostgreSQL's own."));
+            }
+        }
+        Ok(())
     }
 
     async fn streamed_rows(
@@ -266,7 +293,7 @@ impl Session {
                 .hint("Let the query give the shard key's column, too."));
         }
         let is_as_given = plan.is_key_as_given(&rows.types) && carriers.iter().all(|it| it.format() == 1);
-        if plan.is_everywhere() || of_key.is_empty() || rows.rows.is_empty() || is_as_given {
+        if of_key.is_empty() || rows.rows.is_empty() || is_as_given {
             return insert_select::picked(&rows.rows, &of_key).map(Ok);
         }
         let columns: Vec<(usize, &Carrier)> = of_key.iter().copied().zip(&carriers).collect();

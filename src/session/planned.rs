@@ -77,6 +77,8 @@ pub(super) enum Way {
     Resume,
     /// Binds a portal over several shards, which is executed later.
     Bind,
+    /// Describes an INSERT of which no server has all tables: it has no parameters and gives no rows.
+    Describe,
     /// There is nothing to run.
     Empty,
     /// Begins a transaction that no server knows of yet.
@@ -145,6 +147,7 @@ impl Way {
             Self::Scatter(_) | Self::InsertSelect(_) | Self::CopyIn(_) => PlanClass::Scatter,
             Self::Explain(_)
             | Self::Bind
+            | Self::Describe
             | Self::Empty
             | Self::Begin
             | Self::Savepoint

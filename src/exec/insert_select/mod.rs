@@ -152,6 +152,9 @@ pub fn parts(
         }
         Ok(Part { shard, sql: std::sync::Arc::clone(&sql), rows: numbers, is_verbatim: false, more })
     };
+    if plan.is_on_primary() {
+        return Ok(vec![part(0, (0..rows.len()).collect(), arrays(rows, &columns)?)?]);
+    }
     if plan.is_everywhere() {
         let more = arrays(rows, &columns)?;
         return (0..plan.shards).map(|shard| part(shard, Vec::new(), more.clone())).collect();

@@ -73,11 +73,6 @@ fn is_element(element: &Type, oid: Oid) -> bool {
     element.kind == 'e' || (oid < FIRST_USER_OID && EXACT.contains(&&*element.name))
 }
 
-/// What is selected from the arrays.
-pub(super) fn selected(columns: &[Carrier]) -> String {
-    columns.iter().enumerate().map(|(at, column)| value(column, at)).collect::<Vec<_>>().join(", ")
-}
-
 /// The value of that column.
 pub(super) fn value(column: &Carrier, at: usize) -> String {
     match column.form {

@@ -4,7 +4,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use sqlparser::ast::{Distinct, Expr, Insert, SelectItem, SetExpr, Statement, Value as Literal};
+use sqlparser::ast::{Expr, Insert, SelectItem, SetExpr, Statement, TableObject, Value as Literal};
 
 use super::analysis::table;
 use super::check::{check, check_write};
@@ -14,10 +14,10 @@ use super::once;
 use super::refuse::{clause, refuse};
 use super::scatter::{Write, holds_query, left_out, marker, one_for_all, quiet};
 use super::scope::parts;
-use super::select_into::across;
+use super::select_into::{self, across};
 use super::ship::{quoted, type_of};
 use super::source::Source;
-use crate::catalog::model::{Catalog, Column, DefaultKind, Relation};
+use crate::catalog::model::{Catalog, Column, DefaultKind, Persistence, Relation, RelationKind};
 use crate::plan::shard_key::{KeyColumn, Layout};
 use crate::plan::value::Value;
 use crate::plan::{Reason, Refusal};
@@ -37,12 +37,14 @@ pub struct InsertSelect {
     before: Box<str>,
     /// What is selected behind the query's columns: defaults that are one for all rows.
     added: Box<str>,
+    /// Columns of the query that are cast first, and to what.
+    casts: Vec<(usize, Box<str>)>,
     /// The statement's text behind its query.
     behind: Box<str>,
     /// As those of [`super::Scattered`].
     pub moments: Vec<Box<str>>,
-    /// Where each row belongs; `None` for a reference table, whose rows go everywhere.
-    layout: Option<Layout>,
+    /// Where its rows go.
+    goal: Goal,
     /// Where the shard key is, column by column.
     key: Vec<Place>,
     /// How many shards there are.
@@ -51,6 +53,17 @@ pub struct InsertSelect {
     pub serial: Option<Box<str>>,
     /// Why it is so.
     pub reason: Reason,
+}
+
+/// Where rows go.
+#[derive(Debug, Clone, PartialEq)]
+enum Goal {
+    /// Each to the shard that it belongs to.
+    Owners(Layout),
+    /// All of them to every shard: to a reference table.
+    Everywhere,
+    /// To a table of the primary.
+    Primary,
 }
 
 /// Where one column of the shard key is.
@@ -74,7 +87,15 @@ pub enum Answered {
 impl InsertSelect {
     /// What a shard runs: its rows come in arrays, from that parameter on.
     pub fn sql(&self, columns: &[super::Carrier], first: usize) -> String {
-        let (selected, from) = (super::carrier::selected(columns), super::carrier::rows_from(columns, first));
+        let value = |(at, column)| {
+            let value = super::carrier::value(column, at);
+            match self.casts.iter().find(|(cast, _)| *cast == at) {
+                Some((_, name)) => format!("CAST({value} AS {name})"),
+                None => value,
+            }
+        };
+        let selected = columns.iter().enumerate().map(value).collect::<Vec<_>>().join(", ");
+        let from = super::carrier::rows_from(columns, first);
         format!("{}SELECT {selected}{} FROM {from}{}", self.before, self.added, self.behind)
     }
 
@@ -94,7 +115,7 @@ impl InsertSelect {
 
     /// Whether values of the query's columns, of these types and modifiers, are the shard key as its columns store it.
     pub fn is_key_as_given(&self, types: &[(u32, i32)]) -> bool {
-        let Some(layout) = &self.layout else { return true };
+        let Goal::Owners(layout) = &self.goal else { return true };
         layout.key.iter().zip(&self.key).all(|(column, place)| match place.at.and_then(|at| types.get(at)) {
             None => true,
             Some(&(type_oid, typmod)) => {
@@ -108,7 +129,7 @@ impl InsertSelect {
     /// # Errors
     /// No shard takes such a row, or nobody can tell.
     pub fn place(&self, given: &[Option<&[u8]>]) -> Result<Range<usize>, Refusal> {
-        let Some(layout) = &self.layout else { return Ok(0..self.shards) };
+        let Goal::Owners(layout) = &self.goal else { return Ok(0..self.shards) };
         let mut given = given.iter();
         let mut key = Vec::with_capacity(layout.key.len());
         for (column, place) in layout.key.iter().zip(&self.key) {
@@ -136,14 +157,20 @@ impl InsertSelect {
 
     /// Whether rows go to all shards.
     pub fn is_everywhere(&self) -> bool {
-        self.layout.is_none()
+        self.goal == Goal::Everywhere
+    }
+
+    /// Whether rows go to a table of the primary.
+    pub fn is_on_primary(&self) -> bool {
+        self.goal == Goal::Primary
     }
 
     /// What its rows go by, for people.
     pub fn spread(&self) -> String {
-        match &self.layout {
-            Some(layout) => format!("by shard key {}", layout.names()),
-            None => format!("to all {} shards", self.shards),
+        match &self.goal {
+            Goal::Owners(layout) => format!("by shard key {}", layout.names()),
+            Goal::Everywhere => format!("to all {} shards", self.shards),
+            Goal::Primary => "on the primary".into(),
         }
     }
 }
@@ -182,23 +209,82 @@ pub(super) fn plan(write: &Write<'_, '_>, insert: &Insert, relation: &Relation) 
     quiet(relation)?;
     let configured = table(input.database, relation).ok_or_else(across)?;
     let layout = Layout::new(configured, relation, input.catalog, input.database.shards.len());
+    let goal = layout.map_or(Goal::Everywhere, Goal::Owners);
+    assembled(input, insert, write.source, (relation, input.catalog), goal)
+}
+
+/// Plans an INSERT of rows from the shards into a table of the primary, whose catalog is given.
+///
+/// # Errors
+/// As [`plan`]; or it has parameters or RETURNING, which no server could describe.
+pub fn insert_into_primary(input: &Input<'_>, primary: &Catalog) -> Result<Arc<InsertSelect>, Refusal> {
+    let scs = input.session.standard_conforming_strings;
+    let tree = parse::parse(input.text.as_bytes(), scs).ok_or_else(across)?;
+    let Statement::Insert(insert) = &tree else { return Err(across()) };
+    let TableObject::TableName(name) = &insert.table else { return Err(across()) };
+    let (schema, name) = parts(name).ok_or_else(across)?;
+    let relation = match schema {
+        Some(schema) => primary.relation(schema, name),
+        None => primary.resolve(input.search_path, name),
+    };
+    let is_table = |relation: &&Arc<Relation>| {
+        matches!(relation.kind, RelationKind::Table | RelationKind::PartitionedTable)
+            && relation.persistence != Persistence::Temporary
+    };
+    let relation = relation.filter(is_table).ok_or_else(across)?;
+    if !select_into::is_query(insert) {
+        return Err(clause("mixed", "a sub-query over the shards in INSERT ... VALUES into a table of the primary"));
+    }
+    if input.statement.parameters > 0 || insert.returning.is_some() {
+        let what = "parameters and RETURNING in INSERT ... SELECT from the shards into a table of the primary";
+        return Err(refuse(
+            "insert-select",
+            what,
+            "write the values as constants; select what was inserted afterwards",
+        ));
+    }
+    if holds_query(&insert.on) {
+        return Err(clause("sub-query", "a sub-query in ON CONFLICT of INSERT ... SELECT"));
+    }
+    let source = Source::new(input.text, scs);
+    match assembled(input, insert, &source, (relation, primary), Goal::Primary)? {
+        Distributed::InsertSelect(plan) => Ok(plan),
+        _ => Err(across()),
+    }
+}
+
+fn assembled(
+    input: &Input<'_>,
+    insert: &Insert,
+    source: &Source<'_>,
+    (relation, catalog): (&Relation, &Catalog),
+    goal: Goal,
+) -> Result<Distributed, Refusal> {
     let listed: Vec<&str> = match insert.columns.as_slice() {
         [] => relation.columns.iter().map(|column| &*column.name).collect(),
         listed => listed.iter().filter_map(|name| Some(parts(name)?.1)).collect(),
     };
-    let range = write.source.query_of_insert().ok_or_else(across)?;
-    let (before, behind) = (input.text.get(..range.start), input.text.get(range.end..write.source.end()));
+    let range = source.query_of_insert().ok_or_else(across)?;
+    let (before, behind) = (input.text.get(..range.start), input.text.get(range.end..source.end()));
     let (Some(before), Some(behind)) = (before, behind) else { return Err(across()) };
-    let query = typed(input, insert, write.source.slice(&range), |at| {
+    let casts = casts(insert, catalog, |at| {
         relation.columns.iter().find(|column| listed.get(at).is_some_and(|name| **name == *column.name))
     })?;
-    let answered = answered(input, &query)?;
-    let (before, added, moments) = defaults(insert, relation, before, layout.is_none())?;
-    let key = layout.as_ref().map_or(Ok(Vec::new()), |layout| key(layout, &listed, input.catalog))?;
+    let query = source.slice(&range);
+    let answered = answered(input, query, &goal)?;
+    let (before, added, moments) = match goal {
+        Goal::Primary => (before.to_owned(), String::new(), Vec::new()),
+        _ => defaults(insert, relation, before, goal == Goal::Everywhere)?,
+    };
+    let key = match &goal {
+        Goal::Owners(layout) => key(layout, &listed, input.catalog)?,
+        _ => Vec::new(),
+    };
     let name = format!("{}.{}", relation.schema, relation.name);
-    let text = match layout {
-        Some(_) => "its rows are read first, and each goes to the shard that it belongs to",
-        None => "its rows are read first, and every shard gets all of them",
+    let text = match goal {
+        Goal::Owners(_) => "its rows are read first, and each goes to the shard that it belongs to",
+        Goal::Everywhere => "its rows are read first, and every shard gets all of them",
+        Goal::Primary => "its rows are read first, and go to the primary",
     };
     Ok(Distributed::InsertSelect(Arc::new(InsertSelect {
         answered,
@@ -206,10 +292,11 @@ pub(super) fn plan(write: &Write<'_, '_>, insert: &Insert, relation: &Relation) 
         table: name.as_str().into(),
         before: before.into(),
         added: added.into(),
+        casts,
         behind: if behind.is_empty() { "".into() } else { format!(" {}", behind.trim_start()).into() },
         moments,
-        serial: layout.is_none().then(|| name.into()),
-        layout,
+        serial: (goal == Goal::Everywhere).then(|| name.into()),
+        goal,
         key,
         shards: input.database.shards.len(),
         reason: Reason { code: "insert-select", text: text.into() },
@@ -258,23 +345,22 @@ fn defaults(
     Ok((format!("{open}{columns}) "), added, moments))
 }
 
-/// The query with constants of the type of the column that they go to, where they have none of their own.
-fn typed<'r>(
-    input: &Input<'_>,
+/// Columns of constants without a type of their own, with the types of the columns that they go to: PostgreSQL reads them as such,
+/// and not as the texts that the query alone gives.
+fn casts<'r>(
     insert: &Insert,
-    text: &str,
+    catalog: &Catalog,
     column: impl Fn(usize) -> Option<&'r Column>,
-) -> Result<String, Refusal> {
+) -> Result<Vec<(usize, Box<str>)>, Refusal> {
     const TEXTS: [u32; 3] = [25, 1042, 1043];
     let query = insert.source.as_ref().ok_or_else(across)?;
-    let SetExpr::Select(select) = &*query.body else { return Ok(text.to_owned()) };
-    let mut edits: Vec<(Range<usize>, String)> = Vec::new();
-    let mut is_counted = true;
-    let source = Source::new(text, input.session.standard_conforming_strings);
+    let SetExpr::Select(select) = &*query.body else { return Ok(Vec::new()) };
     let untyped = || {
         let what = "a constant without a type in the select list of INSERT ... SELECT whose rows move";
         refuse("insert-select", what, "write its type: '2026-01-01'::date, NULL::int4")
     };
+    let mut casts = Vec::new();
+    let mut is_counted = true;
     for (at, item) in select.projection.iter().enumerate() {
         let (SelectItem::UnnamedExpr(expr) | SelectItem::ExprWithAlias { expr, .. }) = item else {
             // How many columns it stands for is not counted here.
@@ -284,40 +370,18 @@ fn typed<'r>(
         if !is_untyped(expr) {
             continue;
         }
-        let goes_to = column(at)
-            .filter(|_| is_counted && !matches!(select.distinct, Some(Distinct::On(_))))
-            .ok_or_else(untyped)?;
+        let goes_to = column(at).filter(|_| is_counted).ok_or_else(untyped)?;
         if TEXTS.contains(&goes_to.type_oid) {
             continue;
         }
-        let known = input.catalog.types.get(&goes_to.type_oid).ok_or_else(untyped)?;
-        let items =
-            source.clauses().map(|clauses| clauses.items).filter(|items| items.len() == select.projection.len());
-        let item = items.as_ref().and_then(|items| items.get(at)).ok_or_else(untyped)?;
-        let range = match &select.projection[at] {
-            SelectItem::ExprWithAlias { .. } => source.without_alias(item),
-            _ => item.clone(),
-        };
-        // What an interval's fields are is read off its modifier.
-        if (&*known.name == "interval" && goes_to.typmod >= 0) || is_national(source.slice(&range)) {
+        let known = catalog.types.get(&goes_to.type_oid).ok_or_else(untyped)?;
+        // What an interval's fields are is read off its modifier, and a cast from text may be a user's.
+        if (&*known.name == "interval" && goes_to.typmod >= 0) || catalog.has_user_casts {
             return Err(untyped());
         }
-        let cast = format!("({}::{}.{})", source.slice(&range), quoted(&known.schema), quoted(&known.name));
-        edits.push((range, cast));
+        casts.push((at, format!("{}.{}", quoted(&known.schema), quoted(&known.name)).into()));
     }
-    let (mut sql, mut at) = (String::with_capacity(text.len()), 0);
-    for (range, with) in edits {
-        sql += text.get(at..range.start).ok_or_else(untyped)?;
-        sql += &with;
-        at = range.end;
-    }
-    Ok(sql + text.get(at..).unwrap_or_default())
-}
-
-/// Whether the constant is `N'...'`, which is a `char(n)` constant and not an untyped one.
-fn is_national(written: &str) -> bool {
-    let written = written.trim_start_matches(|c: char| c == '(' || c.is_whitespace());
-    written.starts_with(['n', 'N']) && written.get(1..2) == Some("'")
+    Ok(casts)
 }
 
 /// Whether it is a constant that takes its type from what it is used for.
@@ -337,7 +401,7 @@ fn is_untyped(expr: &Expr) -> bool {
 }
 
 /// How the query is answered.
-fn answered(input: &Input<'_>, text: &str) -> Result<Answered, Refusal> {
+fn answered(input: &Input<'_>, text: &str, goal: &Goal) -> Result<Answered, Refusal> {
     let scs = input.session.standard_conforming_strings;
     let tree =
         parse::parse(text.as_bytes(), scs).filter(|tree| matches!(tree, Statement::Query(_))).ok_or_else(across)?;
@@ -350,6 +414,10 @@ fn answered(input: &Input<'_>, text: &str) -> Result<Answered, Refusal> {
         Distributed::Streamed(streamed) => return Ok(Answered::Streamed(streamed)),
         Distributed::Gathered(gathered) => return Ok(Answered::Gathered(gathered)),
         Distributed::Shard { shard, .. } => shard,
+        Distributed::Elsewhere if *goal == Goal::Primary => {
+            let message = "the shards do not have this table of the configuration";
+            return Err(refuse("unknown-table", message, "create it on every shard"));
+        }
         Distributed::Elsewhere => 0,
         _ => return Err(across()),
     };

@@ -35,6 +35,8 @@ pub struct Scattered {
     pub moments: Vec<Box<str>>,
     /// Whether it changes the shards' catalogs.
     pub is_ddl: bool,
+    /// Whether its only part runs on the primary instead of a shard.
+    pub is_on_primary: bool,
     /// Why it is so.
     pub reason: Reason,
 }
@@ -237,7 +239,10 @@ impl Write<'_, '_> {
         let part = |shard| Part { shard, sql: Arc::clone(&sql), rows: Vec::new(), is_verbatim, more: Vec::new() };
         let parts = shards.into_iter().map(part).collect();
         let reason = Reason { code: "multi-shard-write", text: why.into() };
-        finished(self.input, Scattered { parts, tally, serial, moments: edits.moments, is_ddl: false, reason })
+        finished(
+            self.input,
+            Scattered { parts, tally, serial, moments: edits.moments, is_ddl: false, is_on_primary: false, reason },
+        )
     }
 
     /// Each row of an INSERT where it belongs.
@@ -259,7 +264,10 @@ impl Write<'_, '_> {
         });
         let reason = Reason { code: "multi-shard-write", text: "its rows belong to several shards".into() };
         let parts = parts.collect();
-        finished(self.input, Scattered { parts, tally: Tally::Sum, serial: None, moments, is_ddl: false, reason })
+        finished(
+            self.input,
+            Scattered { parts, tally: Tally::Sum, serial: None, moments, is_ddl: false, is_on_primary: false, reason },
+        )
     }
 }
 

@@ -282,7 +282,9 @@ async fn what_could_not_be_right_is_refused_and_changes_nothing() {
         "insert into accounts (id, balance) select id + 1, 1 from accounts on conflict (id) do update set at = now()",
         "insert into accounts (id, balance) select id + 1, 1 from accounts on conflict (id) do update set balance = random()",
         "insert into accounts select id + 100, owner, balance from accounts",
-        "insert into local_notes select id, owner from accounts",
+        "insert into local_notes select id, owner from accounts returning id",
+        "insert into local_notes select n.id, a.owner from accounts a join local_notes n on n.id = a.id",
+        "insert into local_notes values ((select max(id) from accounts), 'x')",
         "explain insert into entries (account_id, amount) select id + 1, 1 from accounts",
     ] {
         let refused = say(&mut client, sql).await;
@@ -297,6 +299,96 @@ async fn what_could_not_be_right_is_refused_and_changes_nothing() {
     assert_eq!(say(&mut client, sql).await.code(), Some("0A000"));
     ok(&mut client, "rollback").await;
     twins.is_same().await;
+}
+
+const REPORT: &str = "
+create type mood as enum ('sad', 'ok');
+create table report (id int4 primary key, total numeric(8, 2) check (total > 0), at timestamptz default now(), note varchar(8), m mood default 'ok', s serial);
+create table seen (what text);
+create function see() returns trigger language plpgsql as $$ begin insert into seen values (tg_op || tg_level); return new; end $$;
+create trigger each_row before insert on report for each row execute function see();
+create trigger each_statement after insert on report for each statement execute function see();
+";
+
+#[tokio::test]
+async fn rows_of_the_shards_go_into_tables_of_the_primary() {
+    let mut stage = Stage::over(harness::fresh_databases(3).await, "").await;
+    // Reads of the primary are answered from the cache as long as nothing is written.
+    stage.toml += "[cache]\nenabled = true\n";
+    let whole = harness::fresh_database().await;
+    whole.execute(&SCHEMA.replace("%shards%", "1").replace("%shard%", "0")).await;
+    whole.execute("create table local_notes (id int4, note text)").await;
+    stage.primary.execute(REPORT).await;
+    whole.execute(REPORT).await;
+    let pgherd = stage.pgherd().await;
+    let twins = Twins { stage, pgherd, whole };
+    let mut clients = twins.clients().await;
+    let look = "select id, total, note, m::text from report";
+    for manner in MANNERS {
+        for sql in [
+            "insert into report (id, total) select id, balance from accounts where id < 20 order by id",
+            look,
+            "select id, s from report",
+            "insert into report (id, total, note, m) select 100 + id, balance / 7.0, owner, 'sad' from accounts order by id desc limit 3",
+            "insert into report (id, total, note) select 200 + count(*), sum(balance), 'all' from accounts",
+            "insert into report as r (id, total) select id, 5 from accounts where id > 15 on conflict (id) do update set total = r.total + excluded.total, at = now()",
+            look,
+            "insert into report select id from accounts",
+            "insert into report (id, total) select id + 300, balance - 100 from accounts",
+            "insert into report (id, note) select id + 300, 'far too long' from accounts",
+            "insert into report (id, m) select id + 300, owner from accounts",
+            "insert into report (id, nothing) select id, 1 from accounts",
+            "insert into report (id, total) select id + 400, r.rate from accounts a, rates r where r.code = 'a' and a.id = 7",
+            look,
+            "select what, count(*) from seen group by what",
+            "begin",
+            "insert into report (id, total) select id + 500, balance from accounts",
+            "select count(*) from report",
+            "rollback",
+            look,
+            "begin",
+            "insert into local_notes select id, owner from accounts where balance > 50",
+            "commit",
+            "select count(*), sum(id), min(note) from local_notes",
+            "begin",
+            "insert into local_notes select id / 0, owner from accounts where balance > 50",
+            "select 1",
+            "rollback",
+            "delete from report",
+            look,
+            "delete from local_notes",
+            "delete from seen",
+            "alter sequence report_s_seq restart",
+        ] {
+            twins.same(&mut clients, manner, sql).await;
+        }
+    }
+    let shown = say(&mut clients.1, "explain (route) insert into local_notes select id, owner from accounts").await;
+    assert!(text_of(&shown).contains("into public.local_notes, on the primary"), "{}", text_of(&shown));
+    twins.is_same().await;
+}
+
+#[tokio::test]
+async fn a_transaction_may_write_on_the_primary_and_on_shards() {
+    let twins = Twins::set(3).await;
+    twins.whole.execute("create table local_notes (id int4, note text)").await;
+    let mut clients = twins.clients().await;
+    for manner in MANNERS {
+        for sql in [
+            "begin",
+            "insert into local_notes select id, owner from accounts",
+            "update accounts set balance = balance + 1",
+            "commit",
+            "begin",
+            "insert into local_notes select id, owner from accounts",
+            "update accounts set balance = balance - 1000",
+            "rollback",
+            "select count(*), sum(id) from local_notes",
+        ] {
+            twins.same(&mut clients, manner, sql).await;
+        }
+        twins.is_same().await;
+    }
 }
 
 fn text_of(answer: &Answer) -> String {
