@@ -107,8 +107,22 @@ fn distribute(input: &Input<'_>, statement: &Statement) -> Option<Plan> {
     }
 }
 
+/// `CREATE TABLE ... AS` of rows that come from the shards alone: the table is made on the primary. `None` for all else.
+fn made_on_primary(input: &Input<'_>, statement: &Statement) -> Option<Plan> {
+    let shards = input.shards.filter(|_| input.session.text_is_plain)?;
+    let created = distribute::create_on_primary(&for_shards(input, input.text, statement, shards, false));
+    match created {
+        Ok(plan) => Some(in_transaction(input, Plan::InsertSelect(plan))),
+        Err(refusal) if refusal.code == "insert-select" => None,
+        Err(refusal) => Some(Plan::Refuse(refusal)),
+    }
+}
+
 /// INSERT into a table of the primary of rows that come from the shards alone; `None` for all else.
 fn into_primary(input: &Input<'_>) -> Option<Plan> {
+    if let Some(statement) = input.facts.single().filter(|it| it.class == Class::Ddl) {
+        return made_on_primary(input, statement);
+    }
     let statement = input.facts.single().filter(|it| it.class == Class::Write && !it.explain)?;
     let [written] = statement.writes.as_slice() else { return None };
     let is_on_shards = |name: &Name| matches!(place(input, name), Ok(Place::Shards | Place::Nowhere));

@@ -122,8 +122,16 @@ impl Session {
         let Some(catalog) = self.db.shard_catalog.as_ref().map(|handle| handle.current()) else {
             return Err(Error::internal("the shards' catalog is gone"));
         };
-        let carriers: Result<Vec<Carrier>, _> =
-            columns.iter().map(|column| Carrier::of(column.type_oid, &catalog)).collect();
+        let carrier = |column: &Column| {
+            let carrier = Carrier::of(column.type_oid, &catalog)?;
+            match plan.makes_table() {
+                true => {
+                    carrier.becoming(&String::from_utf8_lossy(&column.name), (column.type_oid, column.typmod), &catalog)
+                }
+                false => Ok(carrier),
+            }
+        };
+        let carriers: Result<Vec<Carrier>, _> = columns.iter().map(carrier).collect();
         let carriers = carriers.map_err(|refusal| self.refused(refusal))?;
         if plan.is_on_primary() {
             self.check_types_of_primary(&columns, &catalog)?;

@@ -1,7 +1,7 @@
 //! How rows of one query travel to servers that insert them: one array parameter for each column.
 
 use super::refuse::refuse;
-use super::ship::{is_portable, quoted};
+use super::ship::{is_portable, quoted, type_name};
 use crate::catalog::model::{Catalog, Oid, Type};
 use crate::plan::Refusal;
 
@@ -15,6 +15,8 @@ pub struct Carrier {
     name: Box<str>,
     /// In what form.
     pub form: Carried,
+    /// What becomes of the column in a table that is made of it: its type with its modifier, and its name.
+    becomes: Option<(Box<str>, Box<str>)>,
 }
 
 /// The form in which values travel.
@@ -55,7 +57,19 @@ impl Carrier {
         };
         // A cast of a user's could be taken for the type's own way of reading texts.
         let form = form.filter(|form| *form != Carried::Cast || !catalog.has_user_casts);
-        Ok(Self { name, form: form.ok_or_else(|| unfit(&known.name))? })
+        Ok(Self { name, form: form.ok_or_else(|| unfit(&known.name))?, becomes: None })
+    }
+
+    /// The same for a column of a table that is made of the rows.
+    ///
+    /// # Errors
+    /// A type modifier that pgherd does not know how to write.
+    pub fn becoming(self, name: &str, (type_oid, typmod): (Oid, i32), catalog: &Catalog) -> Result<Self, Refusal> {
+        let type_name = type_name(type_oid, typmod, catalog).ok_or_else(|| {
+            let message = format!("CREATE TABLE AS over shards with the type modifier of column \"{name}\"");
+            refuse("type", message, "cast the column to a type without one")
+        })?;
+        Ok(Self { becomes: Some((type_name.into(), quoted(name).into())), ..self })
     }
 
     /// The format code that the column's values are asked in.
@@ -71,6 +85,15 @@ fn is_element(element: &Type, oid: Oid) -> bool {
         "bytea", "inet", "cidr",
     ];
     element.kind == 'e' || (oid < FIRST_USER_OID && EXACT.contains(&&*element.name))
+}
+
+/// The column as it is selected.
+pub(super) fn selected(column: &Carrier, at: usize) -> String {
+    let value = value(column, at);
+    match &column.becomes {
+        Some((type_name, name)) => format!("CAST({value} AS {type_name}) AS {name}"),
+        None => value,
+    }
 }
 
 /// The value of that column.

@@ -1,11 +1,14 @@
 //! INSERT of a query's rows that need not belong where they are read: the query is answered as any over the shards, and each of its
 //! rows is inserted on the shard that it belongs to, or on all of them.
 
+mod primary;
+
 use std::ops::Range;
 use std::sync::Arc;
 
-use sqlparser::ast::{Expr, Insert, SelectItem, SetExpr, Statement, TableObject, Value as Literal};
+use sqlparser::ast::{Expr, Insert, Query, SelectItem, SetExpr, Statement, Value as Literal};
 
+pub use self::primary::{create_on_primary, insert_into_primary};
 use super::analysis::table;
 use super::check::{check, check_write};
 use super::constant::is_stored_as_is;
@@ -14,10 +17,10 @@ use super::once;
 use super::refuse::{clause, refuse};
 use super::scatter::{Write, holds_query, left_out, marker, one_for_all, quiet};
 use super::scope::parts;
-use super::select_into::{self, across};
+use super::select_into::across;
 use super::ship::{quoted, type_of};
 use super::source::Source;
-use crate::catalog::model::{Catalog, Column, DefaultKind, Persistence, Relation, RelationKind};
+use crate::catalog::model::{Catalog, Column, DefaultKind, Relation};
 use crate::plan::shard_key::{KeyColumn, Layout};
 use crate::plan::value::Value;
 use crate::plan::{Reason, Refusal};
@@ -64,6 +67,8 @@ enum Goal {
     Everywhere,
     /// To a table of the primary.
     Primary,
+    /// To one that they make on the primary.
+    NewTable,
 }
 
 /// Where one column of the shard key is.
@@ -88,7 +93,7 @@ impl InsertSelect {
     /// What a shard runs: its rows come in arrays, from that parameter on.
     pub fn sql(&self, columns: &[super::Carrier], first: usize) -> String {
         let value = |(at, column)| {
-            let value = super::carrier::value(column, at);
+            let value = super::carrier::selected(column, at);
             match self.casts.iter().find(|(cast, _)| *cast == at) {
                 Some((_, name)) => format!("CAST({value} AS {name})"),
                 None => value,
@@ -162,7 +167,12 @@ impl InsertSelect {
 
     /// Whether rows go to a table of the primary.
     pub fn is_on_primary(&self) -> bool {
-        self.goal == Goal::Primary
+        matches!(self.goal, Goal::Primary | Goal::NewTable)
+    }
+
+    /// Whether they make a table there.
+    pub fn makes_table(&self) -> bool {
+        self.goal == Goal::NewTable
     }
 
     /// What its rows go by, for people.
@@ -171,6 +181,7 @@ impl InsertSelect {
             Goal::Owners(layout) => format!("by shard key {}", layout.names()),
             Goal::Everywhere => format!("to all {} shards", self.shards),
             Goal::Primary => "on the primary".into(),
+            Goal::NewTable => "made on the primary".into(),
         }
     }
 }
@@ -213,46 +224,6 @@ pub(super) fn plan(write: &Write<'_, '_>, insert: &Insert, relation: &Relation) 
     assembled(input, insert, write.source, (relation, input.catalog), goal)
 }
 
-/// Plans an INSERT of rows from the shards into a table of the primary, whose catalog is given.
-///
-/// # Errors
-/// As [`plan`]; or it has parameters or RETURNING, which no server could describe.
-pub fn insert_into_primary(input: &Input<'_>, primary: &Catalog) -> Result<Arc<InsertSelect>, Refusal> {
-    let scs = input.session.standard_conforming_strings;
-    let tree = parse::parse(input.text.as_bytes(), scs).ok_or_else(across)?;
-    let Statement::Insert(insert) = &tree else { return Err(across()) };
-    let TableObject::TableName(name) = &insert.table else { return Err(across()) };
-    let (schema, name) = parts(name).ok_or_else(across)?;
-    let relation = match schema {
-        Some(schema) => primary.relation(schema, name),
-        None => primary.resolve(input.search_path, name),
-    };
-    let is_table = |relation: &&Arc<Relation>| {
-        matches!(relation.kind, RelationKind::Table | RelationKind::PartitionedTable)
-            && relation.persistence != Persistence::Temporary
-    };
-    let relation = relation.filter(is_table).ok_or_else(across)?;
-    if !select_into::is_query(insert) {
-        return Err(clause("mixed", "a sub-query over the shards in INSERT ... VALUES into a table of the primary"));
-    }
-    if input.statement.parameters > 0 || insert.returning.is_some() {
-        let what = "parameters and RETURNING in INSERT ... SELECT from the shards into a table of the primary";
-        return Err(refuse(
-            "insert-select",
-            what,
-            "write the values as constants; select what was inserted afterwards",
-        ));
-    }
-    if holds_query(&insert.on) {
-        return Err(clause("sub-query", "a sub-query in ON CONFLICT of INSERT ... SELECT"));
-    }
-    let source = Source::new(input.text, scs);
-    match assembled(input, insert, &source, (relation, primary), Goal::Primary)? {
-        Distributed::InsertSelect(plan) => Ok(plan),
-        _ => Err(across()),
-    }
-}
-
 fn assembled(
     input: &Input<'_>,
     insert: &Insert,
@@ -264,43 +235,77 @@ fn assembled(
         [] => relation.columns.iter().map(|column| &*column.name).collect(),
         listed => listed.iter().filter_map(|name| Some(parts(name)?.1)).collect(),
     };
-    let range = source.query_of_insert().ok_or_else(across)?;
-    let (before, behind) = (input.text.get(..range.start), input.text.get(range.end..source.end()));
-    let (Some(before), Some(behind)) = (before, behind) else { return Err(across()) };
+    let cut = cut(input, source, source.query_of_insert(), insert.source.as_deref())?;
     let casts = casts(insert, catalog, |at| {
         relation.columns.iter().find(|column| listed.get(at).is_some_and(|name| **name == *column.name))
     })?;
-    let query = source.slice(&range);
-    let answered = answered(input, query, &goal)?;
+    let answered = answered(input, cut.query, &goal)?;
     let (before, added, moments) = match goal {
-        Goal::Primary => (before.to_owned(), String::new(), Vec::new()),
-        _ => defaults(insert, relation, before, goal == Goal::Everywhere)?,
+        Goal::Primary => (cut.before.to_owned(), String::new(), Vec::new()),
+        _ => defaults(insert, relation, cut.before, goal == Goal::Everywhere)?,
     };
     let key = match &goal {
         Goal::Owners(layout) => key(layout, &listed, input.catalog)?,
         _ => Vec::new(),
     };
     let name = format!("{}.{}", relation.schema, relation.name);
-    let text = match goal {
-        Goal::Owners(_) => "its rows are read first, and each goes to the shard that it belongs to",
-        Goal::Everywhere => "its rows are read first, and every shard gets all of them",
-        Goal::Primary => "its rows are read first, and go to the primary",
-    };
     Ok(Distributed::InsertSelect(Arc::new(InsertSelect {
         answered,
-        query: query.into(),
+        query: cut.query.into(),
         table: name.as_str().into(),
         before: before.into(),
         added: added.into(),
         casts,
-        behind: if behind.is_empty() { "".into() } else { format!(" {}", behind.trim_start()).into() },
+        behind: cut.behind(),
         moments,
         serial: (goal == Goal::Everywhere).then(|| name.into()),
+        reason: reason(&goal),
         goal,
         key,
         shards: input.database.shards.len(),
-        reason: Reason { code: "insert-select", text: text.into() },
     })))
+}
+
+fn reason(goal: &Goal) -> Reason {
+    let text = match goal {
+        Goal::Owners(_) => "its rows are read first, and each goes to the shard that it belongs to",
+        Goal::Everywhere => "its rows are read first, and every shard gets all of them",
+        Goal::Primary => "its rows are read first, and go to the primary",
+        Goal::NewTable => "its rows are read first, and make a table of the primary",
+    };
+    Reason { code: "insert-select", text: text.into() }
+}
+
+/// A statement's text around its query.
+struct Cut<'a> {
+    before: &'a str,
+    query: &'a str,
+    behind: &'a str,
+}
+
+impl Cut<'_> {
+    fn behind(&self) -> Box<str> {
+        if self.behind.is_empty() { "".into() } else { format!(" {}", self.behind.trim_start()).into() }
+    }
+}
+
+/// Cuts the query out, if what is cut out is read as a query, and as just that one where it is given.
+fn cut<'a>(
+    input: &Input<'a>,
+    source: &Source<'a>,
+    range: Option<Range<usize>>,
+    query: Option<&Query>,
+) -> Result<Cut<'a>, Refusal> {
+    let range = range.ok_or_else(across)?;
+    let text = source.slice(&range);
+    match (parse::parse(text.as_bytes(), input.session.standard_conforming_strings), query) {
+        (Some(Statement::Query(read)), Some(query)) if *read == *query => {}
+        (Some(Statement::Query(_)), None) => {}
+        _ => return Err(across()),
+    }
+    let (before, behind) = (input.text.get(..range.start), input.text.get(range.end..source.end()));
+    let (Some(before), Some(behind)) = (before, behind) else { return Err(across()) };
+    Ok(Cut { before, query: text, behind })
 }
 
 /// Which of the listed columns are the shard key.
@@ -414,7 +419,7 @@ fn answered(input: &Input<'_>, text: &str, goal: &Goal) -> Result<Answered, Refu
         Distributed::Streamed(streamed) => return Ok(Answered::Streamed(streamed)),
         Distributed::Gathered(gathered) => return Ok(Answered::Gathered(gathered)),
         Distributed::Shard { shard, .. } => shard,
-        Distributed::Elsewhere if *goal == Goal::Primary => {
+        Distributed::Elsewhere if matches!(goal, Goal::Primary | Goal::NewTable) => {
             let message = "the shards do not have this table of the configuration";
             return Err(refuse("unknown-table", message, "create it on every shard"));
         }

@@ -37,7 +37,7 @@ mod write;
 pub use carrier::{Carried, Carrier};
 pub use copy::{CopiedIn, Form, Placed, copy_in};
 pub use ddl::ddl;
-pub use insert_select::{Answered, InsertSelect, insert_into_primary};
+pub use insert_select::{Answered, InsertSelect, create_on_primary, insert_into_primary};
 pub use model::{
     Aggregate, BitOperation, Collating, Condition, Distributed, Gathered, Groups, Input, Key, Merge, Output,
     Parameters, Session, Shipment, Sort, SortBy, Streamed,

@@ -276,8 +276,13 @@ fn modifier(known: &Type, typmod: i32) -> Option<String> {
 
 /// A column's type with its modifier, as it is written in a cast; `None` where pgherd does not know how.
 pub(super) fn type_of(column: &Column, catalog: &Catalog) -> Option<String> {
-    let known = catalog.types.get(&column.type_oid)?;
-    let modifier = match column.typmod {
+    type_name(column.type_oid, column.typmod, catalog)
+}
+
+/// As [`type_of`], by type and modifier.
+pub(super) fn type_name(type_oid: Oid, typmod: i32, catalog: &Catalog) -> Option<String> {
+    let known = catalog.types.get(&type_oid)?;
+    let modifier = match typmod {
         -1 => String::new(),
         typmod => modifier(known, typmod)?,
     };

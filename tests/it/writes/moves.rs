@@ -391,6 +391,56 @@ async fn a_transaction_may_write_on_the_primary_and_on_shards() {
     }
 }
 
+#[tokio::test]
+async fn tables_are_made_of_rows_of_the_shards() {
+    let twins = Twins::set(3).await;
+    let mut clients = twins.clients().await;
+    let columns = "select attname::text, format_type(atttypid, atttypmod), attnotnull, collname::text from pg_attribute \
+         left join pg_collation c on c.oid = attcollation where attrelid = 'made'::regclass and attnum > 0";
+    for manner in MANNERS {
+        for query in [
+            "create table made as select id, owner, balance from accounts where id < 20",
+            "create table if not exists made (a, b) with (fillfactor = 70) as select a.id, sum(e.amount) over () from accounts a left join entries e on e.amount = a.balance with data",
+            "create table made as select count(*), avg(balance), max(owner)::varchar(5) as v, 1.5::numeric(4, 2), array_agg(id order by id) ids, 'x', null, interval '1 day' i from accounts",
+            "create unlogged table public.made as with few as (select * from rates) select f.code, a.id::bit(4) from few f, accounts a with no data",
+        ] {
+            for sql in [
+                query,
+                columns,
+                "select * from made",
+                "create table made as select id from accounts",
+                "create table if not exists made as select id from accounts",
+                "drop table made",
+                "begin",
+                "create table made as select id + 1 as one, at from accounts where id = 3",
+                "select one from made",
+                "rollback",
+            ] {
+                twins.same(&mut clients, manner, sql).await;
+            }
+        }
+        for sql in [
+            "create table made as select id, id from accounts",
+            "create table made as select nothing from accounts",
+            "create table made as select 1 / (id - id) from accounts",
+        ] {
+            assert!(twins.same(&mut clients, manner, sql).await.error.is_some(), "{sql}");
+        }
+    }
+    for sql in [
+        "create temporary table made as select id from accounts",
+        "create table rates (a) as select id from accounts",
+        "create table pg_temp.made as select id from accounts",
+        "create table made as select owner collate \"C\" from accounts",
+        "create table made as select a.id from accounts a join local_notes n on n.id = a.id",
+        "select id into made from accounts",
+        "create materialized view made as select id from accounts",
+    ] {
+        assert_eq!(say(&mut clients.1, sql).await.code(), Some("0A000"), "{sql}");
+    }
+    twins.is_same().await;
+}
+
 fn text_of(answer: &Answer) -> String {
     let fields = answer.rows.iter().flatten().flatten();
     fields.map(|field| String::from_utf8_lossy(field).into_owned()).collect::<Vec<_>>().join("; ")
