@@ -430,6 +430,8 @@ async fn tables_are_made_of_rows_of_the_shards() {
     for sql in [
         "create temporary table made as select id from accounts",
         "create table rates (a) as select id from accounts",
+        "create table made as select owner::name::text from accounts",
+        "create table made as select pg_client_encoding()::text, id from accounts",
         "create table pg_temp.made as select id from accounts",
         "create table made as select owner collate \"C\" from accounts",
         "create table made as select a.id from accounts a join local_notes n on n.id = a.id",

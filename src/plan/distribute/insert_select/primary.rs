@@ -13,7 +13,7 @@ use super::super::source::Source;
 use super::{Goal, InsertSelect, answered, assembled, cut, reason};
 use crate::catalog::model::{Catalog, Persistence, Relation, RelationKind};
 use crate::plan::Refusal;
-use crate::sql::facts::Name;
+use crate::sql::facts::{self, Name};
 use crate::sql::{self, parse};
 
 /// Plans an INSERT of rows from the shards into a table of the primary, whose catalog is given.
@@ -85,8 +85,9 @@ pub fn create_on_primary(input: &Input<'_>) -> Result<Arc<InsertSelect>, Refusal
         relation.is_none_or(|it| it.columns.iter().all(|column| [0, DEFAULT_COLLATION].contains(&column.collation)))
     };
     let cut = cut(input, &source, Some(range), None)?;
-    let facts = sql::facts_of(cut.query, scs);
-    let is_default = facts.single().is_some_and(|it| it.reads.iter().all(is_plain));
+    let read = sql::facts_of(cut.query, scs);
+    let is_default =
+        read.single().is_some_and(|it| it.reads.iter().all(is_plain) && !may_give_names(it, input.catalog));
     if !is_default || source.identifiers().contains("collate") {
         return refused("a collation of its own", "create the table first, and INSERT into it");
     }
@@ -106,4 +107,17 @@ pub fn create_on_primary(input: &Input<'_>) -> Result<Arc<InsertSelect>, Refusal
         key: Vec::new(),
         shards: input.database.shards.len(),
     }))
+}
+
+/// Whether something in the query can be of type `name`, which has a collation of its own that texts made of it take over.
+fn may_give_names(query: &facts::Statement, catalog: &Catalog) -> bool {
+    const NAMES: [u32; 2] = [19, 1003];
+    const MOMENTS: [&str; 5] = ["current_date", "current_time", "current_timestamp", "localtime", "localtimestamp"];
+    let gives_names = |name: &Name| {
+        let functions = catalog.functions.get(&name.name).into_iter().flatten();
+        functions.into_iter().any(|function| NAMES.contains(&function.result))
+    };
+    query.functions.iter().any(gives_names)
+        || query.casts.iter().any(|name| matches!(&*name.name, "name" | "_name"))
+        || query.value_functions.iter().any(|name| !MOMENTS.contains(&&**name))
 }
