@@ -5,6 +5,7 @@ pub mod coordinator;
 pub mod copy_in;
 pub mod explain;
 pub mod fanout;
+pub mod insert_select;
 pub mod merge;
 pub mod readonly;
 pub mod relay;

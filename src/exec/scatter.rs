@@ -9,6 +9,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::backend::server::ServerConn;
 use crate::error::{Error, ErrorKind};
+use crate::exec::merge::description::format_of;
 use crate::plan::distribute::{Part, Tally};
 use crate::sql::lexer::{Lexer, TokenKind};
 use crate::wire::frame::{Body, Frame};
@@ -87,7 +88,7 @@ pub async fn run(
     let common = Common { statement, bytes: AtomicUsize::new(0), failed: Mutex::default(), stop: cancel.child_token() };
     let said = {
         let each =
-            servers.into_iter().zip(parts).enumerate().map(|(at, (server, part))| one(&common, at, server, &part.sql));
+            servers.into_iter().zip(parts).enumerate().map(|(at, (server, part))| one(&common, at, server, part));
         let mut running = std::pin::pin!(join_all(each));
         tokio::select! {
             biased;
@@ -118,10 +119,10 @@ pub async fn run(
     together(answers, parts, tally).map_err(Failure::Own)
 }
 
-async fn one(common: &Common<'_>, at: usize, server: &mut ServerConn, sql: &str) -> Result<Said, Error> {
+async fn one(common: &Common<'_>, at: usize, server: &mut ServerConn, part: &Part) -> Result<Said, Error> {
     server.take_over();
     server.unnamed = None;
-    ask(server.queue(), sql, common.statement);
+    ask(server.queue(), part, common.statement);
     let mut said = Said::default();
     let outcome = async {
         server.flush().await?;
@@ -170,8 +171,9 @@ fn tag_of(frame: &Frame) -> String {
 }
 
 /// Queues Parse, Bind, Describe, Execute and Sync. A part need not use all parameters of the statement: those that it does not are NULL.
-fn ask(out: &mut BytesMut, sql: &str, statement: &Statement<'_>) {
+fn ask(out: &mut BytesMut, part: &Part, statement: &Statement<'_>) {
     const TEXT_OID: u32 = 25;
+    let sql = &part.sql;
     let used = used(sql, statement);
     let declared = |at: usize| statement.types.get(at).copied().unwrap_or(0);
     let type_of = |at: usize| if used[at] || declared(at) != 0 { declared(at) } else { TEXT_OID };
@@ -179,8 +181,9 @@ fn ask(out: &mut BytesMut, sql: &str, statement: &Statement<'_>) {
     writer::parse(out, b"", sql.as_bytes(), &types);
     writer::message(out, b'B', |out| {
         out.put_slice(b"\0\0");
-        put_formats(out, statement.formats);
-        out.put_u16(u16::try_from(used.len()).unwrap_or(u16::MAX));
+        let own = (0..used.len()).map(|at| format_of(statement.formats, at));
+        put_formats(out, &own.chain(part.more.iter().map(|(format, _)| *format)).collect::<Vec<_>>());
+        out.put_u16(u16::try_from(used.len() + part.more.len()).unwrap_or(u16::MAX));
         for (value, used) in statement.values.iter().zip(&used) {
             match value.filter(|_| *used) {
                 None => out.put_i32(-1),
@@ -189,6 +192,10 @@ fn ask(out: &mut BytesMut, sql: &str, statement: &Statement<'_>) {
                     out.put_slice(bytes);
                 }
             }
+        }
+        for (_, value) in &part.more {
+            out.put_i32(i32::try_from(value.len()).unwrap_or(i32::MAX));
+            out.put_slice(value);
         }
         put_formats(out, statement.result_formats);
     });
@@ -287,7 +294,7 @@ mod tests {
     }
 
     fn part(shard: usize, rows: &[usize]) -> Part {
-        Part { shard, sql: "".into(), rows: rows.to_vec(), is_verbatim: false }
+        Part { shard, sql: "".into(), rows: rows.to_vec(), is_verbatim: false, more: Vec::new() }
     }
 
     #[test]

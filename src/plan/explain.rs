@@ -1,5 +1,8 @@
 //! A plan as rows of text: what `EXPLAIN (ROUTE)` and `pgherd explain` show.
 
+use std::sync::Arc;
+
+use super::distribute::Answered;
 use super::{Local, Plan, names};
 use crate::sql::facts::{Class, Facts, Name, Statement};
 use crate::sql::lexer::{Lexer, TokenKind};
@@ -73,6 +76,15 @@ fn way(rows: &mut Rows, plan: &Plan, scs: bool) {
             rows.add("runs", masked(&gathered.sql, scs));
         }
         Plan::CopyIn(copied) => rows.add("shards", copied.shards.to_string()),
+        Plan::InsertSelect(moved) => {
+            let query = match &moved.answered {
+                Answered::Streamed(streamed) => Plan::FanOut(Arc::clone(streamed)),
+                Answered::Gathered(gathered) => Plan::Gather(Arc::clone(gathered)),
+            };
+            rows.add("reads", query.kind());
+            way(rows, &query, scs);
+            rows.add("inserts", format!("into {}, {}", moved.table, moved.spread()));
+        }
         Plan::Scatter(scattered) => {
             for part in &scattered.parts {
                 let what = match part.rows.len() {

@@ -35,6 +35,8 @@ pub enum Plan {
     Explain(Arc<Explained>),
     /// A write on several shards, in one transaction over them.
     Scatter(Arc<distribute::Scattered>),
+    /// A query's rows, read from the shards and inserted where they belong.
+    InsertSelect(Arc<distribute::InsertSelect>),
     /// COPY FROM STDIN whose rows go to several shards.
     CopyIn(Arc<distribute::CopiedIn>),
     /// Over sharded tables, with parameters that decide where and are not known yet: describe it on any shard, decide again after Bind.
@@ -58,6 +60,7 @@ impl Plan {
             Self::Cursor(_) => "cursor",
             Self::Explain(_) => "explain",
             Self::Scatter(_) => "scatter",
+            Self::InsertSelect(_) => "insert-select",
             Self::CopyIn(_) => "copy-in",
             Self::NeedsBind(_) => "needs-bind",
             Self::Local(_) => "local",
@@ -76,6 +79,7 @@ impl Plan {
             Self::Gather(gathered) | Self::Cursor(gathered) => Some(&gathered.reason),
             Self::Explain(explained) => explained.plan.reason(),
             Self::Scatter(scattered) => Some(&scattered.reason),
+            Self::InsertSelect(moved) => Some(&moved.reason),
             Self::CopyIn(copied) => Some(&copied.reason),
             Self::Local(_) | Self::Refuse(_) => None,
         }

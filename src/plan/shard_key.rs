@@ -25,7 +25,7 @@ const NAME_OID: Oid = 19;
 const MOST_KEYS: usize = 4096;
 
 /// How one table's rows lie on the shards, ready to be asked.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Layout {
     /// The shard key's columns.
     pub key: Vec<KeyColumn>,
@@ -34,7 +34,7 @@ pub struct Layout {
 }
 
 /// One column of a shard key.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct KeyColumn {
     /// The column.
     pub column: Column,

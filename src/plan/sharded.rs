@@ -23,7 +23,7 @@ pub(super) fn decide(input: &Input<'_>) -> Option<Plan> {
     for statement in &input.facts.statements {
         match touches(input, statement) {
             Ok(touched) => distributed |= touched,
-            Err(refusal) => return Some(Plan::Refuse(refusal)),
+            Err(refusal) => return Some(into_primary(input).unwrap_or(Plan::Refuse(refusal))),
         }
     }
     if !distributed {
@@ -98,12 +98,49 @@ fn distribute(input: &Input<'_>, statement: &Statement) -> Option<Plan> {
         Ok(Distributed::Streamed(streamed)) => Some(in_transaction(input, Plan::FanOut(streamed))),
         Ok(Distributed::Gathered(gathered)) => Some(in_transaction(input, Plan::Gather(gathered))),
         Ok(Distributed::Scattered(scattered)) => Some(Plan::Scatter(scattered)),
+        Ok(Distributed::InsertSelect(moved)) => Some(in_transaction(input, Plan::InsertSelect(moved))),
         Ok(Distributed::NeedsBind) => Some(Plan::NeedsBind(Reason {
             code: "needs-bind",
             text: "which shards it concerns is known when its parameters are".into(),
         })),
         Err(refusal) => Some(Plan::Refuse(refusal)),
     }
+}
+
+/// `CREATE TABLE ... AS` of rows that come from the shards alone: the table is made on the primary. `None` for all else.
+fn made_on_primary(input: &Input<'_>, statement: &Statement) -> Option<Plan> {
+    let shards = input.shards.filter(|_| input.session.text_is_plain)?;
+    let created = distribute::create_on_primary(&for_shards(input, input.text, statement, shards, false));
+    match created {
+        Ok(plan) => Some(in_transaction(input, Plan::InsertSelect(plan))),
+        Err(refusal) if refusal.code == "insert-select" => None,
+        Err(refusal) => Some(Plan::Refuse(refusal)),
+    }
+}
+
+/// INSERT into a table of the primary of rows that come from the shards alone; `None` for all else.
+fn into_primary(input: &Input<'_>) -> Option<Plan> {
+    if let Some(statement) = input.facts.single().filter(|it| it.class == Class::Ddl) {
+        return made_on_primary(input, statement);
+    }
+    let statement = input.facts.single().filter(|it| it.class == Class::Write && !it.explain)?;
+    let [written] = statement.writes.as_slice() else { return None };
+    let is_on_shards = |name: &Name| matches!(place(input, name), Ok(Place::Shards | Place::Nowhere));
+    let is_mixed = matches!(place(input, written), Ok(Place::Primary)) && statement.reads.iter().all(is_on_shards);
+    let (Some(shards), Some(primary)) = (input.shards, input.catalog) else { return None };
+    let temporary = written.schema.is_none() && input.session.has_temporary_objects;
+    if !is_mixed || temporary || !input.session.text_is_plain {
+        return None;
+    }
+    Some(match user_functions(input, statement) {
+        Err(refusal) => Plan::Refuse(refusal),
+        Ok(()) => {
+            match distribute::insert_into_primary(&for_shards(input, input.text, statement, shards, false), primary) {
+                Ok(plan) => in_transaction(input, Plan::InsertSelect(plan)),
+                Err(refusal) => Plan::Refuse(refusal),
+            }
+        }
+    })
 }
 
 /// TRUNCATE and DDL on tables of the shards; `None` where they are not concerned, or it is for others to refuse.

@@ -78,7 +78,7 @@ impl Session {
         self.has_read_aside |= self.status == TransactionStatus::InTransaction
             && matches!(way, Way::ReadOnly(_) | Way::Fill(..) | Way::Hit(..) | Way::FanOut(_) | Way::Gather(_));
         match way {
-            Way::Relay(_) | Way::Resume | Way::Bind => {
+            Way::Relay(_) | Way::Resume | Way::Bind | Way::Describe => {
                 return Err(Error::internal("a relayed statement is not pgherd's to answer"));
             }
             Way::ReadOnly(target) => return self.read_only(execution, described, target, None).await,
@@ -107,7 +107,12 @@ impl Session {
                 self.fail_with(message);
                 return Ok(Carried::Failed);
             }
-            way @ (Way::Gather(_) | Way::ExplainOver(_) | Way::Cursor(_) | Way::Scatter(_) | Way::CopyIn(_)) => {
+            way @ (Way::Gather(_)
+            | Way::ExplainOver(_)
+            | Way::Cursor(_)
+            | Way::Scatter(_)
+            | Way::InsertSelect(_)
+            | Way::CopyIn(_)) => {
                 if let Err(message) = self.ask_several(execution, described, way).await? {
                     self.fail_with(message);
                     return Ok(Carried::Failed);
@@ -171,6 +176,7 @@ impl Session {
             Way::ExplainOver(explained) => Box::pin(self.explain_over(execution, described, &explained)).await,
             Way::Cursor(gathered) => Box::pin(self.declare_cursor(execution, described, &gathered)).await,
             Way::Scatter(scattered) => Box::pin(self.scatter(execution, described, &scattered)).await,
+            Way::InsertSelect(plan) => Box::pin(self.insert_select(execution, described, &plan)).await,
             Way::CopyIn(copied) => Box::pin(self.copy_in(execution, described, &copied)).await,
             _ => Err(Error::internal("it is not for several servers")),
         }

@@ -138,19 +138,24 @@ impl Session {
         let way = self.way_of_unit(unit).await?.settled(unit, behind, self.status);
         self.refuse_in_pipeline(&way, is_last)?;
         let only_statements = unit.iter().all(|frame| !matches!(frame.tag(), b'B' | b'E'));
-        if only_statements && self.describes_beside(way.relay_target()) {
+        if only_statements && !matches!(way, Way::Describe) && self.describes_beside(way.relay_target()) {
             return self.describe_aside(unit, way.relay_target()).await;
         }
-        if let Way::Relay(target) = way {
-            return self.relay_unit(unit, target).await;
+        match way {
+            Way::Relay(target) => return self.relay_unit(unit, target).await,
+            Way::Describe => return self.answer_unit(unit, way).await,
+            _ => {}
         }
         let described = unit.iter().rposition(|frame| frame.tag() == b'D' && frame.body().first() == Some(&b'S'));
         let Some(at) = described else { return self.answer_unit(unit, way).await };
         // The types of parameters and columns are a server's to tell; what they are may change the plan.
         drop(way);
         let (statements, rest) = unit.split_at(at + 1);
-        let target = self.way_of_unit(statements).await?.relay_target();
-        if self.server.is_none() {
+        let way = self.way_of_unit(statements).await?;
+        let target = way.relay_target();
+        if matches!(way, Way::Describe) {
+            self.answer_unit(statements, way).await?;
+        } else if self.server.is_none() {
             self.describe_aside(statements, target).await?;
         } else {
             self.relay_unit(statements, target).await?;
@@ -373,7 +378,15 @@ impl Session {
             };
             if let Some(asked) = self.asked(unit, name)? {
                 let execution = Execution::described(&asked.facts, &asked.text, &asked.types);
-                way = Way::Relay(self.way(&execution).await?.describe_target());
+                way = match self.way(&execution).await? {
+                    Way::InsertSelect(plan) if plan.is_on_primary() => {
+                        if unit.iter().any(|frame| frame.tag() == b'B') {
+                            return Err(described_alone());
+                        }
+                        Way::Describe
+                    }
+                    way => Way::Relay(way.describe_target()),
+                };
             }
         }
         Ok(way)
@@ -452,6 +465,7 @@ impl Session {
                         self.answer_in_turn(BOUND);
                     }
                 }
+                b'D' if matches!(way, Some(Way::Describe)) => self.answer_in_turn(b"t\0\0\0\x06\0\0n\0\0\0\x04"),
                 b'D' => described = true,
                 b'C' => self.on_close(frame.clone()).await?,
                 _ => {

@@ -166,6 +166,7 @@ impl Session {
             | Way::Cursor(_)
             | Way::ExplainOver(_)
             | Way::Scatter(_)
+            | Way::InsertSelect(_)
             | Way::Bind => {
                 Err(Error::refused("a statement prepared under other settings cannot be planned over shards")
                     .hint("Prepare it again."))

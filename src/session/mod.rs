@@ -19,6 +19,7 @@ mod flight;
 mod gather;
 mod greet;
 pub mod handshake;
+mod insert_select;
 mod late_begin;
 mod lease;
 mod listen;

@@ -11,7 +11,7 @@ use super::memo::World;
 use crate::cache::{Audit, Entry, Failure, FillTicket};
 use crate::catalog::model::Catalog;
 use crate::error::{Error, ErrorKind};
-use crate::plan::distribute::{CopiedIn, Gathered, Scattered, Streamed};
+use crate::plan::distribute::{CopiedIn, Gathered, InsertSelect, Scattered, Streamed};
 use crate::plan::rules::{self, Bound, Input, SessionView, Transaction, resolve_search_path};
 use crate::plan::search_path::listed;
 use crate::plan::{CachedRead, Explained, Local, Plan, Refusal};
@@ -67,6 +67,8 @@ pub(super) enum Way {
     ExplainOver(Arc<Explained>),
     /// Writes on several shards.
     Scatter(Arc<Scattered>),
+    /// Reads a query's rows and inserts them where they belong.
+    InsertSelect(Arc<InsertSelect>),
     /// Copies the client's rows to several shards.
     CopyIn(Arc<CopiedIn>),
     /// Shows where it would run.
@@ -75,6 +77,8 @@ pub(super) enum Way {
     Resume,
     /// Binds a portal over several shards, which is executed later.
     Bind,
+    /// Describes an INSERT of which no server has all tables: it has no parameters and gives no rows.
+    Describe,
     /// There is nothing to run.
     Empty,
     /// Begins a transaction that no server knows of yet.
@@ -96,7 +100,15 @@ pub(super) enum Way {
 impl Way {
     /// Whether it is run on a server connection of its own, whose word on Parse and Bind is passed on.
     pub(super) fn is_read_aside(&self) -> bool {
-        matches!(self, Self::ReadOnly(_) | Self::Fill(..) | Self::FanOut(_) | Self::Failed(_) | Self::Scatter(_))
+        matches!(
+            self,
+            Self::ReadOnly(_)
+                | Self::Fill(..)
+                | Self::FanOut(_)
+                | Self::Failed(_)
+                | Self::Scatter(_)
+                | Self::InsertSelect(_)
+        )
     }
 
     /// The server of something that is passed on; the primary for all else.
@@ -115,7 +127,7 @@ impl Way {
             Self::Gather(gathered) | Self::Cursor(gathered) => {
                 Target::Shard(gathered.shards.first().copied().unwrap_or(0))
             }
-            Self::ExplainOver(_) => Target::Shard(0),
+            Self::ExplainOver(_) | Self::InsertSelect(_) => Target::Shard(0),
             Self::Scatter(scattered) => Target::Shard(scattered.parts.first().map_or(0, |part| part.shard)),
             _ => Target::Primary,
         }
@@ -132,9 +144,10 @@ impl Way {
             Self::Hit(..) | Self::Fill(..) | Self::Failed(_) => PlanClass::Cached,
             Self::FanOut(_) | Self::Resume => PlanClass::FanOut,
             Self::Gather(_) | Self::Cursor(_) | Self::ExplainOver(_) => PlanClass::Gather,
-            Self::Scatter(_) | Self::CopyIn(_) => PlanClass::Scatter,
+            Self::Scatter(_) | Self::InsertSelect(_) | Self::CopyIn(_) => PlanClass::Scatter,
             Self::Explain(_)
             | Self::Bind
+            | Self::Describe
             | Self::Empty
             | Self::Begin
             | Self::Savepoint
@@ -208,6 +221,7 @@ impl Session {
             Plan::Explain(explained) => self.way_of_fan_out(Way::ExplainOver(explained)),
             Plan::CopyIn(copied) => self.way_of_fan_out(Way::CopyIn(copied)),
             Plan::Scatter(scattered) => self.way_of_fan_out(Way::Scatter(scattered)),
+            Plan::InsertSelect(plan) => self.way_of_fan_out(Way::InsertSelect(plan)),
             Plan::Local(Local::Empty) => Ok(Way::Empty),
             Plan::Local(Local::ExplainRoute(inner)) => self.explain(execution, &inner).await.map(Way::Explain),
             Plan::Refuse(refusal) => Err(self.refused(refusal)),
@@ -262,7 +276,7 @@ impl Session {
         self.memo.check(world, &self.settings.current, &db.plan_memories, || db.login_role(user));
     }
 
-    fn refused(&self, refusal: Refusal) -> Error {
+    pub(super) fn refused(&self, refusal: Refusal) -> Error {
         self.db.shared.metrics.refusal(refusal.code);
         Error::refused(refusal.message).hint(refusal.hint)
     }
@@ -325,7 +339,11 @@ impl Session {
         self.plan_knowing(execution, false).await
     }
 
-    async fn plan_knowing(&mut self, execution: &Execution<'_>, is_unmergeable: bool) -> Result<Plan, Error> {
+    pub(super) async fn plan_knowing(
+        &mut self,
+        execution: &Execution<'_>,
+        is_unmergeable: bool,
+    ) -> Result<Plan, Error> {
         self.db.wait_for_catalogs().await?;
         let catalog = self.db.catalog.current();
         let shards = self.db.shard_catalog.as_ref().map(|handle| handle.current());

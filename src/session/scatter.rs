@@ -63,7 +63,7 @@ impl Session {
     }
 
     /// ParseComplete and BindComplete, as far as a shard has said them.
-    fn tell_as_far(&mut self, execution: &Execution<'_>, told: usize) {
+    pub(super) fn tell_as_far(&mut self, execution: &Execution<'_>, told: usize) {
         const COMPLETE_LEN: usize = 5;
         let awaited = execution.unanswered.len() / COMPLETE_LEN;
         // A Parse of pgherd's own comes first where the client's statement was prepared before.
@@ -88,9 +88,13 @@ impl Session {
 
     async fn scatter_within(&mut self, execution: &Execution<'_>, scattered: &Scattered) -> Result<Answer, Failure> {
         for part in &scattered.parts {
-            self.attach(Target::Shard(part.shard)).await.map_err(Failure::Own)?;
+            let target = if scattered.is_on_primary { Target::Primary } else { Target::Shard(part.shard) };
+            self.attach(target).await.map_err(Failure::Own)?;
         }
         self.come_to_rest().await.map_err(Failure::Own)?;
+        if scattered.is_on_primary {
+            self.note_writes_of_own(execution.facts).await.map_err(Failure::Own)?;
+        }
         self.written = true;
         self.settings.forget_exact();
         if let Some(attached) = &mut self.server {
@@ -125,7 +129,8 @@ impl Session {
         let mut all: Vec<(usize, &mut ServerConn)> =
             parts(&mut self.server, &mut self.span).into_iter().map(|part| (part.at, part.server)).collect();
         all.sort_by_key(|(at, _)| *at);
-        let is_wanted = |at: usize| scattered.parts.iter().any(|part| part.shard + 1 == at);
+        let place = |part: &Part| if scattered.is_on_primary { 0 } else { part.shard + 1 };
+        let is_wanted = |at: usize| scattered.parts.iter().any(|part| place(part) == at);
         let mut servers: Vec<&mut ServerConn> =
             all.into_iter().filter(|(at, _)| is_wanted(*at)).map(|(_, server)| server).collect();
         if servers.len() != scattered.parts.len() {
@@ -177,7 +182,10 @@ impl Session {
 
     /// A write that commits by itself cannot stand in the middle of a pipeline, which is one transaction up to its Sync.
     pub(super) fn refuse_in_pipeline(&self, way: &Way, is_last: bool) -> Result<(), Error> {
-        if matches!(way, Way::Scatter(_) | Way::CopyIn(_)) && self.status == TransactionStatus::Idle && !is_last {
+        if matches!(way, Way::Scatter(_) | Way::InsertSelect(_) | Way::CopyIn(_))
+            && self.status == TransactionStatus::Idle
+            && !is_last
+        {
             return Err(Error::refused("a write over several shards in a pipeline with other statements")
                 .hint("Send BEGIN before them, or Sync behind each."));
         }

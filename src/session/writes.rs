@@ -95,6 +95,18 @@ impl Session {
         Ok(())
     }
 
+    /// Notes what a statement writes on the primary that pgherd runs itself, in a transaction that it may end itself.
+    pub(super) async fn note_writes_of_own(&mut self, facts: &SharedFacts) -> Result<(), Error> {
+        let target = self.flight_target.replace(Target::Primary);
+        let noted = self.note_writes(facts).await;
+        self.flight_target = target;
+        noted?;
+        if let Some(writes) = &mut self.writes {
+            writes.may_commit = true;
+        }
+        self.before_commit().await
+    }
+
     /// What a statement may write, by facts, catalog and search path.
     pub(super) fn written_by(&mut self, facts: &SharedFacts) -> Written {
         let catalog = self.db.catalog.current();

@@ -39,11 +39,15 @@ pub fn ddl(input: &Input<'_>, is_on_shards: impl Fn(&Name) -> Result<bool, Refus
         _ => {}
     }
     judge(input, tree)?;
-    let part = |shard| Part { shard, sql: input.text.into(), rows: Vec::new(), is_verbatim: true };
+    let part = |shard| Part { shard, sql: input.text.into(), rows: Vec::new(), is_verbatim: true, more: Vec::new() };
     let parts = (0..input.database.shards.len()).map(part).collect();
     let reason = Reason { code: "ddl", text: "every shard has the table".into() };
     let serial = Some("ddl".into());
-    finished(input, Scattered { parts, tally: Tally::Alike, serial, moments: Vec::new(), is_ddl: true, reason })
+    let moments = Vec::new();
+    finished(
+        input,
+        Scattered { parts, tally: Tally::Alike, serial, moments, is_ddl: true, is_on_primary: false, reason },
+    )
 }
 
 /// The tables or indexes that it is about.

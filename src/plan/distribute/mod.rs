@@ -3,6 +3,7 @@
 mod analysis;
 mod array;
 mod block;
+mod carrier;
 mod check;
 mod constant;
 mod copy;
@@ -14,6 +15,7 @@ mod gather;
 mod gather_check;
 mod group;
 mod having;
+mod insert_select;
 mod items;
 mod membership;
 mod merge_into;
@@ -32,8 +34,10 @@ mod stream;
 mod tie;
 mod write;
 
+pub use carrier::{Carried, Carrier};
 pub use copy::{CopiedIn, Form, Placed, copy_in};
 pub use ddl::ddl;
+pub use insert_select::{Answered, InsertSelect, create_on_primary, insert_into_primary};
 pub use model::{
     Aggregate, BitOperation, Collating, Condition, Distributed, Gathered, Groups, Input, Key, Merge, Output,
     Parameters, Session, Shipment, Sort, SortBy, Streamed,

@@ -95,6 +95,8 @@ pub enum Distributed {
     Gathered(Arc<Gathered>),
     /// A write on several shards, in one transaction over them.
     Scattered(Arc<super::scatter::Scattered>),
+    /// A query's rows, read first and inserted where they belong, in one transaction over the shards.
+    InsertSelect(Arc<super::InsertSelect>),
     /// It has parameters that are not known yet: describe it on any shard, plan again after Bind.
     NeedsBind,
 }

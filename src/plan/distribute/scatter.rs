@@ -4,11 +4,13 @@ use std::collections::BTreeMap;
 use std::ops::{ControlFlow, Range};
 use std::sync::Arc;
 
+use bytes::Bytes;
 use sqlparser::ast::{Expr, Insert, Query, SelectItem, SetExpr, Statement, Visit, Visitor};
 
 use super::analysis::Analysis;
 use super::check::Findings;
 use super::functions::Functions;
+use super::insert_select;
 use super::model::{Distributed, Input};
 use super::once::{self, Edits};
 use super::refuse::{clause, refuse};
@@ -33,12 +35,14 @@ pub struct Scattered {
     pub moments: Vec<Box<str>>,
     /// Whether it changes the shards' catalogs.
     pub is_ddl: bool,
+    /// Whether its only part runs on the primary instead of a shard.
+    pub is_on_primary: bool,
     /// Why it is so.
     pub reason: Reason,
 }
 
 /// Whether a query stands in a tree.
-fn holds_query(tree: &impl Visit) -> bool {
+pub(super) fn holds_query(tree: &impl Visit) -> bool {
     struct Finder;
     impl Visitor for Finder {
         type Break = ();
@@ -66,6 +70,8 @@ pub struct Part {
     pub rows: Vec<usize>,
     /// Whether it is the client's own text, to the letter.
     pub is_verbatim: bool,
+    /// Parameters behind the statement's own: format codes and values.
+    pub more: Vec<(i16, Bytes)>,
 }
 
 /// What becomes of the shards' answers.
@@ -113,6 +119,16 @@ pub(super) struct Write<'w, 'a> {
 impl Write<'_, '_> {
     /// Splits a write to a reference table: every shard does the same.
     pub(super) fn reference(self, relation: &Relation) -> Result<Distributed, Refusal> {
+        match self.tree {
+            Statement::Insert(insert) if select_into::is_query(insert) => {
+                // What each shard would read otherwise is read once.
+                self.alike(relation).or_else(|_| insert_select::plan(&self, insert, relation))
+            }
+            _ => self.alike(relation),
+        }
+    }
+
+    fn alike(&self, relation: &Relation) -> Result<Distributed, Refusal> {
         if self.analysis.touches_sharded {
             return Err(clause("reference-write", "a write to a reference table from sharded ones"));
         }
@@ -154,14 +170,12 @@ impl Write<'_, '_> {
 
     /// Splits a write to rows of several shards.
     pub(super) fn sharded(self, written: Sharded) -> Result<Distributed, Refusal> {
-        let select = match self.tree {
-            Statement::Insert(insert) if select_into::is_query(insert) => Some(insert),
-            _ => None,
-        };
-        if select.is_some_and(|insert| holds_query(&insert.returning) || holds_query(&insert.on)) {
-            return Err(clause("sub-query", "a sub-query in RETURNING or ON CONFLICT of INSERT ... SELECT"));
+        if let Statement::Insert(insert) = self.tree
+            && select_into::is_query(insert)
+        {
+            return self.staying(insert, &written).or_else(|_| insert_select::plan(&self, insert, &written.relation));
         }
-        if select.is_none() && self.analysis.inner_queries > 0 {
+        if self.analysis.inner_queries > 0 {
             if self.analysis.is_loose {
                 return Err(clause(
                     "sub-query",
@@ -176,15 +190,6 @@ impl Write<'_, '_> {
             return Err(refusal.clone());
         }
         quiet(&written.relation)?;
-        if let Some(insert) = select {
-            let lacks = left_out(insert, &written.relation, written.width.or_else(|| width(insert)));
-            if let Some((column, _)) = lacks.iter().find(|(column, _)| column.default == DefaultKind::Moment) {
-                return Err(one_for_all(column));
-            }
-            written.shards?;
-            let shards = select_into::shards(self.input, insert, self.source)?.into_iter().collect();
-            return self.everywhere(shards, Tally::Sum, None, "each row belongs to the shard that it is read from");
-        }
         match self.tree {
             Statement::Insert(insert) => self.rows(insert, &written),
             _ => {
@@ -192,6 +197,24 @@ impl Write<'_, '_> {
                 self.everywhere(shards, Tally::Sum, None, "rows of several shards can be concerned")
             }
         }
+    }
+
+    /// An INSERT of rows that belong to the shards which they are read from.
+    fn staying(&self, insert: &Insert, written: &Sharded) -> Result<Distributed, Refusal> {
+        if holds_query(&insert.returning) || holds_query(&insert.on) {
+            return Err(clause("sub-query", "a sub-query in RETURNING or ON CONFLICT of INSERT ... SELECT"));
+        }
+        if let Some(refusal) = &self.findings.one_shard {
+            return Err(refusal.clone());
+        }
+        quiet(&written.relation)?;
+        let lacks = left_out(insert, &written.relation, written.width.or_else(|| width(insert)));
+        if let Some((column, _)) = lacks.iter().find(|(column, _)| column.default == DefaultKind::Moment) {
+            return Err(one_for_all(column));
+        }
+        written.shards.clone()?;
+        let shards = select_into::shards(self.input, insert, self.source)?.into_iter().collect();
+        self.everywhere(shards, Tally::Sum, None, "each row belongs to the shard that it is read from")
     }
 
     /// What is put in place of `now()` and its like, if they are there.
@@ -213,10 +236,13 @@ impl Write<'_, '_> {
         let text = self.input.text;
         let sql: Arc<str> = edits.slice(text, 0..text.len()).into();
         let is_verbatim = edits.is_empty();
-        let part = |shard| Part { shard, sql: Arc::clone(&sql), rows: Vec::new(), is_verbatim };
+        let part = |shard| Part { shard, sql: Arc::clone(&sql), rows: Vec::new(), is_verbatim, more: Vec::new() };
         let parts = shards.into_iter().map(part).collect();
         let reason = Reason { code: "multi-shard-write", text: why.into() };
-        finished(self.input, Scattered { parts, tally, serial, moments: edits.moments, is_ddl: false, reason })
+        finished(
+            self.input,
+            Scattered { parts, tally, serial, moments: edits.moments, is_ddl: false, is_on_primary: false, reason },
+        )
     }
 
     /// Each row of an INSERT where it belongs.
@@ -234,16 +260,19 @@ impl Write<'_, '_> {
         written.rows.iter().enumerate().for_each(|(at, shard)| by_shard.entry(*shard).or_default().push(at));
         let parts = by_shard.into_iter().map(|(shard, rows)| {
             let sql = spliced(self.input.text, &texts, &rows, &added, &edits);
-            Part { shard, sql, rows, is_verbatim: false }
+            Part { shard, sql, rows, is_verbatim: false, more: Vec::new() }
         });
         let reason = Reason { code: "multi-shard-write", text: "its rows belong to several shards".into() };
         let parts = parts.collect();
-        finished(self.input, Scattered { parts, tally: Tally::Sum, serial: None, moments, is_ddl: false, reason })
+        finished(
+            self.input,
+            Scattered { parts, tally: Tally::Sum, serial: None, moments, is_ddl: false, is_on_primary: false, reason },
+        )
     }
 }
 
 /// Code of a user's that runs with a write could look at the clock, or at other rows.
-fn quiet(relation: &Relation) -> Result<(), Refusal> {
+pub(super) fn quiet(relation: &Relation) -> Result<(), Refusal> {
     if !relation.writes_opaque {
         return Ok(());
     }
@@ -251,13 +280,13 @@ fn quiet(relation: &Relation) -> Result<(), Refusal> {
     Err(refuse("trigger", message, "tie the statement to one value of the shard key"))
 }
 
-fn one_for_all(column: &Column) -> Refusal {
+pub(super) fn one_for_all(column: &Column) -> Refusal {
     let what = format!("the default of \"{}\" is one for all rows of a statement, not one for each shard", column.name);
     refuse("default", what, "list the columns that are given values, or give this one its value in the statement")
 }
 
 /// How many columns an INSERT's query gives, where that can be counted without knowing its tables.
-fn width(insert: &Insert) -> Option<usize> {
+pub(super) fn width(insert: &Insert) -> Option<usize> {
     let query = insert.source.as_ref()?;
     let SetExpr::Select(select) = &*query.body else { return None };
     let is_one = |item: &SelectItem| matches!(item, SelectItem::UnnamedExpr(_) | SelectItem::ExprWithAlias { .. });
@@ -300,7 +329,7 @@ fn values(insert: &Insert) -> Result<&[sqlparser::ast::Parens<Vec<Expr>>], Refus
 
 /// Columns that get their defaults, and whether no row speaks of them. `width` is how many columns a query gives; where it is not
 /// known and the statement lists none, any column may get its default.
-fn left_out<'r>(insert: &Insert, relation: &'r Relation, width: Option<usize>) -> Vec<(&'r Column, bool)> {
+pub(super) fn left_out<'r>(insert: &Insert, relation: &'r Relation, width: Option<usize>) -> Vec<(&'r Column, bool)> {
     let rows = match insert.source.as_ref().map(|query| &*query.body) {
         Some(SetExpr::Values(values)) => values.rows.as_slice(),
         _ => &[],

@@ -274,6 +274,26 @@ fn modifier(known: &Type, typmod: i32) -> Option<String> {
     }
 }
 
+/// A column's type with its modifier, as it is written in a cast; `None` where pgherd does not know how.
+pub(super) fn type_of(column: &Column, catalog: &Catalog) -> Option<String> {
+    type_name(column.type_oid, column.typmod, catalog)
+}
+
+/// As [`type_of`], by type and modifier.
+pub(super) fn type_name(type_oid: Oid, typmod: i32, catalog: &Catalog) -> Option<String> {
+    let known = catalog.types.get(&type_oid)?;
+    let modifier = match typmod {
+        -1 => String::new(),
+        typmod => modifier(known, typmod)?,
+    };
+    Some(format!("{}.{}{modifier}", quoted(&known.schema), quoted(&known.name)))
+}
+
+/// Whether the binary form of PostgreSQL's own type of that name holds nothing that differs from server to server.
+pub(super) fn is_portable(name: &str) -> bool {
+    BINARY.contains(&name)
+}
+
 /// An identifier as it is written so that PostgreSQL reads exactly this name.
 pub(super) fn quoted(name: &str) -> String {
     format!("\"{}\"", name.replace('"', "\"\""))

@@ -304,6 +304,33 @@ impl<'a> Source<'a> {
         self.range_of(first, last)
     }
 
+    /// Schema and name of the table that `CREATE [UNLOGGED] TABLE [IF NOT EXISTS]` makes.
+    pub(super) fn created_table(&self) -> Option<(Option<String>, String)> {
+        let mut at = if self.is(1, "unlogged") { 2 } else { 1 };
+        if !self.is(0, "create") || !self.is(at, "table") {
+            return None;
+        }
+        at += if self.is(at + 1, "if") && self.is(at + 2, "not") { 4 } else { 1 };
+        let first = self.name_at(at)?;
+        match self.is_punctuation(at + 1, b'.') {
+            true => Some((Some(first), self.name_at(at + 2)?)),
+            false => Some((None, first)),
+        }
+    }
+
+    /// The query of `CREATE TABLE ... AS query [WITH [NO] DATA]`.
+    pub(super) fn query_of_create(&self) -> Option<Range<usize>> {
+        let begins = |at: &usize| self.is(*at, "as") && (self.is(*at + 1, "select") || self.is(*at + 1, "with"));
+        let first = self.outer().into_iter().find(begins)? + 1;
+        let len = self.len();
+        let data = match (self.is(len.checked_sub(1)?, "data"), self.is(len - 2, "with"), self.is(len - 2, "no")) {
+            (true, true, _) => 2,
+            (true, _, true) => 3,
+            _ => 0,
+        };
+        self.range_of(first, (len - data).checked_sub(1)?)
+    }
+
     /// The name before the dot before that place.
     pub(super) fn schema_at(&self, at: usize) -> Option<String> {
         let dot = at.checked_sub(1).filter(|&dot| self.is_punctuation(dot, b'.'))?;

@@ -49,12 +49,12 @@ pub(super) fn insert(analysis: &mut Analysis<'_>, insert: &Insert) -> Result<Wri
     analysis.expressions(&insert.on, None, &Vec::new())?;
     let (layout, relation) = match (role, relation) {
         (Role::Reference, Some(relation)) => {
-            return walk_source(analysis, insert).map(|_| Written::Reference(relation));
+            return walk_query(analysis, insert).map(|_| Written::Reference(relation));
         }
         (Role::Sharded(layout), Some(relation)) => (layout, relation),
         _ => return walk_source(analysis, insert).map(|_| Written::Elsewhere),
     };
-    let block = walk_source(analysis, insert)?;
+    let block = walk_query(analysis, insert)?;
     conflict(&layout, insert)?;
     if select_into::is_query(insert) {
         let (home, width) = select_into::home(analysis, insert, &layout, &relation, block.as_ref());
@@ -80,6 +80,16 @@ fn walk_source<'o>(analysis: &mut Analysis<'_>, insert: &Insert) -> Result<Optio
         Some(query) => analysis.query(query, None, &Vec::new()),
         None => Ok(None),
     }
+}
+
+/// Walks the query of an INSERT into a table of the shards; what the walk does not read the coordinator may.
+fn walk_query<'o>(analysis: &mut Analysis<'_>, insert: &Insert) -> Result<Option<Block<'o>>, Refusal> {
+    let walked = walk_source(analysis, insert);
+    if walked.is_err() && select_into::is_query(insert) {
+        (analysis.tie, analysis.touches_sharded) = (Tie::Many, true);
+        return Ok(None);
+    }
+    walked
 }
 
 fn conflict(layout: &Layout, insert: &Insert) -> Result<(), Refusal> {

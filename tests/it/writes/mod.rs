@@ -3,6 +3,7 @@
 mod commits;
 mod copies;
 mod crashes;
+mod moves;
 mod queries;
 mod random;
 mod recovery;

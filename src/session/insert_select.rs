@@ -1,0 +1,352 @@
+//! INSERT of a query's rows that go where they belong, for this session: described by a shard, read as any query over shards, and
+//! then written in the client's transaction.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use tokio_util::sync::CancellationToken;
+
+use super::Session;
+use super::context::Target;
+use super::explain::parameters;
+use super::fan_out::{DRAIN_TIMEOUT, LeasedLeg, release};
+use super::planned::Execution;
+use crate::catalog::model::{Catalog, Type};
+use crate::error::Error;
+use crate::exec::coordinator::{self, Budget};
+use crate::exec::fanout::{self, Failure};
+use crate::exec::insert_select::{self, Collected, Described};
+use crate::exec::merge::ResultFormats;
+use crate::exec::merge::description::Column;
+use crate::exec::scatter::{self, Statement};
+use crate::plan::Plan;
+use crate::plan::distribute::{Answered, Carrier, Gathered, InsertSelect, Part, Scattered, Streamed, Tally};
+use crate::wire::frame::Frame;
+
+/// A query's rows.
+struct Rows {
+    /// How each column travels.
+    carriers: Vec<Carrier>,
+    /// Types and modifiers of the columns.
+    types: Vec<(u32, i32)>,
+    /// DataRows' bodies.
+    rows: Vec<Bytes>,
+}
+
+/// Why there are none.
+enum Unread {
+    /// A server's ErrorResponse.
+    Server(Bytes),
+    /// pgherd's own error.
+    Own(Error),
+    /// pgherd cannot merge such rows.
+    Unmergeable(Error),
+}
+
+impl Session {
+    /// Runs it. The inner error is the ErrorResponse that the client is to get.
+    pub(super) async fn insert_select(
+        &mut self,
+        execution: &Execution<'_>,
+        described: bool,
+        plan: &Arc<InsertSelect>,
+    ) -> Result<Result<(), Bytes>, Error> {
+        let mut types = Vec::new();
+        // Mistakes are told before anything is read, and in the client's own text, where a shard has all that it names.
+        if !plan.is_on_primary() {
+            types = match self.described_by_shard(execution.text, execution.types).await? {
+                Ok(whole) => whole.types,
+                Err(message) => {
+                    self.tell_as_far(execution, 0);
+                    return Ok(Err(message));
+                }
+            };
+        }
+        let execution = &Execution { types: &types, ..*execution };
+        let parts = match self.parts_of_insert(execution, plan).await? {
+            Ok(parts) => parts,
+            Err(message) => {
+                self.tell_as_far(execution, 2);
+                return Ok(Err(message));
+            }
+        };
+        let scattered = Scattered {
+            parts,
+            tally: if plan.is_everywhere() { Tally::Alike } else { Tally::Sum },
+            serial: plan.serial.clone(),
+            moments: plan.moments.clone(),
+            is_ddl: false,
+            is_on_primary: plan.is_on_primary(),
+            reason: plan.reason.clone(),
+        };
+        self.scatter(execution, described, &scattered).await
+    }
+
+    /// What each shard inserts.
+    async fn parts_of_insert(
+        &mut self,
+        execution: &Execution<'_>,
+        plan: &InsertSelect,
+    ) -> Result<Result<Vec<Part>, Bytes>, Error> {
+        let rows = match self.rows_of_query(execution, plan).await? {
+            Ok(rows) => rows,
+            Err(message) => return Ok(Err(message)),
+        };
+        let keys = match self.keys_of(plan, &rows).await? {
+            Ok(keys) => keys,
+            Err(message) => return Ok(Err(message)),
+        };
+        let first = execution.bind.map_or(0, |(_, bind)| bind.values.len()) + 1;
+        insert_select::parts(plan, &rows.carriers, &rows.rows, &keys, first).map(Ok)
+    }
+
+    /// What a shard says of a statement.
+    async fn described_by_shard(&mut self, sql: &[u8], types: &[u32]) -> Result<Result<Described, Bytes>, Error> {
+        let mut leg = self.lease_leg(Target::Shard(0)).await?;
+        let described = insert_select::describe(leg.attached.lease.server(), sql, types).await;
+        release(vec![leg], if described.is_ok() { &[] } else { &[0] });
+        described
+    }
+
+    /// Reads the query's rows.
+    async fn rows_of_query(
+        &mut self,
+        execution: &Execution<'_>,
+        plan: &InsertSelect,
+    ) -> Result<Result<Rows, Bytes>, Error> {
+        let described = match self.described_by_shard(plan.query.as_bytes(), execution.types).await? {
+            Ok(described) => described,
+            Err(message) => return Ok(Err(without_position(message))),
+        };
+        let columns = described.columns.map(|it| it.columns).unwrap_or_default();
+        let Some(catalog) = self.db.shard_catalog.as_ref().map(|handle| handle.current()) else {
+            return Err(Error::internal("the shards' catalog is gone"));
+        };
+        let carrier = |column: &Column| {
+            let carrier = Carrier::of(column.type_oid, &catalog)?;
+            match plan.makes_table() {
+                true => {
+                    carrier.becoming(&String::from_utf8_lossy(&column.name), (column.type_oid, column.typmod), &catalog)
+                }
+                false => Ok(carrier),
+            }
+        };
+        let carriers: Result<Vec<Carrier>, _> = columns.iter().map(carrier).collect();
+        let carriers = carriers.map_err(|refusal| self.refused(refusal))?;
+        if plan.is_on_primary() {
+            self.check_types_of_primary(&columns, &catalog)?;
+        }
+        let formats: Vec<i16> = carriers.iter().map(Carrier::format).collect();
+        let rows = match &plan.answered {
+            Answered::Streamed(streamed) => match self.streamed_rows(execution, streamed, &formats).await {
+                Err(Unread::Unmergeable(error)) => match self.gathered_instead(execution).await? {
+                    Some(gathered) => self.gathered_rows(execution, plan, &gathered, &formats).await,
+                    None => return Err(error),
+                },
+                rows => rows,
+            },
+            Answered::Gathered(gathered) => self.gathered_rows(execution, plan, gathered, &formats).await,
+        };
+        let rows = match rows {
+            Ok(rows) => rows,
+            Err(Unread::Server(message)) => return Ok(Err(message)),
+            Err(Unread::Own(error) | Unread::Unmergeable(error)) => return Err(error),
+        };
+        let types = columns.iter().map(|column| (column.type_oid, column.typmod)).collect();
+        Ok(Ok(Rows { carriers, types, rows }))
+    }
+
+    /// How PostgreSQL answers a query whose rows turned out not to be of types that pgherd compares.
+    async fn gathered_instead(&mut self, execution: &Execution<'_>) -> Result<Option<Arc<Gathered>>, Error> {
+        Ok(match self.plan_knowing(execution, true).await? {
+            Plan::InsertSelect(plan) => match &plan.answered {
+                Answered::Gathered(gathered) => Some(Arc::clone(gathered)),
+                Answered::Streamed(_) => None,
+            },
+            _ => None,
+        })
+    }
+
+    /// Types that users made must be there, too, where rows go.
+    fn check_types_of_primary(&self, columns: &[Column], shards: &Catalog) -> Result<(), Error> {
+        let primary = self.db.catalog.current();
+        for known in columns.iter().filter_map(|column| shards.types.get(&column.type_oid)) {
+            let is_it = |it: &&Type| {
+                (&it.schema, &it.name, it.kind, &it.labels) == (&known.schema, &known.name, known.kind, &known.labels)
+            };
+            if primary.types.values().find(is_it).is_none() {
+                return Err(Error::refused(format!(
+                    "the primary does not have the type \"{}\" of the shards",
+                    known.name
+                ))
+                .hint("Create it there alike, or cast the column to a type of PostgreSQL's own."));
+            }
+        }
+        Ok(())
+    }
+
+    async fn streamed_rows(
+        &mut self,
+        execution: &Execution<'_>,
+        streamed: &Arc<Streamed>,
+        formats: &[i16],
+    ) -> Result<Vec<Bytes>, Unread> {
+        let mut legs = self.legs_of(&streamed.shards).await.map_err(Unread::Own)?;
+        let work = CancellationToken::new();
+        self.cancel.slot.aim_at_work(work.clone());
+        let latch = match self.latch_snapshots(legs.len(), &work).await {
+            Ok(latch) => latch,
+            Err(error) => {
+                self.cancel.slot.work_is_over();
+                release(legs, &[]);
+                return Err(Unread::Own(error));
+            }
+        };
+        let (parameter_formats, values) = parameters(execution);
+        let run = fanout::Run {
+            plan: streamed,
+            types: execution.types,
+            parameter_formats,
+            values,
+            formats: ResultFormats { codes: formats, extra_float_digits: self.extra_float_digits() },
+            describe: false,
+            max_rows: None,
+            unanswered: b"",
+            standard_conforming_strings: self.conforming_strings(),
+            memory_bytes: self.db.fanout.memory_bytes,
+            max_parallel: self.db.fanout.max_parallel,
+            drain_timeout: DRAIN_TIMEOUT,
+        };
+        let mut sink = Collected::new(&mut self.client, self.db.fanout.memory_bytes);
+        let mut timed_out = false;
+        let outcome = {
+            let mut running = std::pin::pin!(fanout::run_under(&run, &mut legs, &mut sink, &work, latch));
+            match tokio::time::timeout(self.db.fanout.query_timeout, &mut running).await {
+                Ok(outcome) => outcome,
+                Err(_) => {
+                    timed_out = true;
+                    work.cancel();
+                    running.await
+                }
+            }
+        };
+        let result = outcome.result.map(|_| sink.rows());
+        self.cancel.slot.work_is_over();
+        release(legs, &outcome.broken);
+        collected(result, timed_out)
+    }
+
+    async fn gathered_rows(
+        &mut self,
+        execution: &Execution<'_>,
+        plan: &InsertSelect,
+        gathered: &Arc<Gathered>,
+        formats: &[i16],
+    ) -> Result<Vec<Bytes>, Unread> {
+        let mut legs = self.legs_of(&gathered.shards).await.map_err(Unread::Own)?;
+        // Always last: who waits for it holds all else, so that two statements cannot wait for each other.
+        legs.push(self.lease_leg(Target::Coordinator).await.map_err(Unread::Own)?);
+        let work = CancellationToken::new();
+        self.cancel.slot.aim_at_work(work.clone());
+        let (parameter_formats, values) = parameters(execution);
+        let fanout = &self.db.fanout;
+        let run = coordinator::Run {
+            plan: gathered,
+            text: plan.query.as_bytes(),
+            types: execution.types,
+            parameter_formats,
+            values,
+            result_formats: formats,
+            describe: false,
+            tells_no_data: false,
+            max_rows: 0,
+            budget: Budget { rows: fanout.max_shipped_rows, bytes: fanout.max_shipped_bytes },
+            drain_timeout: DRAIN_TIMEOUT,
+        };
+        let two_phase = self.db.two_phase.clone();
+        let mut sink = Collected::new(&mut self.client, fanout.memory_bytes);
+        let mut timed_out = false;
+        let outcome = {
+            let mut running = std::pin::pin!(coordinator::run(&run, &mut legs, &mut sink, &work, two_phase.as_deref()));
+            match tokio::time::timeout(fanout.query_timeout, &mut running).await {
+                Ok(outcome) => outcome,
+                Err(_) => {
+                    timed_out = true;
+                    work.cancel();
+                    running.await
+                }
+            }
+        };
+        let result = outcome.result.map(|_| sink.rows());
+        self.cancel.slot.work_is_over();
+        release(legs, &outcome.broken);
+        collected(result, timed_out)
+    }
+
+    async fn legs_of(&mut self, shards: &[usize]) -> Result<Vec<LeasedLeg>, Error> {
+        let mut legs = Vec::with_capacity(shards.len() + 1);
+        for &shard in shards {
+            legs.push(self.lease_leg(Target::Shard(shard)).await?);
+        }
+        self.db.metrics.fanout_legs.inc_by(legs.len() as u64);
+        Ok(legs)
+    }
+
+    /// The shard keys of the rows, as their columns store them: what an assignment makes of a value PostgreSQL says.
+    async fn keys_of(&mut self, plan: &InsertSelect, rows: &Rows) -> Result<Result<Vec<Bytes>, Bytes>, Error> {
+        let (of_key, carriers): (Vec<usize>, Vec<Carrier>) =
+            plan.key_columns().into_iter().filter_map(|at| Some((at, rows.carriers.get(at)?.clone()))).unzip();
+        if of_key.len() < plan.key_columns().len() {
+            return Err(Error::refused("INSERT of a query's rows that lack their shard key")
+                .hint("Let the query give the shard key's column, too."));
+        }
+        let is_as_given = plan.is_key_as_given(&rows.types) && carriers.iter().all(|it| it.format() == 1);
+        if of_key.is_empty() || rows.rows.is_empty() || is_as_given {
+            return insert_select::picked(&rows.rows, &of_key).map(Ok);
+        }
+        let columns: Vec<(usize, &Carrier)> = of_key.iter().copied().zip(&carriers).collect();
+        let part = Part {
+            shard: 0,
+            sql: plan.sql_of_keys(&carriers).into(),
+            rows: Vec::new(),
+            is_verbatim: false,
+            more: insert_select::arrays(&rows.rows, &columns)?,
+        };
+        let statement = Statement {
+            types: &[],
+            formats: &[],
+            values: &[],
+            result_formats: &[1],
+            standard_conforming_strings: self.conforming_strings(),
+            memory_bytes: self.db.fanout.memory_bytes,
+        };
+        let mut leg = self.lease_leg(Target::Shard(0)).await?;
+        let work = CancellationToken::new();
+        let server = vec![leg.attached.lease.server()];
+        let answer =
+            scatter::run(server, std::slice::from_ref(&part), Tally::Sum, &statement, &work, std::future::ready(()))
+                .await;
+        let is_lost = matches!(answer, Err(scatter::Failure::Own(_)));
+        release(vec![leg], if is_lost { &[0] } else { &[] });
+        match answer {
+            Ok(answer) => Ok(Ok(insert_select::rows_among(&answer.messages))),
+            Err(scatter::Failure::Server(message, _)) => Ok(Err(message)),
+            Err(scatter::Failure::Own(error)) => Err(error),
+        }
+    }
+}
+
+fn without_position(message: Bytes) -> Bytes {
+    coordinator::without_position(&Frame { bytes: message }).bytes
+}
+
+fn collected(result: Result<Result<Vec<Bytes>, Error>, Failure>, timed_out: bool) -> Result<Vec<Bytes>, Unread> {
+    match result {
+        Ok(rows) => rows.map_err(Unread::Own),
+        // The query is a part of the client's text at most: a place in it means nothing to the client.
+        Err(Failure::Server(frame)) => Err(Unread::Server(without_position(frame.bytes))),
+        Err(Failure::Own(_)) if timed_out => Err(Unread::Own(super::failure::too_slow("fanout.query_timeout"))),
+        Err(Failure::Own(error)) => Err(Unread::Own(error)),
+        Err(Failure::Unmergeable(error)) => Err(Unread::Unmergeable(error)),
+    }
+}
