@@ -15,6 +15,7 @@ mod gather_check;
 mod group;
 mod having;
 mod items;
+mod key_lists;
 mod membership;
 mod merge_into;
 mod model;
@@ -35,7 +36,7 @@ mod write;
 pub use copy::{CopiedIn, Form, Placed, copy_in};
 pub use ddl::ddl;
 pub use model::{
-    Aggregate, BitOperation, Collating, Condition, Distributed, Gathered, Groups, Input, Key, Merge, Output,
+    Aggregate, BitOperation, Collating, Condition, Distributed, Gathered, Groups, Input, Key, KeyList, Merge, Output,
     Parameters, Session, Shipment, Sort, SortBy, Streamed,
 };
 pub use scatter::{Part, Scattered, Tally, marker};
