@@ -208,6 +208,39 @@ async fn keys_of_what_was_itself_kept_to_keys() {
 }
 
 #[tokio::test]
+async fn two_names_of_one_table_each_with_conditions_of_its_own() {
+    let herd = Herd::start(3, "", "").await;
+    let (mut oracle, mut client) = herd.clients().await;
+    for text in [
+        "select m.id, few.id, f.id from many m, few, few f where few.id < 3 and few.k = m.k and f.k = m.k and (f.id = 1 or f.id = 40)",
+        "select m.id, f.id, few.id from many m, few f, few where few.id < 3 and few.k = m.k and f.k = m.k and (f.id = 1 or f.id = 40)",
+        "select m.id, a.id, b.id from many m, few a, few b where a.id < 3 and a.k = m.k and b.t like 'Q22%' and b.k = m.k",
+        "select m.id, (select count(*) from few b where b.id > 30 and b.k = m.k) from many m, few a where a.id = 3 and a.k = m.k",
+        "select m.id from many m, public.few where few.id between 4 and 6 and few.k = m.k and exists (select from few where id > 35 and k = m.k)",
+    ] {
+        let (rows, kept) = told(&mut oracle, &mut client, text).await;
+        assert!(rows <= 80 && !kept.is_empty(), "{text}: {rows} rows, {kept:?}");
+    }
+    // In either name's condition the table goes by that name.
+    let text = "select a.id, b.id from few a, few b where a.id < 3 and b.id > 39 and a.k is distinct from b.k";
+    let route = ask(&mut client, Manner::Simple, &format!("explain (route) {text}")).await;
+    let shown = route
+        .column(1)
+        .into_iter()
+        .flatten()
+        .find(|value| value.starts_with("public.few from"))
+        .expect("it is shipped");
+    assert!(
+        shown.contains("AS \"a\" WHERE") && shown.contains("EXISTS (SELECT ? FROM (SELECT \"a\".*) AS \"b\" WHERE"),
+        "{shown}"
+    );
+    assert_eq!(
+        ask(&mut client, Manner::Text, text).await.sorted(),
+        ask(&mut oracle, Manner::Text, text).await.sorted()
+    );
+}
+
+#[tokio::test]
 async fn settings_encodings_cursors_and_copies() {
     let herd = Herd::start(2, "", "").await;
     let (mut oracle, mut client) = herd.clients().await;

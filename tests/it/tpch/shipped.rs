@@ -1,13 +1,14 @@
 //! What the queries ship to the coordinator, with lists of keys and without; `--nocapture` shows it.
 
 use std::collections::BTreeMap;
+use std::time::Instant;
 
 use super::data::{self, Collation, Herd, Layout};
 use super::queries::queries;
 use super::simple;
 use crate::harness::Pgherd;
 
-/// Rows and bytes that EXPLAIN ANALYZE tells of all shipped tables, and the milliseconds from the first COPY to the answer.
+/// Rows and bytes that EXPLAIN ANALYZE tells of all shipped tables, and the milliseconds that the query itself then takes.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 struct Shipped {
     rows: f64,
@@ -31,13 +32,12 @@ async fn shipped(pgherd: &Pgherd) -> BTreeMap<u32, Shipped> {
             if line.trim_start().starts_with("->  Ship ") {
                 sum.rows += figure("(rows=");
                 sum.bytes += figure("bytes=");
-                sum.millis += figure("time=");
-            } else if sum == Shipped::default() && line.trim_start().starts_with("Execution Time:") {
-                sum.millis += figure("Execution Time:");
             }
         }
         if sum.rows > 0.0 {
-            all.insert(query.number, sum);
+            let since = Instant::now();
+            simple(&client, &query.text).await.expect("an answer");
+            all.insert(query.number, Shipped { millis: since.elapsed().as_secs_f64() * 1e3, ..sum });
         }
     }
     all
@@ -70,5 +70,5 @@ async fn rows_with_keys_that_count_beside_reference_tables() {
 
 #[tokio::test]
 async fn rows_with_keys_that_count_where_every_table_has_its_own() {
-    story(Layout::OwnKeys, &[(2, 0.5), (8, 0.1), (17, 0.1), (19, 0.1), (20, 0.3)]).await;
+    story(Layout::OwnKeys, &[(2, 0.5), (7, 0.2), (8, 0.1), (17, 0.1), (19, 0.1), (20, 0.3)]).await;
 }
