@@ -17,7 +17,7 @@ use crate::wire::frame::{Body, Frame};
 const MOST_BYTES: usize = 1 << 20;
 
 /// For each key that is wanted so many rows are looked at for distinct ones, and no more.
-const ROWS_FOR_ONE_KEY: u64 = 20;
+const ROWS_FOR_ONE_KEY: u64 = 5;
 
 /// The keys of one column that was shipped.
 #[derive(Debug)]
