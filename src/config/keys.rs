@@ -313,6 +313,7 @@ static FANOUT: Section = Section {
         fixed("query_timeout", Duration, Some("30s")),
         fixed("max_shipped_rows", Count, Some("10000000")),
         fixed("max_shipped_bytes", Size, Some("1GiB")),
+        fixed("key_list_max", Count, Some("20000")),
     ],
     unsupported: &[(
         "coordinator",

@@ -439,6 +439,8 @@ pub struct Fanout {
     pub max_shipped_rows: u64,
     /// Bytes that one statement may ship to the coordinator.
     pub max_shipped_bytes: u64,
+    /// Keys of one table at most that rows of another are left out by; 0 leaves none out.
+    pub key_list_max: u64,
 }
 
 /// `[admin]`

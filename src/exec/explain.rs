@@ -72,6 +72,13 @@ pub fn gathered(gathered: &Gathered, told: &Told, manner: Manner<'_>) -> Vec<Str
         };
         out.add(1, format!("->  Ship {} from shards {}{all}", shipment.table, numbers(shards.iter().copied())));
         out.sql(3, "Runs", &shipment.select);
+        for kept in &told.kept {
+            let of = gathered.shipments.get(kept.of).map_or("", |of| &*of.table);
+            out.add(3, format!("Restricted to the {} keys of {of}.{}", kept.keys, kept.of_column.trim_matches('"')));
+        }
+        if let Some(whose) = explain::key_lists(gathered, shipment).filter(|_| !manner.asked.analyze) {
+            out.add(3, format!("May be restricted to the keys of {whose}"));
+        }
         for (at, (shard, plan)) in shards.iter().zip(&told.plans).enumerate() {
             let gave = told
                 .shipped

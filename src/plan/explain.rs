@@ -68,10 +68,12 @@ fn way(rows: &mut Rows, plan: &Plan, scs: bool) {
             for shipment in &gathered.shipments {
                 let from: Vec<String> =
                     shipment.from.iter().filter_map(|&at| gathered.shards.get(at)).map(ToString::to_string).collect();
-                rows.add(
-                    "ships",
-                    format!("{} from {}: {}", shipment.table, from.join(", "), masked(&shipment.unload(true), scs)),
-                );
+                let unload = shipment.unload(shipment.select.as_bytes());
+                let unload = masked(&String::from_utf8_lossy(&unload), scs);
+                rows.add("ships", format!("{} from {}: {unload}", shipment.table, from.join(", ")));
+                if let Some(whose) = key_lists(gathered, shipment) {
+                    rows.add("restricted", format!("{} to the keys of {whose}, where they are few", shipment.table));
+                }
             }
             rows.add("runs", masked(&gathered.sql, scs));
         }
@@ -116,6 +118,19 @@ impl Rows {
             self.add(property, values.join(", "));
         }
     }
+}
+
+/// Whose keys the rows of a table may be restricted to, in words.
+pub fn key_lists(gathered: &super::distribute::Gathered, shipment: &super::distribute::Shipment) -> Option<String> {
+    let places = shipment.key_lists.iter().map(|place| {
+        let whose = place.iter().filter_map(|list| {
+            let of = gathered.shipments.get(list.of)?;
+            Some(format!("{}.{}", of.table, list.of_column.trim_matches('"')))
+        });
+        whose.collect::<Vec<_>>().join(" and ")
+    });
+    let places: Vec<String> = places.collect();
+    (!places.is_empty()).then(|| places.join(" or "))
 }
 
 /// How rows of the shards become the answer's, in words.

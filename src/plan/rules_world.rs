@@ -63,6 +63,7 @@ impl World {
                 query_timeout: Duration::from_secs(30),
                 max_shipped_rows: 1000,
                 max_shipped_bytes: 1 << 20,
+                key_list_max: 1000,
             },
             path: vec!["pg_catalog".into(), "public".into()],
             listed: vec!["public".into()],

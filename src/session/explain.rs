@@ -167,7 +167,7 @@ impl Session {
             describe: false,
             tells_no_data: false,
             max_rows: 0,
-            budget: Budget { rows: self.db.fanout.max_shipped_rows, bytes: self.db.fanout.max_shipped_bytes },
+            budget: Budget::from(&self.db.fanout),
             drain_timeout: DRAIN_TIMEOUT,
         };
         let (told, broken) = coordinator::explain(&run, manner.asked, legs, work).await;

@@ -49,7 +49,7 @@ impl Session {
             describe: described,
             tells_no_data: described && execution.bind.is_some(),
             max_rows: execution.max_rows,
-            budget: Budget { rows: fanout.max_shipped_rows, bytes: fanout.max_shipped_bytes },
+            budget: Budget::from(fanout),
             drain_timeout: DRAIN_TIMEOUT,
         };
         let two_phase = self.db.two_phase.clone();

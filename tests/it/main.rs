@@ -20,6 +20,7 @@ mod fanout;
 mod fanout_hash;
 mod fuzzing;
 mod instruments;
+mod key_lists;
 mod layouts;
 mod leaks;
 mod listen;

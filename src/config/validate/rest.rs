@@ -13,6 +13,9 @@ const LEAST_MEMORY_BYTES: u64 = 64 << 10;
 /// What nobody guesses over a network.
 const LEAST_TOKEN_BYTES: usize = 16;
 
+/// Keys that one statement can hold without PostgreSQL taking long to plan it.
+const MOST_KEYS: u64 = 100_000;
+
 pub(super) fn fanout(table: &Table<'_>) -> Fanout {
     let memory = table.size("memory");
     if memory < LEAST_MEMORY_BYTES {
@@ -33,6 +36,7 @@ pub(super) fn fanout(table: &Table<'_>) -> Fanout {
         query_timeout: table.duration("query_timeout"),
         max_shipped_rows: table.count("max_shipped_rows", 1..1 << 48).unwrap_or(1),
         max_shipped_bytes: table.size("max_shipped_bytes"),
+        key_list_max: table.count("key_list_max", 0..MOST_KEYS + 1).unwrap_or(0),
     }
 }
 

@@ -5,8 +5,8 @@ use futures_util::future::{join_all, try_join_all};
 use tokio_util::sync::CancellationToken;
 
 use super::line::Line;
-use super::ship::{Shipped, ship, without_position};
-use super::{Leg, Run, bind, cancelled, make_tables, may_be_a_conditions, of_pgherds_own, open, tune};
+use super::ship::{Shipped, without_position};
+use super::{Leg, Run, bind, cancelled, make_tables, may_be_a_conditions, of_pgherds_own, open, ship_all};
 use crate::error::Error;
 use crate::exec::fanout::{Failure, line_of};
 use crate::exec::two_phase::TwoPhase;
@@ -114,10 +114,7 @@ async fn steps<L: Leg>(
     tokio::try_join!(snapshots, make_tables(run, coordinator, " ON COMMIT DROP"))?;
     let left = latch.map(Guard::leave);
     let mut sum = Shipped::default();
-    for shipment in &run.plan.shipments {
-        let shipped = ship(shipment, shards, coordinator, &mut sum, run.budget, how.with_conditions).await?;
-        tune(shipment, &shipped, coordinator).await?;
-    }
+    ship_all(run, shards, coordinator, &mut sum, how.with_conditions).await?;
     shards.iter_mut().for_each(|line| line.query("ROLLBACK"));
     try_join_all(shards.iter_mut().map(|line| line.settle(|_| {}))).await?;
     if let Some(left) = left {

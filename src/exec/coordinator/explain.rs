@@ -7,6 +7,7 @@ use futures_util::future::{join_all, try_join_all};
 use tokio_util::sync::CancellationToken;
 
 use super::line::Line;
+use super::order::{KeptTo, Order};
 use super::ship::{Shipped, ship};
 use super::{Leg, Run, bind, cancelled, of_pgherds_own, open, prepare, tune};
 use crate::error::Error;
@@ -31,6 +32,8 @@ pub struct ToldShipment {
     pub plans: Vec<Vec<String>>,
     /// What each shard has shipped, where it was run.
     pub shipped: Vec<Shipped>,
+    /// The keys that its rows were kept to.
+    pub kept: Vec<KeptTo>,
     /// From the first COPY to the last row's arrival, where it was run.
     pub took: Duration,
 }
@@ -73,16 +76,22 @@ async fn tell<L: Leg>(
     tokio::try_join!(opening, prepare(run, coordinator))?;
     let mut told = Told::default();
     let mut sum = Shipped::default();
-    for shipment in &run.plan.shipments {
-        let plans = plans(shipment, asked, shards).await?;
-        let mut one = ToldShipment { plans, ..ToldShipment::default() };
+    told.shipments = vec![ToldShipment::default(); run.plan.shipments.len()];
+    // Which keys there are is known only where tables are shipped.
+    let mut order = Order::new(run, asked.analyze);
+    while let Some(turn) = order.next(shards).await? {
+        let shipment = &run.plan.shipments[turn.at];
+        let one = &mut told.shipments[turn.at];
+        let select = if asked.analyze { &turn.select } else { shipment.select.as_bytes() };
+        one.plans = plans(shipment, select, asked, shards).await?;
+        one.kept = turn.kept.clone();
         if asked.analyze {
             let since = Instant::now();
-            one.shipped = ship(shipment, shards, coordinator, &mut sum, run.budget, true).await?;
+            one.shipped = ship(shipment, &turn.select, shards, coordinator, &mut sum, run.budget).await?;
             one.took = since.elapsed();
             tune(shipment, &one.shipped, coordinator).await?;
+            order.note(&turn, &one.shipped, coordinator).await?;
         }
-        told.shipments.push(one);
     }
     shards.iter_mut().for_each(|line| line.query("ROLLBACK"));
     try_join_all(shards.iter_mut().map(|line| line.settle(|_| {}))).await?;
@@ -102,17 +111,45 @@ async fn tell<L: Leg>(
 
 async fn plans<L: Leg>(
     shipment: &Shipment,
+    select: &[u8],
     asked: &Explaining,
     shards: &mut [Line<'_, L>],
 ) -> Result<Vec<Vec<String>>, Failure> {
-    let sql = [&*asked.plain, &shipment.select].concat();
+    let sql = [asked.plain.as_bytes(), select].concat();
     let mut plans = Vec::new();
     for &from in &shipment.from {
         let Some(line) = shards.get_mut(from) else { continue };
-        line.query(&sql);
+        line.query_bytes(&sql);
         let mut plan = Vec::new();
-        line.settle(|frame| plan.extend(line_of(frame))).await.map_err(of_pgherds_own)?;
+        line.settle(|frame| plan.extend(line_of(frame).map(shortened))).await.map_err(of_pgherds_own)?;
         plans.push(plan);
     }
     Ok(plans)
+}
+
+/// A line of a plan without most of a long list of keys.
+fn shortened(line: String) -> String {
+    /// What is left of a list.
+    const SHOWN_BYTES: usize = 60;
+    let Some((before, list)) = line.split_once("ANY ('{") else { return line };
+    let Some((list, behind)) = list.split_once("}'::").filter(|(list, _)| list.len() > SHOWN_BYTES) else {
+        return line;
+    };
+    let shown = list.char_indices().take_while(|(at, _)| *at < SHOWN_BYTES).last().map_or(0, |(at, _)| at);
+    format!("{before}ANY ('{{{}...}}'::{}", list.get(..shown).unwrap_or_default(), shortened(behind.to_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::shortened;
+
+    #[test]
+    fn a_long_list_of_keys_is_cut_and_the_rest_of_the_line_is_not() {
+        let long = vec!["1234567"; 30].join(",");
+        let line = format!("Filter: ((k = ANY ('{{{long}}}'::integer[])) AND (n = ANY ('{{1,2}}'::integer[])))");
+        let wanted =
+            format!("Filter: ((k = ANY ('{{{}...}}'::integer[])) AND (n = ANY ('{{1,2}}'::integer[])))", &long[..59]);
+        assert_eq!(shortened(line), wanted);
+        assert_eq!(shortened("Filter: (é = ANY ('{1}'::integer[]))".into()), "Filter: (é = ANY ('{1}'::integer[]))");
+    }
 }

@@ -44,7 +44,12 @@ impl<'l, L: Leg> Line<'l, L> {
 
     /// Queues a statement.
     pub(in crate::exec) fn query(&mut self, sql: &str) {
-        writer::query(self.leg.queue(), sql.as_bytes());
+        self.query_bytes(sql.as_bytes());
+    }
+
+    /// Queues a statement in whatever encoding.
+    pub(super) fn query_bytes(&mut self, sql: &[u8]) {
+        writer::query(self.leg.queue(), sql);
         self.owed += 1;
     }
 

@@ -7,6 +7,7 @@
 mod cursor;
 mod explain;
 pub(in crate::exec) mod line;
+mod order;
 mod portal;
 mod ship;
 
@@ -20,6 +21,8 @@ use tokio_util::sync::CancellationToken;
 pub use self::cursor::{Opening, declare};
 pub use self::explain::{Told, ToldShipment, explain};
 use self::line::Line;
+pub use self::order::KeptTo;
+use self::order::Order;
 pub use self::portal::{abandon, resume};
 use self::ship::ship;
 pub use self::ship::without_position;
@@ -99,7 +102,7 @@ pub async fn run<L: Leg, S: Sink>(
     let mut result = attempt(run, &mut lines, sink, cancel, &mut work).await;
     if let Err(Failure::Server(frame)) = &result
         && !work.is_gathered
-        && run.plan.shipments.iter().any(|shipment| shipment.select_all.is_some())
+        && run.plan.shipments.iter().any(|it| it.select_all.is_some() || !it.key_lists.is_empty())
         && may_be_a_conditions(frame)
         && lines.iter().all(Line::is_at_rest)
     {
@@ -206,10 +209,7 @@ async fn gather<L: Leg>(
     let (mut descriptions, ()) = tokio::try_join!(opening, prepare(run, coordinator))?;
     let left = latch.map(Guard::leave);
     let description = descriptions.swap_remove(0);
-    for shipment in &run.plan.shipments {
-        let shipped = ship(shipment, shards, coordinator, &mut work.shipped, run.budget, work.with_conditions).await?;
-        tune(shipment, &shipped, coordinator).await?;
-    }
+    ship_all(run, shards, coordinator, &mut work.shipped, work.with_conditions).await?;
     for line in shards.iter_mut() {
         line.query("ROLLBACK");
     }
@@ -218,6 +218,24 @@ async fn gather<L: Leg>(
         left.verdict().await.map_err(Failure::Own)?;
     }
     description.ok_or_else(|| Failure::Own(Error::internal("a shard did not describe the statement")))
+}
+
+/// Ships every table.
+async fn ship_all<L: Leg>(
+    run: &Run<'_>,
+    shards: &mut [Line<'_, L>],
+    coordinator: &mut Line<'_, L>,
+    sum: &mut Shipped,
+    with_conditions: bool,
+) -> Result<(), Failure> {
+    let mut order = Order::new(run, with_conditions);
+    while let Some(turn) = order.next(shards).await? {
+        let shipment = &run.plan.shipments[turn.at];
+        let shipped = ship(shipment, &turn.select, shards, coordinator, sum, run.budget).await?;
+        tune(shipment, &shipped, coordinator).await?;
+        order.note(&turn, &shipped, coordinator).await?;
+    }
+    Ok(())
 }
 
 /// Gives a shipped table its key, and what makes reading many rows fast.

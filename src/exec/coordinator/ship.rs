@@ -32,6 +32,14 @@ pub struct Budget {
     pub rows: u64,
     /// `fanout.max_shipped_bytes`
     pub bytes: u64,
+    /// `fanout.key_list_max`
+    pub keys: u64,
+}
+
+impl From<&crate::config::model::Fanout> for Budget {
+    fn from(fanout: &crate::config::model::Fanout) -> Self {
+        Self { rows: fanout.max_shipped_rows, bytes: fanout.max_shipped_bytes, keys: fanout.key_list_max }
+    }
 }
 
 /// What one statement has shipped.
@@ -58,24 +66,24 @@ struct Origin {
     shipped: Shipped,
 }
 
-/// Ships one table. Returns what came from each of the shards that it is read from.
+/// Ships the rows of one table that `select` gives. Returns what came from each of the shards that it is read from.
 pub(super) async fn ship<L: Leg>(
     shipment: &Shipment,
+    select: &[u8],
     lines: &mut [Line<'_, L>],
     coordinator: &mut Line<'_, L>,
     shipped: &mut Shipped,
     budget: Budget,
-    with_conditions: bool,
 ) -> Result<Vec<Shipped>, Failure> {
     coordinator.query(&shipment.load);
-    let unload = shipment.unload(with_conditions);
+    let unload = shipment.unload(select);
     let mut origins: Vec<Origin> = shipment
         .from
         .iter()
         .map(|&line| Origin { line, has_begun: false, is_over: false, shipped: Shipped::default() })
         .collect();
     for origin in &origins {
-        lines[origin.line].query(&unload);
+        lines[origin.line].query_bytes(&unload);
     }
     while coordinator.frame().await?.tag() != b'G' {}
     coordinator.is_copying = true;
@@ -197,7 +205,7 @@ fn row_of<'f>(origin: &mut Origin, mut row: &'f [u8]) -> Result<Option<&'f [u8]>
 }
 
 fn too_much(budget: Budget) -> Error {
-    let Budget { rows, bytes } = budget;
+    let Budget { rows, bytes, .. } = budget;
     let message = format!("the statement would ship more than {rows} rows or {bytes} bytes between servers");
     Error::new(ErrorKind::Limit, SqlState::PROGRAM_LIMIT_EXCEEDED, message).hint(
         "Filter more, tie the tables to a shard key, or raise fanout.max_shipped_rows and fanout.max_shipped_bytes.",

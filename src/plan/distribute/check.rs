@@ -16,7 +16,7 @@ use crate::plan::Refusal;
 const SYSTEM_COLUMNS: [&str; 6] = ["ctid", "xmin", "xmax", "cmin", "cmax", "tableoid"];
 
 /// Functions that the grammar spells without parentheses.
-const VALUE_FUNCTIONS: [&str; 13] = [
+pub(super) const VALUE_FUNCTIONS: [&str; 13] = [
     "current_date",
     "current_time",
     "current_timestamp",

@@ -12,6 +12,7 @@ use super::block::{self, Side};
 use super::check::check;
 use super::functions::Functions;
 use super::scope::parts;
+use super::ship::quoted;
 use super::source::Source;
 use crate::catalog::model::Relation;
 use crate::sql::parse;
@@ -23,6 +24,18 @@ pub(super) struct Filter {
     pub(super) alias: Option<String>,
     /// The condition.
     pub(super) sql: String,
+}
+
+impl Filter {
+    /// The condition where the table is called as in another one's: there its row goes by this one's name once more.
+    fn under(&self, other: &Self, table: &str) -> String {
+        if self.alias == other.alias {
+            return format!("({})", self.sql);
+        }
+        let name = |filter: &Self| quoted(filter.alias.as_deref().unwrap_or(table));
+        let (outer, inner) = (name(other), name(self));
+        format!("EXISTS (SELECT 1 FROM (SELECT {outer}.*) AS {inner} WHERE {})", self.sql)
+    }
 }
 
 /// Reads a statement's conditions.
@@ -44,11 +57,10 @@ where
     let Finder { occurrences, found, .. } = finder;
     let whole = |(name, all): (Box<str>, Vec<Filter>)| {
         let first = all.first()?;
-        let is_one = all.iter().all(|filter| filter.alias == first.alias);
-        if !is_one || occurrences.get(&name) != Some(&all.len()) {
+        if occurrences.get(&name) != Some(&all.len()) {
             return None;
         }
-        let sql = all.iter().map(|filter| format!("({})", filter.sql)).collect::<Vec<_>>().join(" OR ");
+        let sql = all.iter().map(|filter| filter.under(first, &name)).collect::<Vec<_>>().join(" OR ");
         Some((name, Filter { alias: first.alias.clone(), sql }))
     };
     found.into_iter().filter_map(whole).collect()

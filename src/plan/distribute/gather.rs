@@ -16,7 +16,7 @@ use super::refuse::refuse;
 use super::scope::parts;
 use super::ship::{Columns, Shipping, quoted};
 use super::source::Source;
-use super::{correlated, filters};
+use super::{correlated, filters, key_lists};
 use crate::catalog::model::Relation;
 use crate::config::model::Distribution;
 use crate::plan::{Reason, Refusal};
@@ -63,6 +63,16 @@ pub(super) fn plan(
             },
         },
     );
+    let bonds = key_lists::bonds(tree, input.catalog, key_lists::Equals::new(input, coordinator), |name: &str| {
+        let known = named.relations.get(name).filter(|_| !named.ctes.contains(name));
+        known.map(|(relation, _)| relation)
+    });
+    let tables: Vec<Box<str>> = named.relations.keys().cloned().collect();
+    let identifiers = source.identifiers();
+    let is_shipped = |table: &str, column: &str| {
+        let takes_all = named.takes_all || named.relations.get(table).is_some_and(|(_, use_)| use_.takes_all);
+        takes_all || identifiers.contains(column)
+    };
     let all: Vec<usize> = (0..input.database.shards.len()).collect();
     let mut shipments = Vec::new();
     let mut is_sharded = false;
@@ -77,9 +87,13 @@ pub(super) fn plan(
             }
         };
         let columns =
-            if named.takes_all || use_.takes_all { Columns::All } else { Columns::Named(source.identifiers()) };
+            if named.takes_all || use_.takes_all { Columns::All } else { Columns::Named(identifiers.clone()) };
         let (indexes, filter) = (indexes.get(&relation.name), filters.get(&relation.name));
-        shipments.push(shipping.shipment(relation, &columns, from, source.has_group_by(), indexes, filter)?);
+        let mut shipment = shipping.shipment(relation, &columns, from, source.has_group_by(), indexes, filter)?;
+        if let Some(bonds) = bonds.get(&relation.name) {
+            shipment.key_lists = key_lists::key_lists(bonds, &tables, &relation.name, is_shipped);
+        }
+        shipments.push(shipment);
     }
     let shards = if is_sharded { all } else { vec![0] };
     let (sql, is_verbatim) = retargeted(source, &shipments_by_name(&named))?;
@@ -89,6 +103,7 @@ pub(super) fn plan(
         shipments,
         sql: sql.into(),
         is_verbatim,
+        same_encoding: input.session.same_encoding,
         reason: Reason { code: why.code, text: format!("it is not streamed: {}", why.message).into() },
     })))
 }

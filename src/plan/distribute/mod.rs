@@ -17,6 +17,7 @@ mod group;
 mod having;
 mod insert_select;
 mod items;
+mod key_lists;
 mod membership;
 mod merge_into;
 mod model;
@@ -39,7 +40,7 @@ pub use copy::{CopiedIn, Form, Placed, copy_in};
 pub use ddl::ddl;
 pub use insert_select::{Answered, InsertSelect, create_on_primary, insert_into_primary};
 pub use model::{
-    Aggregate, BitOperation, Collating, Condition, Distributed, Gathered, Groups, Input, Key, Merge, Output,
+    Aggregate, BitOperation, Collating, Condition, Distributed, Gathered, Groups, Input, Key, KeyList, Merge, Output,
     Parameters, Session, Shipment, Sort, SortBy, Streamed,
 };
 pub use scatter::{Part, Scattered, Tally, marker};

@@ -139,6 +139,8 @@ pub struct Gathered {
     pub sql: Box<str>,
     /// Whether it is the original text to the letter, so that error positions hold.
     pub is_verbatim: bool,
+    /// Whether `client_encoding` is the servers' own, so that texts which one server sent can be written to another.
+    pub same_encoding: bool,
     /// Why it is not streamed.
     pub reason: Reason,
 }
@@ -167,14 +169,34 @@ pub struct Shipment {
     pub tune: Vec<Box<str>>,
     /// Whether rows travel in COPY's binary format; else in its text format, with settings that make texts exact.
     pub is_binary: bool,
+    /// For each place where the statement names the table, what rows of it must have to be of any use there: all of these. Empty if
+    /// some place may use any row.
+    pub key_lists: Vec<Vec<KeyList>>,
+}
+
+/// A column whose values count only where another table's column has them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KeyList {
+    /// The column, quoted.
+    pub column: Box<str>,
+    /// The type of both, in `pg_catalog`.
+    pub type_name: Box<str>,
+    /// The other table, by place in `Gathered::shipments`.
+    pub of: usize,
+    /// Its column, quoted.
+    pub of_column: Box<str>,
 }
 
 impl Shipment {
-    /// What each shard runs: with the statement's own conditions on the table, or without.
-    pub fn unload(&self, with_conditions: bool) -> String {
-        let select = self.select_all.as_ref().filter(|_| !with_conditions).unwrap_or(&self.select);
-        let format = if self.is_binary { " (FORMAT binary)" } else { "" };
-        format!("COPY ({select}) TO STDOUT{format}")
+    /// The rows that each shard sends: with the statement's own conditions on the table, or without.
+    pub fn plain(&self, with_conditions: bool) -> &str {
+        self.select_all.as_ref().filter(|_| !with_conditions).unwrap_or(&self.select)
+    }
+
+    /// What each shard runs to send the rows of that SELECT.
+    pub fn unload(&self, select: &[u8]) -> Vec<u8> {
+        let format: &[u8] = if self.is_binary { b" (FORMAT binary)" } else { b"" };
+        [b"COPY (", select, b") TO STDOUT", format].concat()
     }
 }
 

@@ -174,6 +174,7 @@ impl Shipping<'_> {
             key,
             tune,
             is_binary,
+            key_lists: Vec::new(),
         })
     }
 

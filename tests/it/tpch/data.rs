@@ -76,6 +76,7 @@ impl Layout {
 pub(super) struct Herd {
     pub(super) whole: Database,
     pub(super) pgherd: Pgherd,
+    toml: String,
 }
 
 impl Herd {
@@ -101,7 +102,14 @@ impl Herd {
         }
         toml += "[[user]]\nname = \"postgres\"\nauth = \"trust\"\n";
         let _ = write!(toml, "[cache]\nenabled = {cached}\n[fanout]\nquery_timeout = \"300s\"\n");
-        Self { whole: whole.clone(), pgherd: Pgherd::start(&toml).await }
+        Self { whole: whole.clone(), pgherd: Pgherd::start(&toml).await, toml }
+    }
+}
+
+impl Herd {
+    /// Another pgherd before the same servers, with more keys in `[fanout]`.
+    pub(super) async fn another(&self, keys: &str) -> Pgherd {
+        Pgherd::start(&format!("{}{keys}", self.toml)).await
     }
 }
 

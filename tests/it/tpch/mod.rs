@@ -5,6 +5,7 @@
 
 mod data;
 mod queries;
+mod shipped;
 
 use std::fmt::Write as _;
 

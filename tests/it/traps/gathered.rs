@@ -68,15 +68,16 @@ async fn a_cancel_and_a_leave_reach_the_coordinator() {
     is_well(&herd, &mut herd.client().await).await;
 }
 
-#[tokio::test]
-async fn a_cancel_and_a_leave_and_a_timeout_reach_a_shard_that_ships() {
-    let herd = Herd::start(3, false).await;
+/// A lock holds a shard up where it is first asked for the table: for its rows, or for how many there are.
+async fn reaches_a_shard(key_list_max: u32, asked: &str) {
+    let rest = format!("[fanout]\nkey_list_max = {key_list_max}\n[cache]\nenabled = false\n");
+    let herd = Herd::over(harness::fresh_databases(3).await, &rest).await;
     let mut client = herd.client().await;
     let mut holder = herd.shards[1].client().await;
     let held = holder.transaction().await.expect("begin");
     held.batch_execute("lock table lines in access exclusive mode").await.expect("lock");
     client.say(|out| writer::query(out, MEDIAN.as_bytes())).await;
-    works(&herd.shards[1], "COPY (SELECT").await;
+    works(&herd.shards[1], asked).await;
     client.cancel().await;
     let answer = Answer::read(&client.until_ready().await);
     assert_eq!((answer.code(), answer.status), (Some("57014"), 'I'), "{answer:?}");
@@ -85,10 +86,20 @@ async fn a_cancel_and_a_leave_and_a_timeout_reach_a_shard_that_ships() {
     assert_eq!(answer.error, Some(("57014".into(), "canceling statement due to statement timeout".into())));
     client.query("reset statement_timeout").await;
     client.say(|out| writer::query(out, MEDIAN.as_bytes())).await;
-    works(&herd.shards[1], "COPY (SELECT").await;
+    works(&herd.shards[1], asked).await;
     drop(client);
     held.rollback().await.expect("rollback");
     is_well(&herd, &mut herd.client().await).await;
+}
+
+#[tokio::test]
+async fn a_cancel_and_a_leave_and_a_timeout_reach_a_shard_that_ships() {
+    reaches_a_shard(0, "COPY (SELECT").await;
+}
+
+#[tokio::test]
+async fn a_cancel_and_a_leave_and_a_timeout_reach_a_shard_that_counts() {
+    reaches_a_shard(5000, "EXPLAIN SELECT").await;
 }
 
 #[tokio::test]

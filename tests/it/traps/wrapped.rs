@@ -263,8 +263,13 @@ async fn explain_shows_what_runs_where() {
         assert!(plan.contains("Aggregate (actual rows=1") && plan.contains("(rows="), "{plan}");
         assert!(!plan.contains("time="), "{plan}");
         let shipped = plan.lines().find(|line| line.contains("Ship public.sales")).expect("a shipment").to_owned();
-        let all = rows(&herd.oracle().await.query("select count(*) from sales").await)[0][0].clone().expect("count");
-        assert!(shipped.contains(&format!("(rows={all} bytes=")), "{shipped}");
+        // Whichever table is shipped first is so whole, of the other only rows with its keys.
+        let count = "select count(*), count(*) filter (where id in (select sale_id from lines)) from sales";
+        let counted = rows(&herd.oracle().await.query(count).await)[0].clone();
+        let is_counted = |count: &Option<String>| {
+            count.as_ref().is_some_and(|count| shipped.contains(&format!("(rows={count} bytes=")))
+        };
+        assert!(counted.iter().any(is_counted), "{shipped}: {counted:?}");
     }
     let one = lines(
         &ask(&mut client, Manner::Simple, "explain (costs off) select id from sales where customer_id = 7").await,
