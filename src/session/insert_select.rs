@@ -260,7 +260,11 @@ impl Session {
             describe: false,
             tells_no_data: false,
             max_rows: 0,
-            budget: Budget { rows: fanout.max_shipped_rows, bytes: fanout.max_shipped_bytes },
+            budget: Budget {
+                rows: fanout.max_shipped_rows,
+                bytes: fanout.max_shipped_bytes,
+                keys: fanout.key_list_max,
+            },
             drain_timeout: DRAIN_TIMEOUT,
         };
         let two_phase = self.db.two_phase.clone();

@@ -315,3 +315,49 @@ async fn who_may_not_read_a_table_is_told_so_once() {
         }
     }
 }
+
+#[tokio::test]
+async fn a_plus_of_a_users_counts_nothing() {
+    let more = "create schema ops; create operator ops.+ (leftarg = int4, rightarg = int4, function = int4mi);";
+    let herd = Herd::start(2, more, "key_list_max = 8\n").await;
+    let (mut oracle, mut client) = herd.clients().await;
+    for one in [&mut oracle, &mut client] {
+        ask(one, Manner::Simple, "set search_path to ops, pg_catalog, public").await;
+    }
+    let (rows, kept) =
+        told(&mut oracle, &mut client, "select count(*), sum(m.id) from many m, few f where m.k = f.k").await;
+    assert!(rows < ALL && kept.len() == 1, "{rows} {kept:?}");
+}
+
+#[tokio::test]
+async fn long_keys_are_no_list() {
+    let herd = Herd::start(2, "", "").await;
+    let (mut oracle, mut client) = herd.clients().await;
+    for one in [&mut oracle, &mut client] {
+        let long = "insert into few (id, t) values (50, repeat('x', 2000000))";
+        assert_eq!(ask(one, Manner::Simple, long).await.error, None);
+    }
+    let (rows, kept) =
+        told(&mut oracle, &mut client, "select count(*), sum(m.id) from many m, few f where m.t = f.t").await;
+    assert_eq!((rows, kept.len()), (ALL, 0), "{kept:?}");
+    // A name that PostgreSQL cuts off could be another one.
+    let name = "p".repeat(64);
+    let cut = format!("select count(*) from many {name}, few f where {name}.k = f.k");
+    assert_eq!(ask(&mut client, Manner::Simple, &cut).await.code(), Some("0A000"));
+}
+
+#[tokio::test]
+async fn who_may_read_some_columns_needs_no_others() {
+    let role = harness::fresh_role("pg_read_all_settings").await;
+    let more =
+        format!("do $$ begin grant select (id, k) on few to {role}; exception when undefined_table then null; end $$;");
+    let herd = Herd::start(2, &more, "").await;
+    let (mut oracle, mut client) = herd.clients().await;
+    for one in [&mut oracle, &mut client] {
+        assert_eq!(ask(one, Manner::Simple, &format!("set role {role}")).await.error, None);
+    }
+    let text = "select a.id, b.id from few a, few b where a.id < 3 and b.id > 39 and a.k is distinct from b.k";
+    let wanted = ask(&mut oracle, Manner::Simple, text).await.sorted();
+    assert_eq!(wanted.error, None);
+    assert_eq!(ask(&mut client, Manner::Simple, text).await.sorted(), wanted);
+}

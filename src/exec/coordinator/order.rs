@@ -218,13 +218,14 @@ fn lists(shipment: &Shipment) -> impl Iterator<Item = &KeyList> {
     shipment.key_lists.iter().flatten()
 }
 
-/// Counts a shipped column's keys, and names them if they are few. NULL equals nothing.
+/// Counts a shipped column's keys, and names them if they are few and short: only then is there an array. NULL equals nothing.
 fn keys_of(table: &str, column: &str, most: u64) -> String {
+    let keys = format!("SELECT DISTINCT {column} AS k FROM pg_temp.{table} WHERE {column} IS NOT NULL");
+    let one_more = most.saturating_add(1);
     format!(
-        "SELECT pg_catalog.count(*), CASE WHEN pg_catalog.count(*) OPERATOR(pg_catalog.<=) {most} \
-         AND pg_catalog.sum(pg_catalog.pg_column_size(k)) OPERATOR(pg_catalog.<=) {MOST_BYTES} \
-         THEN pg_catalog.array_agg(k) END FROM (SELECT DISTINCT {column} AS k FROM pg_temp.{table} \
-         WHERE {column} IS NOT NULL LIMIT {most} + 1) AS keys"
+        "SELECT few.number, CASE WHEN few.number OPERATOR(pg_catalog.<=) {most} AND few.bytes OPERATOR(pg_catalog.<=) {MOST_BYTES} \
+         THEN (SELECT pg_catalog.array_agg(k) FROM ({keys}) AS keys) END FROM (SELECT pg_catalog.count(*) AS number, \
+         pg_catalog.sum(pg_catalog.octet_length(k::pg_catalog.text)) AS bytes FROM ({keys} LIMIT {one_more}) AS keys) AS few"
     )
 }
 

@@ -2,7 +2,7 @@
 //!
 //! What is sent is the client's own text, and only where that text, parsed again, is the condition that was meant.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
@@ -24,6 +24,8 @@ pub(super) struct Filter {
     pub(super) alias: Option<String>,
     /// The condition.
     pub(super) sql: String,
+    /// The columns that it names.
+    columns: BTreeSet<String>,
 }
 
 impl Filter {
@@ -34,7 +36,9 @@ impl Filter {
         }
         let name = |filter: &Self| quoted(filter.alias.as_deref().unwrap_or(table));
         let (outer, inner) = (name(other), name(self));
-        format!("EXISTS (SELECT 1 FROM (SELECT {outer}.*) AS {inner} WHERE {})", self.sql)
+        // Not all columns: the client may lack the right to read some.
+        let columns: Vec<String> = self.columns.iter().map(|column| format!("{outer}.{}", quoted(column))).collect();
+        format!("EXISTS (SELECT 1 FROM (SELECT {}) AS {inner} WHERE {})", columns.join(", "), self.sql)
     }
 }
 
@@ -61,7 +65,7 @@ where
             return None;
         }
         let sql = all.iter().map(|filter| filter.under(first, &name)).collect::<Vec<_>>().join(" OR ");
-        Some((name, Filter { alias: first.alias.clone(), sql }))
+        Some((name, Filter { sql, ..first.clone() }))
     };
     found.into_iter().filter_map(whole).collect()
 }
@@ -114,11 +118,18 @@ impl<'a, F: Fn(&str) -> Option<&'a Arc<Relation>>> Finder<'a, F> {
                     conditions.extend(conjuncts(condition));
                 }
             }
-            let of_it = conditions.into_iter().filter_map(|condition| self.said(condition, at, &items, &merged));
-            let texts: Vec<String> = of_it.collect();
+            let (mut texts, mut columns) = (Vec::new(), BTreeSet::new());
+            for condition in conditions {
+                let Some(text) = self.said(condition, at, &items, &merged) else { continue };
+                texts.push(format!("({text})"));
+                columns.extend(Names::of(condition).columns.into_iter().filter_map(|(alias, name)| {
+                    let is_its_own = alias.is_none_or(|alias| alias == item.shown)
+                        && relation.columns.iter().any(|column| *column.name == *name);
+                    is_its_own.then_some(name)
+                }));
+            }
             if !texts.is_empty() {
-                let sql = texts.iter().map(|text| format!("({text})")).collect::<Vec<_>>().join(" AND ");
-                let filter = Filter { alias: item.alias.map(str::to_owned), sql };
+                let filter = Filter { alias: item.alias.map(str::to_owned), sql: texts.join(" AND "), columns };
                 self.found.entry(relation.name.clone()).or_default().push(filter);
             }
         }
@@ -165,8 +176,7 @@ impl<'a, F: Fn(&str) -> Option<&'a Arc<Relation>>> Finder<'a, F> {
 
     /// Whether a condition can be judged by the rows of that item, wherever it is judged.
     fn speaks_of(&self, condition: &Expr, at: usize, items: &[Item<'_, 'a>], merged: &[&str]) -> bool {
-        let mut names = Names { is_plain: true, columns: Vec::new() };
-        let _ = condition.visit(&mut names);
+        let names = Names::of(condition);
         let owns = |item: &Item<'_, 'a>, name: &str| {
             item.relation.is_some_and(|relation| relation.columns.iter().any(|column| *column.name == *name))
         };
@@ -255,6 +265,14 @@ struct Names {
     /// Whether there is nothing in it but columns, constants without parameters, operators and functions.
     is_plain: bool,
     columns: Vec<(Option<String>, String)>,
+}
+
+impl Names {
+    fn of(condition: &Expr) -> Self {
+        let mut names = Self { is_plain: true, columns: Vec::new() };
+        let _ = condition.visit(&mut names);
+        names
+    }
 }
 
 /// Where the first column of an expression stands.

@@ -74,10 +74,15 @@ pub fn plan(input: &Input<'_>) -> Result<Distributed, Refusal> {
     let mut analysis = Analysis::new(constants);
     match planned(input, &tree, &source, &mut analysis) {
         // What the shards' answers cannot be merged from is asked of PostgreSQL, which is given the rows.
-        Err(why) if matches!(tree, Statement::Query(_)) => gather::plan(input, &tree, &source, why),
+        Err(why) if matches!(tree, Statement::Query(_)) && why.code != LONG_NAME => {
+            gather::plan(input, &tree, &source, why)
+        }
         planned => planned,
     }
 }
+
+/// The code of the refusal of a name that means another one than it says.
+const LONG_NAME: &str = "long-name";
 
 fn planned(
     input: &Input<'_>,
@@ -104,6 +109,10 @@ fn planned(
     };
     if !analysis.touches {
         return Ok(Distributed::Elsewhere);
+    }
+    if source.has_long_name() {
+        let message = "a name of more than 63 bytes, which PostgreSQL cuts off,";
+        return Err(refuse(LONG_NAME, message, "write it as PostgreSQL's notice shows it"));
     }
     let functions = Functions { catalog: input.catalog, pure_functions: input.pure_functions };
     let findings = match shape {

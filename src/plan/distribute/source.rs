@@ -412,6 +412,14 @@ impl<'a> Source<'a> {
         (0..self.len()).any(|at| self.is(at, "group") && self.is(at + 1, "by"))
     }
 
+    /// Whether some identifier is longer than PostgreSQL reads it.
+    pub(super) fn has_long_name(&self) -> bool {
+        const LONGEST: usize = 63;
+        let is_name =
+            |kind| matches!(kind, TokenKind::Word | TokenKind::QuotedIdentifier | TokenKind::UnicodeIdentifier);
+        self.tokens.iter().any(|token| is_name(token.kind) && token.end - token.start > LONGEST)
+    }
+
     /// Every identifier, keywords included.
     pub(super) fn identifiers(&self) -> BTreeSet<String> {
         (0..self.len()).filter_map(|at| self.name_at(at)).collect()

@@ -165,7 +165,7 @@ async fn keep_reading(scene: Arc<Scene>, mut post: Post) {
         }
         let chain = *written.borrow_and_update();
         // As a page that is looked at by many: the same again and again.
-        for _ in 0..rand::random_range(1..4) {
+        for _ in 0..rand::random_range(1..7) {
             post.ask(&scene, chain, rand::random_range(8..72), true).await;
         }
     }

@@ -113,7 +113,7 @@ fn further(found: Found<'_>) -> Option<Found<'_>> {
 /// Which items an equality binds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Reach {
-    /// All whose rows are not preserved.
+    /// All that no outer join can put NULLs in place of.
     All,
     /// The joined side of that LEFT JOIN.
     Joined(usize),
