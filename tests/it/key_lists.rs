@@ -231,7 +231,8 @@ async fn two_names_of_one_table_each_with_conditions_of_its_own() {
         .find(|value| value.starts_with("public.few from"))
         .expect("it is shipped");
     assert!(
-        shown.contains("AS \"a\" WHERE") && shown.contains("EXISTS (SELECT ? FROM (SELECT \"a\".*) AS \"b\" WHERE"),
+        shown.contains("AS \"a\" WHERE")
+            && shown.contains("EXISTS (SELECT ? FROM (SELECT \"a\".\"id\") AS \"b\" WHERE"),
         "{shown}"
     );
     assert_eq!(
@@ -325,7 +326,8 @@ async fn a_plus_of_a_users_counts_nothing() {
         ask(one, Manner::Simple, "set search_path to ops, pg_catalog, public").await;
     }
     let (rows, kept) =
-        told(&mut oracle, &mut client, "select count(*), sum(m.id) from many m, few f where m.k = f.k").await;
+        told(&mut oracle, &mut client, "select count(*), sum(m.id) from many m, few f where m.k = f.k and f.id < 40")
+            .await;
     assert!(rows < ALL && kept.len() == 1, "{rows} {kept:?}");
 }
 
@@ -356,7 +358,7 @@ async fn who_may_read_some_columns_needs_no_others() {
     for one in [&mut oracle, &mut client] {
         assert_eq!(ask(one, Manner::Simple, &format!("set role {role}")).await.error, None);
     }
-    let text = "select a.id, b.id from few a, few b where a.id < 3 and b.id > 39 and a.k is distinct from b.k";
+    let text = "select x.id, y.id from few x, few y where x.id < 3 and y.id > 39 and x.k is distinct from y.k";
     let wanted = ask(&mut oracle, Manner::Simple, text).await.sorted();
     assert_eq!(wanted.error, None);
     assert_eq!(ask(&mut client, Manner::Simple, text).await.sorted(), wanted);

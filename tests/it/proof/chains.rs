@@ -78,7 +78,7 @@ impl Chains {
             let chain = self.get(id);
             before.floors.push(match self.bound {
                 None => chain.newest(),
-                Some(bound) => chain.newest_at(now_us.saturating_sub(micros(bound))),
+                Some(bound) => now_us.checked_sub(micros(bound)).map_or(0, |at_us| chain.newest_at(at_us)),
             });
             let acked_us = chain.acked_us.load(Ordering::SeqCst);
             before.is_near |= acked_us > 0 && now_us.saturating_sub(acked_us) < micros(NEAR);
@@ -231,12 +231,12 @@ fn the_checker_knows_old_new_and_impossible_reads() {
 
 #[test]
 fn under_a_bound_old_is_what_was_known_before_it() {
-    let chains = Chains::new(&[1], Some(Duration::from_millis(20)));
+    let chains = Chains::new(&[1], Some(Duration::from_millis(200)));
     let chain = chains.get(1);
     chain.next();
     chains.acknowledged(chain, 1);
     assert_eq!(chains.before(&[1]).floors, [0], "just now");
-    std::thread::sleep(Duration::from_millis(25));
+    std::thread::sleep(Duration::from_millis(210));
     assert_eq!(chains.before(&[1]).floors, [1], "longer ago than the bound");
     let parity = |is_odd| chains.judge_parity(&|| "a right".into(), 1, &chains.before(&[1]), is_odd);
     parity(true);
