@@ -156,6 +156,16 @@ mod tests {
     }
 
     #[test]
+    fn behind_a_dot_no_word_is_a_keyword() {
+        assert!(parses(
+            "select pg_catalog.session_user(), pg_catalog.current_user() as c, t.of, t.interval, s.from.end from s.from t"
+        ));
+        assert!(parses("select t.order, t.select from public.group t where t.not is not null order by t.desc desc"));
+        assert!(parses("select x::pg_catalog.int4, y::pg_catalog.varchar(3) from t"));
+        assert!(!parses("select from.a from t"));
+    }
+
+    #[test]
     fn statements_are_read_whole_or_not_at_all() {
         assert!(parses("select 1"));
         assert!(parses("select 1;"));

@@ -3,7 +3,8 @@
 //! sqlparser's own tokenizer disagrees with PostgreSQL on `U&"..."`, `standard_conforming_strings = off`, operators before
 //! comments and more; it is never used. A token's location is `line 1, column = byte offset + 1`.
 
-use sqlparser::tokenizer::{Location, Span, Token as Parsed, TokenWithSpan};
+use sqlparser::keywords::Keyword;
+use sqlparser::tokenizer::{Location, Span, Token as Parsed, TokenWithSpan, Word};
 
 use super::lexer::{Token, TokenKind};
 use super::literal;
@@ -27,6 +28,7 @@ pub(super) fn convert(tokens: &[Token], text: &[u8]) -> Option<Vec<TokenWithSpan
             rest = rest.get(left_out..)?;
             continue;
         }
+        let is_behind_dot = before.is_some_and(|token| token.is_punctuation(text, b'.'));
         before = Some(*token);
         let converted = match tail.first() {
             // `N'...'` is lexed as a word and a string that touch.
@@ -36,6 +38,11 @@ pub(super) fn convert(tokens: &[Token], text: &[u8]) -> Option<Vec<TokenWithSpan
             }
             // UESCAPE gives the escapes of the constant before it another letter.
             Some(next) if next.is_word(text, "uescape") => return None,
+            // Behind a dot no word is a keyword: `pg_catalog.session_user()`, `t.of`.
+            _ if is_behind_dot && token.kind == TokenKind::Word => {
+                let value = literal::identifier(*token, text)?;
+                Parsed::Word(Word { value, quote_style: None, keyword: Keyword::NoKeyword })
+            }
             _ => one(*token, text)?,
         };
         out.push(TokenWithSpan::new(converted, span(*token)));

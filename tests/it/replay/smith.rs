@@ -71,10 +71,19 @@ fn reads(lines: impl Iterator<Item = String>) -> impl Iterator<Item = String> {
         let lower = whole.to_ascii_lowercase();
         let is_read = lower.starts_with("select") || lower.starts_with("with") && !lower.contains("returning");
         // What waits or looks at time, chance or the server itself.
-        let is_plain =
-            !["pg_sleep", "random", "for update", "for share", "txid", "pg_advisory", "setseed", "tablesample"]
-                .iter()
-                .any(|word| lower.contains(word));
+        let is_plain = ![
+            "pg_sleep",
+            "random",
+            "for update",
+            "for share",
+            "txid",
+            "pg_advisory",
+            "setseed",
+            "tablesample",
+            "current_database",
+        ]
+        .iter()
+        .any(|word| lower.contains(word));
         (is_read && is_plain).then_some(whole)
     })
 }
