@@ -39,6 +39,8 @@ pub struct Seen {
     pub takes_notifications: bool,
     /// The last ReadyForQuery's status, if one came.
     pub ready: Option<TransactionStatus>,
+    /// How many ReadyForQuery came.
+    pub turns: u32,
     /// A ReadyForQuery came that only pgherd had asked for.
     pub hidden_ready: bool,
     /// The session must act before more is read: COPY data was asked for, or an error speaks of a statement.
@@ -97,6 +99,7 @@ impl ServerConn {
                         return;
                     };
                     (self.status, seen.ready) = (status, Some(status));
+                    seen.turns += 1;
                     self.copying_in = false;
                 }
                 _ => {}
@@ -256,6 +259,7 @@ impl ServerConn {
                     seen.hidden_ready = true;
                 } else {
                     seen.ready = Some(self.status);
+                    seen.turns += 1;
                 }
             }
             _ => {}

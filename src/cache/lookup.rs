@@ -92,6 +92,11 @@ impl ResultCache {
         }
     }
 
+    /// Whether nothing is known of a question that keeps its answer out of the cache.
+    pub fn is_worth_asking(&self, key: &Key) -> bool {
+        !self.is_quarantined(key) && self.uncacheable.get(&key.hash()).is_none()
+    }
+
     /// What memory holds, if this process knows of no reason against it.
     fn recall(&self, key: &Key, noted: &Noted) -> Option<Arc<Held>> {
         let held = self.memory.get(key)?;

@@ -2,11 +2,8 @@
 
 use std::collections::HashSet;
 
-use super::model::{Catalog, Oid};
+use super::model::Oid;
 use super::queries::{DIGEST, PRIVILEGES};
-use crate::backend::server::ServerConn;
-use crate::backend::settings::literal;
-use crate::error::Error;
 
 /// What one role may read.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -22,6 +19,21 @@ pub struct Rights {
 }
 
 impl Rights {
+    /// The rights that the rows of an answer to [`question`] tell.
+    pub fn of_rows(rows: Vec<Vec<Option<String>>>) -> Self {
+        let mut rights = Self::default();
+        for row in rows {
+            let Ok([Some(sort), Some(value)]) = <[Option<String>; 2]>::try_from(row) else { continue };
+            match (sort.as_str(), value.parse()) {
+                ("r", Ok(oid)) => drop(rights.readable.insert(oid)),
+                ("s", _) => drop(rights.schemas.insert(value.into())),
+                ("f", _) => drop(rights.forbidden.insert(value.into())),
+                _ => rights.lacks_support = true,
+            }
+        }
+        rights
+    }
+
     /// Whether the role may read all of these relations, use all of these schemas, and call what PostgreSQL lets everybody call.
     pub fn allow(&self, relations: &[Oid], schemas: &[Box<str>]) -> bool {
         relations.iter().all(|oid| self.readable.contains(oid))
@@ -36,31 +48,13 @@ fn is_forbidden_as_a_rule(name: &str) -> bool {
     matches!(name, "pg_config" | "pg_replication_origin_oid")
 }
 
-/// Asks for the rights of `role`, all from PostgreSQL's own functions whatever the session's path says. `None` where they are not those of that
-/// state of the catalog: something was granted or revoked since.
-///
-/// # Errors
-/// The server failed, or does not let this login ask.
-pub async fn read(server: &mut ServerConn, role: &str, catalog: &Catalog) -> Result<Option<Rights>, Error> {
-    // Privileges are looked up as they are when asked, not as the statement's snapshot has them: so nothing may change meanwhile.
-    server.run("BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY").await?;
-    server.run("SET LOCAL search_path = pg_catalog, pg_temp").await?;
-    let before = server.run(DIGEST).await?;
-    let rights = rights(server, role).await?;
-    let privileges = server.run(PRIVILEGES).await?;
-    let after = server.run(DIGEST).await?;
-    server.run("COMMIT").await?;
-    let is_of_catalog = first(&privileges) == Some(&*catalog.privileges) && first(&before).is_some();
-    Ok((is_of_catalog && before == after).then_some(rights))
-}
+/// Asks for the state of the catalog that rights belong to, and for its privileges.
+pub const STATE: [&str; 2] = [DIGEST, PRIVILEGES];
 
-fn first(rows: &[Vec<Option<String>>]) -> Option<&str> {
-    rows.first()?.first()?.as_deref()
-}
-
-async fn rights(server: &mut ServerConn, role: &str) -> Result<Rights, Error> {
-    let role = format!("{}::name", literal(role));
-    let sql = format!(
+/// Asks for the rights of a role, given as a literal of its name, all from PostgreSQL's own functions.
+pub fn question(role: &str) -> String {
+    let role = format!("{role}::name");
+    format!(
         "SELECT 'r', c.oid::text FROM pg_catalog.pg_class c WHERE c.relkind IN ('r', 'p', 'v', 'm') AND c.relpersistence <> 't' \
            AND has_schema_privilege({role}, c.relnamespace, 'USAGE') AND has_table_privilege({role}, c.oid, 'SELECT') \
          UNION ALL SELECT 's', n.nspname FROM pg_catalog.pg_namespace n WHERE has_schema_privilege({role}, n.oid, 'USAGE') \
@@ -69,18 +63,7 @@ async fn rights(server: &mut ServerConn, role: &str) -> Result<Rights, Error> {
          UNION ALL SELECT 'o', '' WHERE EXISTS (SELECT FROM pg_catalog.pg_proc p WHERE p.proacl IS NOT NULL \
            AND NOT has_function_privilege({role}, p.oid, 'EXECUTE') AND (p.prokind IN ('a', 'w') \
              OR p.oid IN (SELECT oprcode FROM pg_catalog.pg_operator) OR p.oid IN (SELECT castfunc FROM pg_catalog.pg_cast)))"
-    );
-    let mut rights = Rights::default();
-    for row in server.run(&sql).await? {
-        let Ok([Some(sort), Some(value)]) = <[Option<String>; 2]>::try_from(row) else { continue };
-        match (sort.as_str(), value.parse()) {
-            ("r", Ok(oid)) => drop(rights.readable.insert(oid)),
-            ("s", _) => drop(rights.schemas.insert(value.into())),
-            ("f", _) => drop(rights.forbidden.insert(value.into())),
-            _ => rights.lacks_support = true,
-        }
-    }
-    Ok(rights)
+    )
 }
 
 #[cfg(test)]

@@ -58,6 +58,19 @@ impl Session {
         }
     }
 
+    /// Whether something that was sent without waiting for what is before it is looked up once that is answered: an answer of pgherd's
+    /// own would come too early, and a server would have to run what the cache may know.
+    pub(super) async fn waits_to_look_up(&mut self, execution: &Execution<'_>, read: &CachedRead) -> bool {
+        let Some(cache) = self.db.cache.clone() else { return false };
+        let is_behind = self.held_server().is_some_and(|server| !server.expects.is_unsynced() && !server.expects.is_empty());
+        let is_whole = execution.max_rows == 0 && (execution.bind.is_some() || !self.in_extended);
+        if !is_behind || !is_whole {
+            return false;
+        }
+        let shared = self.shared_identity(read, execution.types).await;
+        self.cache_key(execution, shared).is_some_and(|key| cache.is_worth_asking(&key))
+    }
+
     /// Whoever waits for another session's fill may be cancelled. What is there at once costs nothing more.
     async fn cancellable(&self, lookup: impl Future<Output = Lookup>) -> Result<Lookup, Error> {
         let mut lookup = std::pin::pin!(lookup);

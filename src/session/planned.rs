@@ -214,7 +214,13 @@ impl Session {
             }
             Plan::Replica(_) if execution.max_rows > 0 => Ok(Way::Relay(Target::Primary)),
             Plan::Replica(_) => self.way_of_replica().await,
-            Plan::Cached(read) => self.way_of_cached(execution, read).await,
+            Plan::Cached(read) => {
+                if self.waits_to_look_up(execution, &read).await {
+                    self.wait_for_answers().await?;
+                    return Box::pin(self.way(execution)).await;
+                }
+                self.way_of_cached(execution, read).await
+            }
             Plan::FanOut(streamed) => self.way_of_fan_out(Way::FanOut(streamed)),
             Plan::Gather(gathered) => self.way_of_fan_out(Way::Gather(gathered)),
             Plan::Cursor(gathered) => self.way_of_fan_out(Way::Cursor(gathered)),

@@ -7,8 +7,11 @@ use foldhash::{HashMap, HashMapExt};
 use parking_lot::RwLock;
 
 use super::Session;
+use crate::backend::server::ServerConn;
+use crate::backend::settings::literal;
 use crate::catalog::model::{Catalog, Oid};
 use crate::catalog::rights::{self, Rights};
+use crate::error::Error;
 use crate::plan::CachedRead;
 use crate::plan::share::is_read_alike;
 
@@ -96,7 +99,7 @@ impl Session {
         let db = Arc::clone(&self.db);
         let _turn = db.rights.turn.try_lock().ok()?;
         let mut lease = self.primary.try_acquire()?;
-        let told = tokio::time::timeout(PATIENCE, rights::read(lease.server(), role, catalog)).await;
+        let told = tokio::time::timeout(PATIENCE, read(lease.server(), role, catalog)).await;
         if !matches!(told, Ok(Ok(_))) {
             tracing::debug!(?told, role, "what a role may read cannot be told: it shares no answers");
             lease.server().mark_broken();
@@ -106,4 +109,27 @@ impl Session {
         db.rights.note(role, catalog.version, rights.clone());
         rights
     }
+}
+
+/// Asks for the rights of `role`, whatever the session's path says. `None` where they are not those of that state of the catalog:
+/// something was granted or revoked since.
+///
+/// # Errors
+/// The server failed, or does not let this login ask.
+async fn read(server: &mut ServerConn, role: &str, catalog: &Catalog) -> Result<Option<Rights>, Error> {
+    let [digest, privileges] = rights::STATE;
+    // Privileges are looked up as they are when asked, not as the statement's snapshot has them: so nothing may change meanwhile.
+    server.run("BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY").await?;
+    server.run("SET LOCAL search_path = pg_catalog, pg_temp").await?;
+    let before = server.run(digest).await?;
+    let rights = Rights::of_rows(server.run(&rights::question(&literal(role))).await?);
+    let privileges = server.run(privileges).await?;
+    let after = server.run(digest).await?;
+    server.run("COMMIT").await?;
+    let is_of_catalog = first(&privileges) == Some(&*catalog.privileges) && first(&before).is_some();
+    Ok((is_of_catalog && before == after).then_some(rights))
+}
+
+fn first(rows: &[Vec<Option<String>>]) -> Option<&str> {
+    rows.first()?.first()?.as_deref()
 }

@@ -340,7 +340,10 @@ impl Session {
             Some(super::context::Target::Shard(_)) => PlanClass::Shard,
             _ => PlanClass::Primary,
         };
-        self.note_time(class, took);
+        // Several that a client sends without waiting may be answered at once.
+        for _ in 0..std::mem::take(&mut self.seen.turns) {
+            self.note_time(class, took);
+        }
         let succeeded = std::mem::take(&mut self.errors_in_turn) == 0;
         self.note_turn_outcome(succeeded);
         // Behind this answer more may be under way already, whose writes and portals are noted with those that are done.
