@@ -6,6 +6,7 @@ mod economy;
 mod elsewhere;
 mod fleet;
 mod identity;
+mod pipelines;
 mod renamed;
 mod replicas;
 mod shapes;
