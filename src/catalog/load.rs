@@ -25,6 +25,29 @@ pub async fn load(client: &Client) -> Result<Catalog, Error> {
     build(&answers.map_err(failed)?).map_err(failed)
 }
 
+/// Takes in what the views stand for. Returns whether that could be read: where a view's table is locked it is not waited for.
+///
+/// # Errors
+/// The server failed.
+pub async fn read_views(client: &Client, catalog: &mut Catalog) -> Result<bool, Error> {
+    // Names that no search path would find otherwise are written out.
+    let begin = "begin read only; set local search_path = pg_catalog; set local lock_timeout = '200ms'";
+    client.batch_execute(begin).await.map_err(failed)?;
+    let answer = client.query(queries::VIEWS, &[]).await;
+    client.batch_execute("rollback").await.map_err(failed)?;
+    let Ok(rows) = answer else { return Ok(false) };
+    for row in rows {
+        let oid: Oid = row.try_get(0).map_err(failed)?;
+        let definition: Option<&str> = row.try_get(1).map_err(failed)?;
+        if let (Some(relation), Some(text)) = (catalog.relations.get_mut(&oid), definition) {
+            let text = text.trim_end().trim_end_matches(';');
+            Arc::make_mut(relation).definition = Some(text.into());
+            catalog.has_views = true;
+        }
+    }
+    Ok(true)
+}
+
 pub(super) fn failed(error: tokio_postgres::Error) -> Error {
     let message = "cannot read the catalog of the server";
     Error::new(ErrorKind::Backend, SqlState::CONNECTION_FAILURE, message).cause(error)
@@ -127,6 +150,7 @@ fn build(answers: &Answers) -> Result<Catalog, tokio_postgres::Error> {
         types: types(&answers.types)?,
         collations,
         user_operators,
+        has_views: false,
         has_user_casts: answers.casts.try_get(0)?,
         has_impure_user_casts: answers.casts.try_get(1)?,
         privileges: text(&answers.privileges, 0)?,
@@ -228,6 +252,7 @@ fn relation(row: &Row) -> Result<Relation, tokio_postgres::Error> {
         primary_key: Vec::new(),
         reads: Vec::new(),
         view_functions: Vec::new(),
+        definition: None,
         writes: Vec::new(),
         writes_opaque: false,
     })

@@ -25,6 +25,8 @@ pub struct Catalog {
     pub collations: HashMap<Oid, Collation>,
     /// User-defined operators by name (`<->`): any statement that uses one of these names is judged by its function.
     pub user_operators: HashMap<Box<str>, Vec<Volatility>>,
+    /// Whether there is a user's view whose query is known.
+    pub has_views: bool,
     /// Whether user-defined casts exist; expressions may then call functions that the text does not show.
     pub has_user_casts: bool,
     /// Whether one of those functions is not immutable.
@@ -69,6 +71,8 @@ pub struct Relation {
     /// For a view: functions that its definition calls, operators' and inner views' included. `now` stands for all that ties it to
     /// the moment or to a row's place (`CURRENT_DATE`, row locks, system columns).
     pub view_functions: Vec<Oid>,
+    /// For a view of a server whose views are read: its query, names written out.
+    pub definition: Option<Arc<str>>,
     /// What a write to it can change: itself, partitions, parents, foreign-key actions and rules, to the end.
     pub writes: Vec<Oid>,
     /// A trigger or rule can write what the catalog does not show: a write to it puts the whole database in doubt.

@@ -172,6 +172,14 @@ select md5(coalesce(string_agg(line, ';' order by line), '')) from (
 pub(super) const SCHEMAS: &str =
     "select nspname from pg_catalog.pg_namespace where nspname !~ '^pg_(toast|temp_|toast_temp_)' order by nspname";
 
+/// What users' views stand for, as far as that is of a length that somebody could have written.
+pub(super) const VIEWS: &str = "
+select v.oid, v.definition from (
+  select c.oid, pg_catalog.pg_get_viewdef(c.oid) as definition
+  from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+  where c.relkind = 'v' and c.relpersistence <> 't' and n.nspname not in ('pg_catalog', 'information_schema')) v
+where pg_catalog.length(v.definition) <= 65536";
+
 /// A text that changes whenever one of the catalogs above does.
 ///
 /// A changed row has a newer `xmin` than any row before it, so that the count and the sum of `xmin` cannot both stay the same.

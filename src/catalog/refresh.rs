@@ -7,7 +7,7 @@ use arc_swap::{ArcSwap, ArcSwapOption};
 use tokio::sync::Mutex;
 use tokio_postgres::Client;
 
-use super::load::{failed, load};
+use super::load::{failed, load, read_views};
 use super::model::Catalog;
 use super::queries;
 use crate::error::Error;
@@ -18,12 +18,19 @@ pub struct CatalogHandle {
     current: ArcSwap<Catalog>,
     looked: ArcSwapOption<Instant>,
     digest: Mutex<Option<String>>,
+    /// Whether views' definitions are read.
+    reads_views: bool,
 }
 
 impl CatalogHandle {
     /// A handle with nothing in it: version 0, in which no name is known, so that nothing is cached or fanned out.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// The same, and its snapshots say what views stand for.
+    pub fn with_views() -> Self {
+        Self { reads_views: true, ..Self::default() }
     }
 
     /// The newest snapshot.
@@ -53,6 +60,7 @@ impl CatalogHandle {
         let mut changed = false;
         if digest.as_ref() != Some(&now) {
             let mut next = load(client).await?;
+            let is_whole = !self.reads_views || read_views(client, &mut next).await?;
             let current = self.current.load();
             next.version = current.version;
             changed = next != **current;
@@ -60,7 +68,8 @@ impl CatalogHandle {
                 next.version += 1;
                 self.current.store(Arc::new(next));
             }
-            *digest = Some(now);
+            // What could not be read is asked for again.
+            *digest = is_whole.then_some(now);
         }
         self.looked.store(Some(Arc::new(looked)));
         Ok(changed)

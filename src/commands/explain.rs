@@ -9,7 +9,7 @@ use clap::Args;
 
 use crate::backend::connect::Login;
 use crate::backend::control;
-use crate::catalog::load::load;
+use crate::catalog::load::{load, read_views};
 use crate::catalog::model::Catalog;
 use crate::config;
 use crate::config::model::{Config, Database, ServerAddress, User};
@@ -168,7 +168,8 @@ async fn ask(
         format!("{}{cause}", error.message())
     };
     let control = control::connect(address, &login).await.map_err(said)?;
-    let catalog = load(&control.client).await.map_err(said)?;
+    let mut catalog = load(&control.client).await.map_err(said)?;
+    read_views(&control.client, &mut catalog).await.map_err(said)?;
     let sql = "SELECT current_user::text, current_setting('search_path'), \
          current_setting('standard_conforming_strings') = 'on', current_setting('server_encoding') = 'UTF8'";
     let row =

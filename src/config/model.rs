@@ -199,6 +199,13 @@ impl Database {
     pub fn is_distributed(&self) -> bool {
         !self.tables.is_empty() || self.schemas.is_some()
     }
+
+    /// Whether the primary's database and those of all shards have one name.
+    pub fn has_one_name(&self) -> bool {
+        let name_of = |server: &ServerAddress| server.dbname.as_deref().unwrap_or(&self.name).to_owned();
+        let name = name_of(&self.primary);
+        self.shards.iter().all(|shard| name_of(shard) == name)
+    }
 }
 
 /// `[database.two_phase]`

@@ -75,6 +75,9 @@ fn way(rows: &mut Rows, plan: &Plan, scs: bool) {
                     rows.add("restricted", format!("{} to the keys of {whose}, where they are few", shipment.table));
                 }
             }
+            for view in &gathered.views {
+                rows.add("makes", format!("view {}", view.view));
+            }
             rows.add("runs", masked(&gathered.sql, scs));
         }
         Plan::CopyIn(copied) => rows.add("shards", copied.shards.to_string()),

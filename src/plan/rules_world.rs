@@ -149,6 +149,7 @@ pub(super) fn relation(oid: Oid, name: &str, kind: RelationKind) -> Relation {
         primary_key: Vec::new(),
         reads: vec![oid],
         view_functions: Vec::new(),
+        definition: None,
         writes: vec![oid],
         writes_opaque: false,
     }

@@ -150,11 +150,20 @@ fn ddl(input: &Input<'_>, statement: &Statement) -> Result<Option<Plan>, Refusal
         Ok(Place::Shards) => Ok(true),
         Ok(_) => Ok(false),
         // An index has the name of no table, and lies where its table does.
-        Err(refusal) if refusal.code == "unknown-on-primary" && is_index(input, name) => Ok(true),
+        Err(refusal) if refusal.code == "unknown-on-primary" => {
+            if is_index(input, name) || is_view_over_tables(input, name) { Ok(true) } else { Err(refusal) }
+        }
         Err(refusal) => Err(refusal),
     };
     match distribute::ddl(&for_shards(input, input.text, statement, shards, false), on_shards)? {
-        Distributed::Scattered(scattered) => Ok(Some(Plan::Scatter(scattered))),
+        Distributed::Scattered(scattered) => {
+            let view = distribute::created_view(input.text, input.session.standard_conforming_strings);
+            if view.is_some_and(|view| matches!(place(input, &view), Ok(Place::Primary))) {
+                let message = "a view over tables of the shards that is called as a relation of the primary is";
+                return Err(refusal("mixed", message.into(), "Give the view another name."));
+            }
+            Ok(Some(Plan::Scatter(scattered)))
+        }
         Distributed::Shard { shard, reason } => Ok(Some(Plan::Shard { shard, detachable: false, reason })),
         _ => Ok(None),
     }
@@ -200,13 +209,17 @@ pub(super) fn in_transaction(input: &Input<'_>, plan: Plan) -> Plan {
 
 /// See [`Plan::Shard`].
 fn is_detachable(input: &Input<'_>, statement: &Statement, shards: &Catalog) -> bool {
+    let path = input.session.search_path;
+    let relations = statement.reads.iter().flat_map(|name| names::candidates(name, shards, path));
+    let of_views = relations.flat_map(|relation| functions::view_calls(relation, shards));
     statement.class == Class::Read
         && !statement.locks_rows
         && !statement.explain
         && statement.effects.is_empty()
         && statement.value_functions.is_empty()
-        && functions::called(statement, shards, input.session.search_path)
-            .iter()
+        && functions::called(statement, shards, path)
+            .into_iter()
+            .chain(of_views)
             .all(|called| called.conduct <= Conduct::Stable && !functions::is_clock(&called.name))
 }
 
@@ -236,8 +249,16 @@ fn touches(input: &Input<'_>, statement: &Statement) -> Result<bool, Refusal> {
     }
     let mut distributed: Option<&Name> = None;
     let mut local: Option<&Name> = None;
+    let reads_views = statement.explain || !matches!(statement.class, Class::Ddl | Class::Utility | Class::Opaque);
     for name in statement.reads.iter().chain(&statement.writes) {
-        match place(input, name)? {
+        let found = match place(input, name) {
+            Err(refusal) if refusal.code == "unknown-on-primary" => {
+                let is_view = reads_views && !statement.writes.contains(name) && is_view_over_tables(input, name);
+                if is_view { Place::Shards } else { return Err(refusal) }
+            }
+            found => found?,
+        };
+        match found {
             Place::Shards => distributed = distributed.or(Some(name)),
             Place::Primary => local = local.or(Some(name)),
             Place::Nowhere => {}
@@ -299,6 +320,18 @@ fn place(input: &Input<'_>, name: &Name) -> Result<Place, Refusal> {
         )),
         (false, false) => Ok(Place::Nowhere),
     }
+}
+
+/// Whether a name that the primary does not know means a view over the tables of the shards.
+fn is_view_over_tables(input: &Input<'_>, name: &Name) -> bool {
+    let path = input.session.search_path;
+    let on_primary = input.catalog.is_some_and(|catalog| !names::candidates(name, catalog, path).is_empty());
+    let temporary = name.schema.is_none() && input.session.has_temporary_objects;
+    let is_view = |shards: &Catalog| {
+        let found = names::candidates(name, shards, path);
+        found.first().is_some_and(|relation| distribute::is_over_tables(relation, shards, input.database))
+    };
+    !on_primary && !temporary && input.shards.is_some_and(is_view)
 }
 
 /// Whether only the shards have a relation of that name: a view over sharded tables, or a table that nobody configured.

@@ -187,7 +187,7 @@ impl Database {
         Self {
             catalog: Arc::new(CatalogHandle::new()),
             coordinator_catalog: has_coordinator.then(|| Arc::new(CatalogHandle::new())),
-            shard_catalog: has_shards.then(|| Arc::new(CatalogHandle::new())),
+            shard_catalog: has_shards.then(|| Arc::new(CatalogHandle::with_views())),
             cache_config: whole.cache.clone(),
             fanout: whole.fanout.clone(),
             slow_statement: whole.telemetry.slow_statement,

@@ -367,7 +367,8 @@ async fn servers_that_cannot_commit_together_are_found() {
 /// Types and a function that the tables and the TOML of the next stories name.
 const OWN: &str = "create type mood as enum ('sad', 'ok', 'happy'); create domain positive as int check (value > 0);
     create function slug(text) returns text immutable language sql as 'select lower($1)';
-    create table moods (id bigint not null, feeling mood, feelings mood[], n positive);";
+    create table moods (id bigint not null, feeling mood, feelings mood[], n positive);
+    create view happy as select id from moods where feeling = 'happy'; create view very_happy as select id from happy where id > 0;";
 const MOODS: &str = r#"
     table = [{ name = "moods", shard_key = "id", method = "hash" }]
     [fanout]
@@ -393,6 +394,7 @@ async fn definitions_that_differ_are_named() {
     let herd = Herd::new().await;
     herd.shards[0].execute(OWN).await;
     let other = OWN.replace("'sad', 'ok'", "'ok', 'sad'").replace("value > 0", "value >= 0").replace("lower", "upper");
+    let other = other.replace("where id > 0", "where id > 1");
     herd.shards[1].execute(&other).await;
     let coordinator = harness::fresh_database().await;
     coordinator.execute("create type mood as enum ('sad', 'ok', 'happy', 'new')").await;
@@ -401,6 +403,8 @@ async fn definitions_that_differ_are_named() {
     assert_fault(&report, "shard 1", "type public.mood is e: 'ok', 'sad', 'happy', on the first shard e: 'sad'");
     assert_fault(&report, "shard 1", "type public.positive is d: integer CHECK ((VALUE >= 0))");
     assert_fault(&report, "shard 1", "function public.slug(text) is another");
+    assert_fault(&report, "shard 1", "view public.very_happy is another");
+    assert!(!found(&report, Level::Fault, "shard 1", "view public.happy is"), "{report}");
     assert_fault(&report, "coordinator", "type public.mood is e: 'sad', 'ok', 'happy', 'new'");
     assert_fault(&report, "coordinator", "there is no type public.positive");
     assert_fault(&report, "coordinator", "there is no function public.slug(text)");

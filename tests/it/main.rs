@@ -38,4 +38,5 @@ mod tenants;
 mod tpch;
 mod transcripts;
 mod traps;
+mod views;
 mod writes;

@@ -1,5 +1,5 @@
-//! Whether shards and coordinator have what statements over several shards rely on, and have it alike: types, functions, the order
-//! of texts, and the right to make temporary tables.
+//! Whether shards and coordinator have what statements over several shards rely on, and have it alike: types, functions, the shards
+//! views as well, the order of texts, and the right to make temporary tables.
 
 use std::collections::BTreeMap;
 
@@ -17,6 +17,23 @@ const USED_TYPES: &str = "\
     JOIN pg_catalog.pg_type AS t ON t.oid = CASE WHEN own.typelem <> 0 AND own.typlen = -1 THEN own.typelem ELSE own.oid END \
     JOIN pg_catalog.pg_namespace AS tn ON tn.oid = t.typnamespace \
     WHERE a.attnum > 0 AND NOT a.attisdropped AND t.oid >= 16384 AND (n.nspname, c.relname) IN ($tables) ORDER BY 1, 2";
+
+/// Users' views over the tables, also by way of other views.
+const USED_VIEWS: &str = "\
+    WITH RECURSIVE used (oid) AS ( \
+      SELECT c.oid FROM pg_catalog.pg_class AS c JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace \
+      WHERE (n.nspname, c.relname) IN ($tables) \
+      UNION SELECT r.ev_class FROM used AS u JOIN pg_catalog.pg_depend AS d ON d.refobjid = u.oid \
+        AND d.refclassid = 'pg_catalog.pg_class'::pg_catalog.regclass AND d.classid = 'pg_catalog.pg_rewrite'::pg_catalog.regclass \
+      JOIN pg_catalog.pg_rewrite AS r ON r.oid = d.objid) \
+    SELECT n.nspname, v.relname FROM used AS u JOIN pg_catalog.pg_class AS v ON v.oid = u.oid AND v.relkind = 'v' \
+    JOIN pg_catalog.pg_namespace AS n ON n.oid = v.relnamespace ORDER BY 1, 2";
+
+/// A view's query and options, in a hash.
+const VIEW: &str = "\
+    SELECT pg_catalog.md5(pg_catalog.concat_ws('/', pg_catalog.pg_get_viewdef(c.oid), c.reloptions)) \
+    FROM pg_catalog.pg_class AS c JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace \
+    WHERE n.nspname = $schema AND c.relname = $name AND c.relkind = 'v'";
 
 /// All that decides what values of a type are and how they compare.
 const TYPE: &str = "\
@@ -53,7 +70,7 @@ pub(super) async fn check(database: &Database, pure_functions: &[String], server
     }
     let coordinator = if database.coordinator.is_some() { Part::Coordinator } else { Part::Primary };
     let mut known: BTreeMap<String, Option<String>> = BTreeMap::new();
-    let mut types: Option<Vec<(String, String)>> = None;
+    let mut used: Option<Used> = None;
     let mut locale: Option<Vec<Option<String>>> = None;
     let mut order: Vec<&mut Server> =
         servers.iter_mut().filter(|it| matches!(it.part, Part::Shard(_)) || it.part == coordinator).collect();
@@ -64,12 +81,18 @@ pub(super) async fn check(database: &Database, pure_functions: &[String], server
         let Some(client) = &mut server.client else { continue };
         let place = if is_shard { server.place.clone() } else { format!("{}, as coordinator", server.place) };
         let mut looked = Looked { client, place: &place, is_shard, known: &mut known, report };
-        let result = looked.look(database, pure_functions, &mut types, &mut locale).await;
+        let result = looked.look(database, pure_functions, &mut used, &mut locale).await;
         if let Err(error) = result {
             let help = "give the role the rights that pgherd's clients will have, or look at the server's log";
             report.warning(&place, format!("its definitions could not be read: {}", error.message()), help);
         }
     }
+}
+
+/// What the first shard has that statements may use, by schema and name.
+struct Used {
+    types: Vec<(String, String)>,
+    views: Vec<(String, String)>,
 }
 
 struct Looked<'a> {
@@ -86,16 +109,23 @@ impl Looked<'_> {
         &mut self,
         database: &Database,
         pure_functions: &[String],
-        types: &mut Option<Vec<(String, String)>>,
+        used: &mut Option<Used>,
         locale: &mut Option<Vec<Option<String>>>,
     ) -> Result<(), Error> {
-        if types.is_none() {
-            *types = Some(used_types(self.client, database).await?);
+        if used.is_none() {
+            let types = named(self.client, database, USED_TYPES).await?;
+            *used = Some(Used { types, views: named(self.client, database, USED_VIEWS).await? });
         }
         let mut faults = 0;
-        for (schema, name) in types.iter().flatten() {
-            let sql = TYPE.replace("$schema", &literal(schema)).replace("$name", &literal(name));
-            faults += self.compare(format!("type {schema}.{name}"), &sql).await?;
+        let of = |sql: &str, schema: &str, name: &str| {
+            sql.replace("$schema", &literal(schema)).replace("$name", &literal(name))
+        };
+        for (schema, name) in used.iter().flat_map(|used| &used.types) {
+            faults += self.compare(format!("type {schema}.{name}"), &of(TYPE, schema, name)).await?;
+        }
+        let is_shard = self.is_shard;
+        for (schema, name) in used.iter().filter(|_| is_shard).flat_map(|used| &used.views) {
+            faults += self.compare(format!("view {schema}.{name}"), &of(VIEW, schema, name)).await?;
         }
         for function in pure_functions {
             let sql = FUNCTION.replace("$function", &literal(function));
@@ -159,10 +189,11 @@ impl Looked<'_> {
     }
 }
 
-async fn used_types(client: &mut Client, database: &Database) -> Result<Vec<(String, String)>, Error> {
+/// Schemas and names that a query over the tables gives.
+async fn named(client: &mut Client, database: &Database, sql: &str) -> Result<Vec<(String, String)>, Error> {
     let tables: Vec<String> =
         database.tables.iter().map(|table| format!("({},{})", literal(&table.schema), literal(&table.name))).collect();
-    let rows = client.rows(&USED_TYPES.replace("$tables", &tables.join(", "))).await?;
+    let rows = client.rows(&sql.replace("$tables", &tables.join(", "))).await?;
     let pair = |row: super::client::Row| {
         let mut values = row.into_iter().flatten();
         Some((values.next()?, values.next()?))

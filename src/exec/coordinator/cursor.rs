@@ -134,6 +134,10 @@ async fn steps<L: Leg>(
         let (name, serial) = (&shipment.name, opening.serial);
         coordinator.query(&format!("ALTER TABLE pg_temp.{name} RENAME TO \"pgherd cursor {serial} table {at}\""));
     }
+    for (at, view) in run.plan.views.iter().enumerate() {
+        let (name, serial) = (&view.name, opening.serial);
+        coordinator.query(&format!("ALTER VIEW pg_temp.{name} RENAME TO \"pgherd cursor {serial} view {at}\""));
+    }
     if opening.read_only {
         coordinator.query("SET TRANSACTION READ ONLY");
     }

@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 use super::line::Line;
 use super::order::{KeptTo, Order};
 use super::ship::{Shipped, ship};
-use super::{Leg, Run, bind, cancelled, of_pgherds_own, open, prepare, tune};
+use super::{Leg, Run, bind, cancelled, make_views, of_pgherds_own, open, prepare, tune};
 use crate::error::Error;
 use crate::exec::fanout::{Failure, line_of};
 use crate::plan::distribute::Shipment;
@@ -91,8 +91,11 @@ async fn tell<L: Leg>(
             one.took = since.elapsed();
             tune(shipment, &one.shipped, coordinator).await?;
             order.note(&turn, &one.shipped, coordinator).await?;
+        } else {
+            tune(shipment, &[], coordinator).await?;
         }
     }
+    make_views(run, coordinator).await?;
     shards.iter_mut().for_each(|line| line.query("ROLLBACK"));
     try_join_all(shards.iter_mut().map(|line| line.settle(|_| {}))).await?;
     coordinator.query("SET TRANSACTION READ ONLY");

@@ -155,14 +155,19 @@ async fn attempt<L: Leg, S: Sink>(
 /// Whether an error may come from judging a row: data, cardinality, constraints of domains, a function's own.
 fn may_be_a_conditions(frame: &Frame) -> bool {
     const CLASSES: [&[u8]; 5] = [b"21", b"22", b"23", b"38", b"P0"];
+    code_of(frame).is_some_and(|code| CLASSES.iter().any(|class| code.starts_with(class)))
+}
+
+/// An error's SQLSTATE.
+fn code_of(frame: &Frame) -> Option<&[u8]> {
     let mut body = crate::wire::frame::Body::new(frame.body());
-    while let Some(code) = body.u8().filter(|&code| code != 0) {
-        let Some(text) = body.cstr() else { return false };
-        if code == b'C' {
-            return CLASSES.iter().any(|class| text.starts_with(class));
+    while let Some(field) = body.u8().filter(|&field| field != 0) {
+        let text = body.cstr()?;
+        if field == b'C' {
+            return Some(text);
         }
     }
-    false
+    None
 }
 
 fn cancelled() -> Error {
@@ -231,11 +236,34 @@ async fn ship_all<L: Leg>(
     let mut order = Order::new(run, with_conditions);
     while let Some(turn) = order.next(shards).await? {
         let shipment = &run.plan.shipments[turn.at];
-        let shipped = ship(shipment, &turn.select, shards, coordinator, sum, run.budget).await?;
+        let shipping = ship(shipment, &turn.select, shards, coordinator, sum, run.budget);
+        let shipped = shipping.await.map_err(|failure| of_views(run, failure))?;
         tune(shipment, &shipped, coordinator).await?;
         order.note(&turn, &shipped, coordinator).await?;
     }
+    make_views(run, coordinator).await
+}
+
+/// Makes the views of what was shipped, and sees to it that their names mean them.
+async fn make_views<L: Leg>(run: &Run<'_>, coordinator: &mut Line<'_, L>) -> Result<(), Failure> {
+    for view in &run.plan.views {
+        coordinator.query(&view.create);
+        probe(&view.probe, coordinator).await?;
+    }
     Ok(())
+}
+
+/// A view is read with its owner's rights, its tables' rows are shipped with the client's.
+fn of_views(run: &Run<'_>, failure: Failure) -> Failure {
+    const DENIED: &[u8] = b"42501";
+    match failure {
+        Failure::Server(frame) if !run.plan.views.is_empty() && code_of(&frame) == Some(DENIED) => {
+            let message = "a view whose tables its reader may not read, over several shards";
+            let hint = "Grant SELECT on its tables, or tie the statement to one shard key.";
+            Failure::Own(Error::refused(message).hint(hint))
+        }
+        other => other,
+    }
 }
 
 /// Gives a shipped table its key, and what makes reading many rows fast.
@@ -259,7 +287,9 @@ async fn open<L: Leg>(
         writer::describe(line.out(), b'S', b"");
         line.sync();
     }
-    line.query("SELECT 1");
+    let views = run.plan.views.iter().filter(|_| describes).filter_map(|view| view.allowed.as_deref());
+    // Without a view to look at, this takes the snapshot.
+    views.chain(["SELECT 1"]).for_each(|sql| line.query(sql));
     let mut description = None;
     let mut is_own = !describes;
     while !line.is_settled() {
@@ -297,7 +327,12 @@ async fn make_tables<L: Leg>(run: &Run<'_>, coordinator: &mut Line<'_, L>, on_co
     for shipment in &run.plan.shipments {
         coordinator.query(&[&*shipment.create, on_commit].concat());
     }
-    coordinator.query(&run.plan.probe);
+    probe(&run.plan.probe, coordinator).await
+}
+
+/// Sees to it that names mean what was made for the statement.
+async fn probe<L: Leg>(sql: &str, coordinator: &mut Line<'_, L>) -> Result<(), Failure> {
+    coordinator.query(sql);
     let mut is_plain = false;
     coordinator
         .settle(|frame| {

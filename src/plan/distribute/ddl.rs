@@ -1,12 +1,15 @@
 //! TRUNCATE and DDL on sharded and reference tables: the same on every shard, if it looks at nothing beyond one.
 
+use std::ops::ControlFlow;
+
 use sqlparser::ast::{
     AlterColumnOperation, AlterTableOperation, ColumnDef, ColumnOption, CreateTable, DataType, Expr, Ident,
-    IndexColumn, ObjectName, ObjectType, Statement, TableConstraint,
+    IndexColumn, ObjectName, ObjectType, Statement, TableConstraint, visit_relations,
 };
 
 use super::check::check;
 use super::functions::Functions;
+use super::gather::ctes;
 use super::model::{Distributed, Input};
 use super::refuse::refuse;
 use super::scatter::{Part, Scattered, Tally, finished};
@@ -26,7 +29,7 @@ pub fn ddl(input: &Input<'_>, is_on_shards: impl Fn(&Name) -> Result<bool, Refus
         return Ok(Distributed::Elsewhere);
     };
     let mut on_shards = 0;
-    for name in &names {
+    for name in names.iter() {
         let Some((schema, name)) = parts(name) else { return Ok(Distributed::Elsewhere) };
         on_shards += usize::from(is_on_shards(&Name { schema: schema.map(Into::into), name: name.into() })?);
     }
@@ -50,16 +53,37 @@ pub fn ddl(input: &Input<'_>, is_on_shards: impl Fn(&Name) -> Result<bool, Refus
     )
 }
 
-/// The tables or indexes that it is about.
-fn tables(tree: &Statement) -> Option<Vec<&ObjectName>> {
+/// The tables, views or indexes that it is about; for a view that is made, those that it reads.
+fn tables(tree: &Statement) -> Option<Vec<ObjectName>> {
     match tree {
-        Statement::Truncate(truncate) => Some(truncate.table_names.iter().map(|target| &target.name).collect()),
-        Statement::CreateIndex(index) => Some(vec![&index.table_name]),
-        Statement::Drop { object_type: ObjectType::Table | ObjectType::Index, names, .. } => {
-            Some(names.iter().collect())
+        Statement::Truncate(truncate) => Some(truncate.table_names.iter().map(|target| target.name.clone()).collect()),
+        Statement::CreateIndex(index) => Some(vec![index.table_name.clone()]),
+        Statement::Drop { object_type: ObjectType::Table | ObjectType::View | ObjectType::Index, names, .. } => {
+            Some(names.clone())
         }
-        Statement::AlterTable(alter) => Some(vec![&alter.name]),
-        Statement::CreateTable(create) if !create.temporary => Some(vec![&create.name]),
+        Statement::AlterTable(alter) => Some(vec![alter.name.clone()]),
+        Statement::CreateTable(create) if !create.temporary => Some(vec![create.name.clone()]),
+        Statement::CreateView(create) if !create.materialized && !create.temporary => {
+            let ctes = ctes(&create.query);
+            let mut names = Vec::new();
+            let _ = visit_relations(&create.query, |name| {
+                let is_cte = parts(name).is_some_and(|(schema, name)| schema.is_none() && ctes.contains(name));
+                names.extend((!is_cte).then(|| name.clone()));
+                ControlFlow::<()>::Continue(())
+            });
+            Some(names)
+        }
+        _ => None,
+    }
+}
+
+/// The name of the view that a text makes.
+pub fn created_view(text: &str, standard_conforming_strings: bool) -> Option<Name> {
+    match parse::parse(text.as_bytes(), standard_conforming_strings)? {
+        Statement::CreateView(create) => {
+            let (schema, name) = parts(&create.name)?;
+            Some(Name { schema: schema.map(Into::into), name: name.into() })
+        }
         _ => None,
     }
 }

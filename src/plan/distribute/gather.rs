@@ -3,6 +3,7 @@
 //! The final statement is the client's own text, in which names mean temporary tables with the shipped rows: `pg_temp` comes
 //! first where a name has no schema, and takes the schema's place where it has one.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -11,11 +12,12 @@ use sqlparser::ast::{Expr, ObjectName, SelectItem, SetExpr, Statement, TableFact
 
 use super::analysis::table;
 use super::functions::Functions;
-use super::model::{Distributed, Gathered, Input};
+use super::model::{Distributed, Gathered, Input, View};
 use super::refuse::refuse;
 use super::scope::parts;
 use super::ship::{Columns, Shipping, quoted};
 use super::source::Source;
+use super::views::{self, Definition};
 use super::{correlated, filters, key_lists};
 use crate::catalog::model::Relation;
 use crate::config::model::Distribution;
@@ -47,28 +49,26 @@ pub(super) fn plan(
     if named.relations.is_empty() {
         return Err(why);
     }
+    let texts = named.texts(tree, source)?;
+    for text in texts.iter().skip(1) {
+        super::gather_check::check(&text.source, functions, coordinator)?;
+    }
     let shipping = Shipping { catalog: input.catalog, coordinator };
     shipping.check_default_collation()?;
     let indexes = correlated::indexes(tree, |name| named.relations.get(name).map(|(relation, _)| relation));
-    let filters = filters::filters(
-        tree,
-        filters::Reader {
-            source,
-            functions,
-            standard_conforming_strings: input.session.standard_conforming_strings,
-            // What a CTE shadows is not looked into.
-            relation: |name: &str| {
-                let known = named.relations.get(name).filter(|_| !named.ctes.contains(name));
-                known.map(|(relation, _)| relation)
-            },
-        },
-    );
+    let mut filters = BTreeMap::new();
+    for text in &texts {
+        let standard_conforming_strings = text.number > 0 || input.session.standard_conforming_strings;
+        let relation = |name: &str| named.of_text(text.number, name);
+        let reader = filters::Reader { source: &text.source, functions, standard_conforming_strings, relation };
+        filters.append(&mut filters::filters(&text.tree, reader));
+    }
     let bonds = key_lists::bonds(tree, input.catalog, key_lists::Equals::new(input, coordinator), |name: &str| {
-        let known = named.relations.get(name).filter(|_| !named.ctes.contains(name));
-        known.map(|(relation, _)| relation)
+        named.of_text(0, name)
     });
     let tables: Vec<Box<str>> = named.relations.keys().cloned().collect();
-    let identifiers = source.identifiers();
+    let identifiers: BTreeSet<String> = texts.iter().flat_map(|text| text.source.identifiers()).collect();
+    let has_group_by = texts.iter().any(|text| text.source.has_group_by());
     let is_shipped = |table: &str, column: &str| {
         let takes_all = named.takes_all || named.relations.get(table).is_some_and(|(_, use_)| use_.takes_all);
         takes_all || identifiers.contains(column)
@@ -89,7 +89,7 @@ pub(super) fn plan(
         let columns =
             if named.takes_all || use_.takes_all { Columns::All } else { Columns::Named(identifiers.clone()) };
         let (indexes, filter) = (indexes.get(&relation.name), filters.get(&relation.name));
-        let mut shipment = shipping.shipment(relation, &columns, from, source.has_group_by(), indexes, filter)?;
+        let mut shipment = shipping.shipment(relation, &columns, from, has_group_by, indexes, filter)?;
         if let Some(bonds) = bonds.get(&relation.name) {
             shipment.key_lists = key_lists::key_lists(bonds, &tables, &relation.name, is_shipped);
         }
@@ -99,7 +99,8 @@ pub(super) fn plan(
     let (sql, is_verbatim) = retargeted(source, &shipments_by_name(&named))?;
     Ok(Distributed::Gathered(Arc::new(Gathered {
         shards,
-        probe: probe(&named),
+        probe: probe(named.relations.keys().map(|name| &**name)),
+        views: named.made(&texts)?,
         shipments,
         sql: sql.into(),
         is_verbatim,
@@ -113,6 +114,8 @@ pub(super) fn plan(
 struct Use {
     /// Whether every column may be meant: by a whole row, or by their places.
     takes_all: bool,
+    /// Which texts name it: 0 is the statement's, the others are those of views.
+    texts: BTreeSet<usize>,
 }
 
 /// Relations that a statement names.
@@ -124,21 +127,90 @@ struct Named {
     takes_all: bool,
     /// Names of CTEs.
     ctes: BTreeSet<Box<str>>,
+    /// Views, those that others read first.
+    views: Vec<Seen>,
+    /// How many texts of views were begun.
+    begun: usize,
+}
+
+/// A view.
+#[derive(Debug)]
+struct Seen {
+    view: Arc<Relation>,
+    /// Whether the statement itself names it.
+    is_named: bool,
+    /// The number of its text.
+    text: usize,
+}
+
+impl Named {
+    /// The relation of that name, if nothing but that text names it. What a CTE shadows is not looked into.
+    fn of_text(&self, at: usize, name: &str) -> Option<&Arc<Relation>> {
+        let (relation, use_) = self.relations.get(name).filter(|_| !self.ctes.contains(name))?;
+        (use_.texts.len() == 1 && use_.texts.contains(&at)).then_some(relation)
+    }
+
+    /// Whether another relation has the name of that one.
+    fn has_other(&self, relation: &Relation) -> bool {
+        let tables = self.relations.values().map(|(relation, _)| relation);
+        let mut known = tables.chain(self.views.iter().map(|seen| &seen.view));
+        known.any(|known| known.name == relation.name && known.oid != relation.oid)
+    }
+
+    /// The statement, and the views' queries.
+    fn texts<'a>(&'a self, tree: &'a Statement, source: &'a Source<'a>) -> Result<Vec<Text<'a>>, Refusal> {
+        let mut texts = vec![Text { number: 0, tree: Cow::Borrowed(tree), source: Cow::Borrowed(source) }];
+        for seen in &self.views {
+            let Definition { tree, source, .. } = Definition::of(&seen.view)?;
+            texts.push(Text { number: seen.text, tree: Cow::Owned(tree), source: Cow::Owned(source) });
+        }
+        Ok(texts)
+    }
+
+    /// The views as they are made of what is shipped.
+    fn made(&self, texts: &[Text<'_>]) -> Result<Vec<View>, Refusal> {
+        let schemas = shipments_by_name(self);
+        let made = |(Seen { view, is_named, .. }, text): (&Seen, &Text<'_>)| {
+            let (name, query) = (quoted(&view.name), retargeted(&text.source, &schemas)?.0);
+            let full = format!("{}.{name}", quoted(&view.schema));
+            Ok(View {
+                view: format!("{}.{}", view.schema, view.name).into(),
+                create: format!("CREATE TEMPORARY VIEW {name} AS {query}").into(),
+                probe: probe([&*view.name]),
+                name: name.into(),
+                allowed: is_named.then(|| format!("SELECT * FROM {full} LIMIT 0").into()),
+            })
+        };
+        self.views.iter().zip(texts.iter().skip(1)).map(made).collect()
+    }
+}
+
+/// A text, and what was read in it.
+struct Text<'a> {
+    number: usize,
+    tree: Cow<'a, Statement>,
+    source: Cow<'a, Source<'a>>,
 }
 
 fn named(tree: &Statement, input: &Input<'_>) -> Result<Named, Refusal> {
-    let mut reader =
-        Reader { input, named: Named::default(), aliases: BTreeMap::new(), ctes: BTreeSet::new(), unknown: None };
+    let mut named = Named::default();
+    read(tree, input, &mut named, 0)?;
+    Ok(named)
+}
+
+/// Takes in the relations that a text names.
+fn read(tree: &Statement, input: &Input<'_>, named: &mut Named, text: usize) -> Result<(), Refusal> {
     // CTEs first: which of the names they shadow is PostgreSQL's to say.
-    reader.ctes = ctes(tree);
+    let ctes = ctes(tree);
+    let mut reader = Reader { input, named, aliases: BTreeMap::new(), ctes, unknown: None, text };
     if let ControlFlow::Break(refusal) = tree.visit(&mut reader) {
         return Err(*refusal);
     }
     if let Some(name) = reader.unknown {
         return Err(unknown(&name));
     }
-    let Reader { mut named, aliases, ctes, .. } = reader;
-    named.ctes = ctes;
+    let Reader { named, aliases, ctes, .. } = reader;
+    named.ctes.extend(ctes);
     let mut rows = WholeRows { aliases: &aliases, found: BTreeSet::new() };
     let _ = tree.visit(&mut rows);
     for name in rows.found {
@@ -146,7 +218,12 @@ fn named(tree: &Statement, input: &Input<'_>) -> Result<Named, Refusal> {
             use_.takes_all = true;
         }
     }
-    Ok(named)
+    Ok(())
+}
+
+fn same_name(relation: &Relation) -> Refusal {
+    let message = format!("two relations \"{}\" of different schemas", relation.name);
+    refuse("same-name", message, "read them in statements of their own")
 }
 
 fn unknown(name: &str) -> Refusal {
@@ -157,7 +234,7 @@ fn unknown(name: &str) -> Refusal {
     )
 }
 
-fn ctes(tree: &Statement) -> BTreeSet<Box<str>> {
+pub(super) fn ctes(tree: &impl Visit) -> BTreeSet<Box<str>> {
     struct Ctes(BTreeSet<Box<str>>);
     impl Visitor for Ctes {
         type Break = ();
@@ -174,11 +251,13 @@ fn ctes(tree: &Statement) -> BTreeSet<Box<str>> {
 
 struct Reader<'a> {
     input: &'a Input<'a>,
-    named: Named,
+    named: &'a mut Named,
     /// Relations' names by what columns are qualified with.
     aliases: BTreeMap<Box<str>, BTreeSet<Box<str>>>,
     ctes: BTreeSet<Box<str>>,
     unknown: Option<String>,
+    /// Which of the texts it reads.
+    text: usize,
 }
 
 type Flow = ControlFlow<Box<Refusal>>;
@@ -205,21 +284,43 @@ impl Reader<'_> {
                 // Another relation of that name would be found on the coordinator where the CTE is out of sight.
                 return Err(refuse("cte", format!("\"{table}\" is a CTE's name and a table's"), "rename the CTE"));
             }
+            if views::is_over_tables(relation, catalog, self.input.database) {
+                let view = Arc::clone(relation);
+                self.view(view)?;
+                return Ok(None);
+            }
             self.unknown.get_or_insert_with(|| table.to_owned());
             return Ok(None);
         }
-        match self.named.relations.get(&relation.name) {
-            Some((known, _)) if known.oid != relation.oid => {
-                let message = format!("two tables \"{}\" of different schemas", relation.name);
-                return Err(refuse("same-name", message, "read them in statements of their own"));
-            }
-            Some(_) => {}
-            None => {
-                let entry = (Arc::clone(relation), Use::default());
-                self.named.relations.insert(relation.name.clone(), entry);
-            }
+        if self.named.has_other(relation) {
+            return Err(same_name(relation));
         }
+        let entry = || (Arc::clone(relation), Use::default());
+        let (_, use_) = self.named.relations.entry(relation.name.clone()).or_insert_with(entry);
+        use_.texts.insert(self.text);
         Ok(Some(relation.name.clone()))
+    }
+
+    /// Takes in a view, after what it reads.
+    fn view(&mut self, view: Arc<Relation>) -> Result<(), Refusal> {
+        let is_named = self.text == 0;
+        if let Some(seen) = self.named.views.iter_mut().find(|seen| seen.view.oid == view.oid) {
+            seen.is_named |= is_named;
+            return Ok(());
+        }
+        if view.row_security {
+            let message = format!("\"{}\" is a view over a table with row-level security", view.name);
+            return Err(refuse("view", message, "name the tables that it is made of"));
+        }
+        self.named.begun += 1;
+        let text = self.named.begun;
+        let definition = Definition::of(&view)?;
+        read(&definition.tree, &views::as_written(self.input, definition.text), self.named, text)?;
+        if self.named.has_other(&view) {
+            return Err(same_name(&view));
+        }
+        self.named.views.push(Seen { view: Arc::clone(&view), is_named, text });
+        Ok(())
     }
 
     fn factor(&mut self, factor: &TableFactor) -> Result<(), Refusal> {
@@ -303,9 +404,11 @@ impl Visitor for WholeRows<'_> {
     }
 }
 
-/// Schemas of the relations by name.
+/// Schemas of the relations and views by name.
 fn shipments_by_name(named: &Named) -> BTreeMap<&str, &str> {
-    named.relations.values().map(|(relation, _)| (&*relation.name, &*relation.schema)).collect()
+    let views = named.views.iter().map(|seen| &seen.view);
+    let relations = named.relations.values().map(|(relation, _)| relation).chain(views);
+    relations.map(|relation| (&*relation.name, &*relation.schema)).collect()
 }
 
 /// The text with `pg_temp` for the schema of every shipped table, and whether nothing had to be replaced.
@@ -327,9 +430,9 @@ fn retargeted(source: &Source<'_>, schemas: &BTreeMap<&str, &str>) -> Result<(St
     Ok((sql, at == 0))
 }
 
-/// A SELECT that says whether unqualified names mean the temporary tables.
-fn probe(named: &Named) -> Box<str> {
-    let each = named.relations.keys().map(|name| {
+/// A SELECT that says whether unqualified names mean what is temporary.
+fn probe<'a>(names: impl IntoIterator<Item = &'a str>) -> Box<str> {
+    let each = names.into_iter().map(|name| {
         let literal = quoted(name).replace('\'', "''").replace('\\', "\\\\");
         format!(
             "pg_catalog.to_regclass(E'{literal}')::pg_catalog.oid OPERATOR(pg_catalog.=) \

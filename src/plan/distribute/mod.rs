@@ -33,17 +33,19 @@ mod source;
 mod steady;
 mod stream;
 mod tie;
+mod views;
 mod write;
 
 pub use carrier::{Carried, Carrier};
 pub use copy::{CopiedIn, Form, Placed, copy_in};
-pub use ddl::ddl;
+pub use ddl::{created_view, ddl};
 pub use insert_select::{Answered, InsertSelect, create_on_primary, insert_into_primary};
 pub use model::{
     Aggregate, BitOperation, Collating, Condition, Distributed, Gathered, Groups, Input, Key, KeyList, Merge, Output,
-    Parameters, Session, Shipment, Sort, SortBy, Streamed,
+    Parameters, Session, Shipment, Sort, SortBy, Streamed, View,
 };
 pub use scatter::{Part, Scattered, Tally, marker};
+pub use views::is_over_tables;
 
 use sqlparser::ast::{Query, SetExpr, Statement};
 
@@ -70,6 +72,11 @@ pub fn plan(input: &Input<'_>) -> Result<Distributed, Refusal> {
         return opaque(input);
     };
     let source = Source::new(input.text, scs);
+    if matches!(tree, Statement::Query(_))
+        && let Some(planned) = views::plan(input, &tree, &source)
+    {
+        return planned;
+    }
     let constants = Constants { input, source: &source };
     let mut analysis = Analysis::new(constants);
     match planned(input, &tree, &source, &mut analysis) {
@@ -111,8 +118,16 @@ fn planned(
         return Ok(Distributed::Elsewhere);
     }
     if source.has_long_name() {
-        let message = "a name of more than 63 bytes, which PostgreSQL cuts off,";
+        let message = "a name of more than 63 bytes, which PostgreSQL cuts off, is not supported on sharded data";
         return Err(refuse(LONG_NAME, message, "write it as PostgreSQL's notice shows it"));
+    }
+    if source.asks_for_database() && !input.database.has_one_name() {
+        let message = "the name of the database, which the shards have not in common, is not told on sharded data";
+        return Err(refuse(
+            "server-function",
+            message,
+            "ask for it in a statement that names no sharded or reference table",
+        ));
     }
     let functions = Functions { catalog: input.catalog, pure_functions: input.pure_functions };
     let findings = match shape {

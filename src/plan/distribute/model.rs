@@ -135,6 +135,8 @@ pub struct Gathered {
     pub shipments: Vec<Shipment>,
     /// What fails on the coordinator unless every name of the statement means a shipped table there: a SELECT of one boolean.
     pub probe: Box<str>,
+    /// Views that are made there of what was shipped, those that others read first.
+    pub views: Vec<View>,
     /// What runs there: the original text, schemas of shipped tables replaced.
     pub sql: Box<str>,
     /// Whether it is the original text to the letter, so that error positions hold.
@@ -143,6 +145,21 @@ pub struct Gathered {
     pub same_encoding: bool,
     /// Why it is not streamed.
     pub reason: Reason,
+}
+
+/// A view of the shards that is made anew on the coordinator.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct View {
+    /// The view, as people write it.
+    pub view: Box<str>,
+    /// The temporary view's name, quoted.
+    pub name: Box<str>,
+    /// Makes the temporary view.
+    pub create: Box<str>,
+    /// As [`Gathered::probe`], for its name.
+    pub probe: Box<str>,
+    /// What fails on a shard for whoever may not read the view; `None` for one that only other views read.
+    pub allowed: Option<Box<str>>,
 }
 
 /// The rows of one table on their way to the coordinator.

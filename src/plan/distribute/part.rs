@@ -94,6 +94,7 @@ impl Part {
             primary_key: Vec::new(),
             reads: Vec::new(),
             view_functions: Vec::new(),
+            definition: None,
             writes: Vec::new(),
             writes_opaque: false,
         };

@@ -9,7 +9,7 @@ use crate::sql::lexer::{Lexer, Token, TokenKind};
 use crate::sql::{literal, parse};
 
 /// A text and its significant tokens, trailing semicolons left out.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Source<'a> {
     pub(super) text: &'a str,
     tokens: Vec<Token>,
@@ -418,6 +418,15 @@ impl<'a> Source<'a> {
         let is_name =
             |kind| matches!(kind, TokenKind::Word | TokenKind::QuotedIdentifier | TokenKind::UnicodeIdentifier);
         self.tokens.iter().any(|token| is_name(token.kind) && token.end - token.start > LONGEST)
+    }
+
+    /// Whether the name of the database is asked for.
+    pub(super) fn asks_for_database(&self) -> bool {
+        (0..self.len()).any(|at| match self.name_at(at).as_deref() {
+            Some("current_database") => self.is_empty_call(at),
+            Some("current_catalog") => self.is_bare(at),
+            _ => false,
+        })
     }
 
     /// Every identifier, keywords included.

@@ -151,7 +151,21 @@ pub(super) struct Table {
     pub(super) rows: u32,
     /// How its rows are spread; none for a reference table.
     layout: Option<Layout>,
+    /// What the view over it does, whose columns are the table's.
+    view: &'static str,
 }
+
+/// Queries of views over a table; `$t` is its name.
+const VIEWS: [&str; 8] = [
+    "select * from $t",
+    "select * from $t where id % 5 <> 2",
+    "select v.* from $t v where v.id > 3 or v.id is null",
+    "select * from (select * from $t where id < 70) v offset 0",
+    "select * from $t union all select * from $t where id < 9",
+    "select distinct * from $t",
+    "with w as (select * from $t) select * from w",
+    "select * from $t where id in (select max(id) from $t group by id % 11)",
+];
 
 /// Random tables: the first two by the same key, one by another, one with no rows at all, one on every shard.
 pub(super) fn tables(dice: &mut StdRng) -> Vec<Table> {
@@ -172,7 +186,8 @@ pub(super) fn tables(dice: &mut StdRng) -> Vec<Table> {
             "a" | "b" => both.clone(),
             _ => other.clone(),
         };
-        tables.push(Table { name: name.into(), columns, rows, layout: key.map(|_| layout) });
+        let view = VIEWS[dice.random_range(0..VIEWS.len())];
+        tables.push(Table { name: name.into(), columns, rows, layout: key.map(|_| layout), view });
     }
     tables
 }
@@ -233,6 +248,9 @@ impl World {
         let tables = tables(dice);
         let mut schema = String::from("create type mood as enum ('sad', 'ok', 'happy');");
         tables.iter().for_each(|table| schema += &creation(table, dice));
+        for table in &tables {
+            let _ = write!(schema, "create view {}_v as {};", table.name, table.view.replace("$t", &table.name));
+        }
         let (whole, primary) = (harness::fresh_database().await, harness::fresh_database().await);
         whole.execute(&schema).await;
         primary.execute("create type mood as enum ('sad', 'ok', 'happy')").await;

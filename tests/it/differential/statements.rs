@@ -204,9 +204,14 @@ impl<'d, 't> Writer<'d, 't> {
         // Outer joins with the reference table, which every shard has whole, are a trap of their own.
         let table = if self.chance(15) { self.tables.last() } else { self.tables.choose(self.dice) };
         let table = table.expect("tables");
-        let name =
-            if self.dice.random_range(0..8) == 0 { format!("public.{}", table.name) } else { table.name.clone() };
+        let name = self.name_of(table);
+        let name = if self.dice.random_range(0..8) == 0 { format!("public.{name}") } else { name };
         (format!("{name} {alias}"), Source { alias, columns: table.columns.clone() })
+    }
+
+    /// The table's name, or that of the view over it.
+    fn name_of(&mut self, table: &Table) -> String {
+        if self.chance(12) { format!("{}_v", table.name) } else { table.name.clone() }
     }
 
     /// An equality of columns of one sort, by preference of keys.
@@ -249,7 +254,7 @@ impl<'d, 't> Writer<'d, 't> {
         let alias = self.alias();
         let table = self.tables.choose(self.dice).expect("tables").clone();
         let inner = Source { alias: alias.clone(), columns: table.columns.clone() };
-        let (name, not) = (table.name, self.one_of(&["", "not "]));
+        let (name, not) = (self.name_of(&table), self.one_of(&["", "not "]));
         let own = [inner];
         match self.dice.random_range(0..6) {
             0 => {
@@ -335,7 +340,7 @@ impl<'d, 't> Writer<'d, 't> {
             let table = self.tables.choose(self.dice).expect("tables").clone();
             let inner = [Source { alias: alias.clone(), columns: table.columns.clone() }];
             if let Some(on) = self.equality(sources, &inner[0]) {
-                let text = format!("(select count(*) from {} {alias} where {on})", table.name);
+                let text = format!("(select count(*) from {} {alias} where {on})", self.name_of(&table));
                 items.push(Item { text, sort: Some(Sort::Big) });
             }
         }

@@ -6,6 +6,8 @@ use super::cluster::Cluster;
 
 /// Code and statement.
 const TRAPS: &[(&str, &str)] = &[
+    ("server-function", "select id, current_database() from orders where customer_id = 1"),
+    ("server-function", "select current_catalog from countries"),
     ("aggregate", "select stddev(amount) from orders"),
     ("aggregate", "select string_agg(region, ',') from orders"),
     ("aggregate", "select region, array_agg(id) from orders group by region"),

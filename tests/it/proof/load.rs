@@ -40,6 +40,13 @@ pub(super) struct Counts {
     pub(super) failed: Mutex<BTreeMap<String, u64>>,
 }
 
+impl Counts {
+    /// Whether fewer reads than an eighth were asked for just behind a commit to what they read.
+    fn is_far_from_commits(&self) -> bool {
+        self.near.load(Ordering::Relaxed) * 8 < self.reads.load(Ordering::Relaxed)
+    }
+}
+
 /// How much is done at once.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Load {
@@ -160,13 +167,17 @@ impl Post {
 async fn keep_reading(scene: Arc<Scene>, mut post: Post) {
     let mut written = scene.written.subscribe();
     while !scene.is_over() {
-        if post.reader.is_none() || rand::random_bool(0.7) {
-            let _ = tokio::time::timeout(Duration::from_millis(15), written.changed()).await;
+        // Where hits are so cheap that hardly any read comes just behind a commit, nobody asks before there is another.
+        let is_hasty = scene.counts.is_far_from_commits();
+        let patience = Duration::from_millis(if is_hasty { 250 } else { 15 });
+        if post.reader.is_none() || is_hasty || rand::random_bool(0.7) {
+            let _ = tokio::time::timeout(patience, written.changed()).await;
         }
         let chain = *written.borrow_and_update();
         // As a page that is looked at by many: the same again and again.
-        for _ in 0..rand::random_range(1..7) {
-            post.ask(&scene, chain, rand::random_range(8..72), true).await;
+        let (times, most) = if is_hasty { (1, 24) } else { (rand::random_range(1..7), 72) };
+        for _ in 0..times {
+            post.ask(&scene, chain, rand::random_range(8..most), true).await;
         }
     }
 }
