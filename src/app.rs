@@ -341,6 +341,9 @@ impl House {
         database.catalog = home.catalog;
         database.gate = self.gate(&wanted.name);
         let database = Arc::new(database);
+        if wanted.split_scans.is_some() {
+            database.catalog.measure_partitions();
+        }
         if database.is_planned() {
             let (house, kept) = (Arc::clone(self), Arc::clone(&database));
             self.tasks.spawn(upkeep::keep_catalog(house, kept, upkeep::Kept::Primary));

@@ -324,6 +324,24 @@ impl Pool {
         Some(lease)
     }
 
+    /// A connection that nobody has to wait for: one that is idle, or a new one where no bound is reached and no other pool wants it.
+    pub async fn acquire_if_free(&self) -> Option<Lease> {
+        let Connections { permits, warm, .. } = &*self.own;
+        if self.roster.gate.is_shut() {
+            return None;
+        }
+        if permits.available_permits() == 0 && warm.place.take_one_more() {
+            permits.add_permits(1);
+            warm.place.settle();
+        }
+        let permit = Arc::clone(permits).try_acquire_owned().ok()?;
+        self.metrics.wait.observe(Duration::ZERO);
+        match self.take_warm(permit) {
+            Ok(lease) => Some(lease),
+            Err(permit) => Box::pin(self.connect(permit)).await.ok().flatten(),
+        }
+    }
+
     /// A connection that was given back a moment ago and has not died since.
     fn take_warm(&self, permit: OwnedSemaphorePermit) -> Result<Lease, OwnedSemaphorePermit> {
         while let Some(mut server) = self.own.warm.take() {

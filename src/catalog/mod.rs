@@ -3,6 +3,7 @@
 mod closure;
 pub mod load;
 pub mod model;
+pub mod partitions;
 mod policies;
 mod queries;
 pub mod refresh;

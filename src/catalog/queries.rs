@@ -213,3 +213,8 @@ from (
     where not exists (select from pg_catalog.pg_namespace n where n.oid = t.typnamespace and n.nspname ~ '^pg_(toast_)?temp_')
 ) catalogs"
 );
+
+/// Partitions with rows of their own and how many pages they have; partitioned tables and what they are partitioned by.
+pub(super) const PARTITIONS: &str = "
+select c.oid, c.relpages, pg_catalog.pg_get_partkeydef(c.oid) from pg_catalog.pg_class c
+where (c.relkind = 'p' or (c.relkind = 'r' and c.relispartition)) and c.relpersistence <> 't'";

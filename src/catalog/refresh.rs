@@ -1,6 +1,7 @@
 //! The current snapshot of one database's catalog, and its replacement by a newer one.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use arc_swap::{ArcSwap, ArcSwapOption};
@@ -9,6 +10,7 @@ use tokio_postgres::Client;
 
 use super::load::{failed, load, read_views};
 use super::model::Catalog;
+use super::partitions::{self, Partitions};
 use super::queries;
 use crate::error::Error;
 
@@ -17,6 +19,8 @@ use crate::error::Error;
 pub struct CatalogHandle {
     current: ArcSwap<Catalog>,
     looked: ArcSwapOption<Instant>,
+    partitions: ArcSwapOption<Partitions>,
+    measures: AtomicBool,
     digest: Mutex<Option<String>>,
     /// Whether views' definitions are read.
     reads_views: bool,
@@ -41,6 +45,16 @@ impl CatalogHandle {
     /// The current snapshot's version, without taking hold of it.
     pub fn version(&self) -> u64 {
         self.current.load().version
+    }
+
+    /// From now on every look also tells how large partitions are.
+    pub fn measure_partitions(&self) {
+        self.measures.store(true, Ordering::Release);
+    }
+
+    /// How large partitions were at the last look; `None` where that is not asked for.
+    pub fn partitions(&self) -> Option<Arc<Partitions>> {
+        self.partitions.load_full()
     }
 
     /// When the server was last asked with success, whether or not something had changed.
@@ -70,6 +84,9 @@ impl CatalogHandle {
             }
             // What could not be read is asked for again.
             *digest = is_whole.then_some(now);
+        }
+        if self.measures.load(Ordering::Acquire) {
+            self.partitions.store(Some(Arc::new(partitions::load(client).await?)));
         }
         self.looked.store(Some(Arc::new(looked)));
         Ok(changed)

@@ -11,6 +11,7 @@ use crate::backend::connect::Login;
 use crate::backend::control;
 use crate::catalog::load::{load, read_views};
 use crate::catalog::model::Catalog;
+use crate::catalog::partitions::{self, Partitions};
 use crate::config;
 use crate::config::model::{Config, Database, ServerAddress, User};
 use crate::error::Error;
@@ -78,6 +79,10 @@ pub async fn run(path: PathBuf, arguments: &Arguments) -> Result<Explained, Stri
         Some(server) => Some(ask(database, server, user, &tls).await?.0),
         None => None,
     };
+    let partitions = match database.split_scans {
+        Some(_) => Some(sizes(database, user, &tls).await?),
+        None => None,
+    };
     let facts = Analyzer::new().facts(sql.as_bytes(), session.conforming_strings);
     let search_path = rules::resolve_search_path(&session.search_path, &session.role, &primary);
     let listed_path = listed(&session.search_path, &session.role);
@@ -106,6 +111,7 @@ pub async fn run(path: PathBuf, arguments: &Arguments) -> Result<Explained, Stri
         bound: None,
         coordinator: coordinator.as_ref().or(Some(&primary)),
         is_unmergeable: false,
+        partitions: partitions.as_ref(),
     });
     let refused = matches!(plan, Plan::Refuse(_));
     let mut rows = vec![("database".into(), database.name.clone()), ("user".into(), user.name.clone())];
@@ -148,13 +154,13 @@ struct NewSession {
     server_is_utf8: bool,
 }
 
-async fn ask(
-    database: &Database,
-    address: &ServerAddress,
-    user: &User,
-    tls: &ClientTls,
-) -> Result<(Catalog, NewSession), String> {
-    let login = Login {
+fn said(error: Error) -> String {
+    let cause = std::error::Error::source(&error).map_or(String::new(), |cause| format!(": {cause}"));
+    format!("{}{cause}", error.message())
+}
+
+fn login(database: &Database, address: &ServerAddress, user: &User, tls: &ClientTls) -> Login {
+    Login {
         user: address.user.clone().unwrap_or_else(|| user.name.clone()),
         password: address.password.clone().or_else(|| user.password.clone()),
         scram_keys: None,
@@ -162,11 +168,23 @@ async fn ask(
         database: address.dbname.clone().unwrap_or_else(|| database.name.clone()),
         connect_timeout: address.connect_timeout.unwrap_or(database.pool.connect_timeout),
         tls: tls.clone(),
-    };
-    let said = |error: Error| {
-        let cause = std::error::Error::source(&error).map_or(String::new(), |cause| format!(": {cause}"));
-        format!("{}{cause}", error.message())
-    };
+    }
+}
+
+/// How large the primary's partitions are.
+async fn sizes(database: &Database, user: &User, tls: &ClientTls) -> Result<Partitions, String> {
+    let login = login(database, &database.primary, user, tls);
+    let control = control::connect(&database.primary, &login).await.map_err(said)?;
+    partitions::load(&control.client).await.map_err(said)
+}
+
+async fn ask(
+    database: &Database,
+    address: &ServerAddress,
+    user: &User,
+    tls: &ClientTls,
+) -> Result<(Catalog, NewSession), String> {
+    let login = login(database, address, user, tls);
     let control = control::connect(address, &login).await.map_err(said)?;
     let mut catalog = load(&control.client).await.map_err(said)?;
     read_views(&control.client, &mut catalog).await.map_err(said)?;

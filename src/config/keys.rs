@@ -188,6 +188,8 @@ static DATABASE: Section = Section {
         key("cache", Flag, Some("true")),
         key("replication", Flag, Some("false")),
         key("olap_timeout", Duration, Some("30s")),
+        key("parallel_partitions", Count, None),
+        key("parallel_partitions_from", Size, Some("64MiB")),
         key("two_phase", Table(&TWO_PHASE), None),
     ],
     unsupported: &[],

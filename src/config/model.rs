@@ -190,6 +190,8 @@ pub struct Database {
     pub replication: bool,
     /// Plan and time out a statement of this database as OLAP after this long.
     pub olap_timeout: Duration,
+    /// Scans of partitioned tables that are split over several connections of the primary; `None` splits none.
+    pub split_scans: Option<SplitScans>,
     /// How transactions over several shards are committed; `None` refuses them.
     pub two_phase: Option<TwoPhase>,
 }
@@ -206,6 +208,15 @@ impl Database {
         let name = name_of(&self.primary);
         self.shards.iter().all(|shard| name_of(shard) == name)
     }
+}
+
+/// `database.parallel_partitions` and what belongs to it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SplitScans {
+    /// Connections that one scan uses at most, two or more.
+    pub legs: usize,
+    /// Bytes that the table's partitions must have together.
+    pub from_bytes: u64,
 }
 
 /// `[database.two_phase]`

@@ -57,6 +57,16 @@ fn way(rows: &mut Rows, plan: &Plan, scs: bool) {
             rows.add("merge", merge(streamed));
             rows.add("runs", masked(&streamed.sql, scs));
         }
+        Plan::Split(split) => {
+            let dealt = split.deal(split.streamed.shards.len());
+            for (leg, leaves) in dealt.iter().enumerate() {
+                let (pages, count) = (leaves.iter().map(|leaf| leaf.pages).sum::<u64>(), leaves.len());
+                rows.add(&format!("leg {leg}"), format!("{count} partitions, {pages} pages"));
+            }
+            rows.add("merge", merge(&split.streamed));
+            let first = dealt.first().map_or(&[][..], Vec::as_slice);
+            rows.add("runs", masked(&split.sql_of(first), scs));
+        }
         Plan::Explain(explained) => {
             rows.add("explains", explained.plan.kind());
             way(rows, &explained.plan, scs);

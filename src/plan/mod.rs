@@ -27,6 +27,8 @@ pub enum Plan {
     },
     /// On several shards, merged by pgherd.
     FanOut(Arc<distribute::Streamed>),
+    /// On the primary, by several connections that each read some partitions of a table, merged by pgherd.
+    Split(Arc<distribute::Split>),
     /// By PostgreSQL, from rows that the shards ship to a coordinator.
     Gather(Arc<distribute::Gathered>),
     /// A cursor that the coordinator keeps for the transaction, over rows that the shards ship.
@@ -55,7 +57,7 @@ impl Plan {
             Self::Replica(_) => "replica",
             Self::Cached(_) => "cached",
             Self::Shard { .. } => "shard",
-            Self::FanOut(_) => "fan-out",
+            Self::FanOut(_) | Self::Split(_) => "fan-out",
             Self::Gather(_) => "gather",
             Self::Cursor(_) => "cursor",
             Self::Explain(_) => "explain",
@@ -76,6 +78,7 @@ impl Plan {
             }
             Self::Cached(cached) => Some(&cached.reason),
             Self::FanOut(streamed) => Some(&streamed.reason),
+            Self::Split(split) => Some(&split.streamed.reason),
             Self::Gather(gathered) | Self::Cursor(gathered) => Some(&gathered.reason),
             Self::Explain(explained) => explained.plan.reason(),
             Self::Scatter(scattered) => Some(&scattered.reason),
@@ -187,6 +190,7 @@ pub struct Refusal {
 mod functions;
 mod moment;
 mod names;
+mod partitions;
 mod sharded;
 mod wrapped;
 mod write_set;

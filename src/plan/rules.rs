@@ -2,8 +2,9 @@
 
 use super::cacheable::cacheable;
 use super::functions::{self, Conduct};
-use super::{Local, Plan, Reason, Refusal, names, sharded, tenant};
+use super::{Local, Plan, Reason, Refusal, names, partitions, sharded, tenant};
 use crate::catalog::model::{Catalog, Oid, Persistence, RelationKind};
+use crate::catalog::partitions::Partitions;
 use crate::config::model::{Cache, Database, Fanout, Reads};
 use crate::sql::explain_route_inner;
 use crate::sql::facts::{Class, Facts, Route, Statement};
@@ -38,6 +39,8 @@ pub struct Input<'a> {
     pub coordinator: Option<&'a Catalog>,
     /// Whether streaming has been tried, and the rows turned out not to be of types that pgherd compares.
     pub is_unmergeable: bool,
+    /// How large the primary's partitions are, where scans of them may be split.
+    pub partitions: Option<&'a Partitions>,
 }
 
 /// What of a session matters to where a statement runs.
@@ -154,6 +157,12 @@ fn read(input: &Input<'_>, statement: &Statement) -> Plan {
     };
     match replica(input, statement) {
         Ok(reason) => Plan::Replica(reason),
+        Err(reason) if reason.code == "reads-primary" && partitions::names_one(input, statement) => {
+            match partitions::decide(input, statement) {
+                Ok(split) => Plan::Split(split),
+                Err(reason) => Plan::Primary(reason),
+            }
+        }
         // Where neither is wanted there is nothing to explain but that it is a read.
         Err(reason) if reason.code == "reads-primary" && why_not.code == "cache-off" => {
             primary("read", "reads of this database go to the primary")

@@ -2,8 +2,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::*;
-use crate::catalog::model::{Catalog, Oid, RelationKind};
-use crate::config::model::Reads;
+use crate::catalog::model::{Catalog, Oid, Relation, RelationKind};
+use crate::catalog::partitions::Partitions;
+use crate::config::model::{Reads, SplitScans};
 use crate::plan::WriteSet;
 use crate::sql::Analyzer;
 use world::{World, address, relation, sharded};
@@ -356,6 +357,65 @@ fn what_might_reach_the_shards_unseen_is_refused() {
     let mut temporary = sharded();
     temporary.temporary = true;
     temporary.all(&[("select * from orders", "refuse/ambiguous-name")]);
+}
+
+#[test]
+fn scans_of_large_partitions_are_split_where_they_may_be() {
+    let mut world = World::new();
+    world.cache.enabled = false;
+    world.database.split_scans = Some(SplitScans { legs: 4, from_bytes: 100 * 8192 });
+    let many = [30, 31, 32, 33];
+    let names = ["big", "big_1", "big_2", "big_3"];
+    for (oid, name) in many.into_iter().zip(names) {
+        let kind = if oid == 30 { RelationKind::PartitionedTable } else { RelationKind::Table };
+        let reads = if oid == 30 { many.to_vec() } else { vec![oid] };
+        let relation = Relation { reads, ..relation(oid, name, kind) };
+        world.catalog.relation_by_name.insert(("public".into(), name.into()), oid);
+        world.catalog.relations.insert(oid, relation.into());
+    }
+    let sizes = |pages: u64| Partitions {
+        pages: many[1..].iter().map(|&oid| (oid, pages)).collect(),
+        keys: [(30, "RANGE (at)".into())].into(),
+    };
+    world.all(&[("select a from big", "primary/partitions-unknown")]);
+    world.partitions = Some(sizes(20));
+    world.all(&[("select a from big", "primary/partitions-small")]);
+    let mut uneven = sizes(10);
+    uneven.pages.insert(32, 900);
+    world.partitions = Some(uneven);
+    world.all(&[("select a from big", "primary/partitions-uneven")]);
+    world.partitions = Some(sizes(40));
+    world.all(&[
+        ("select a from big", "fan-out/partitions"),
+        ("select id from big where id > 7 order by id limit 3", "fan-out/partitions"),
+        ("select big.a from t, public.big where t.id = big.id", "fan-out/partitions"),
+        ("select a from big limit 3", "primary/partitions-limit"),
+        ("select a from big where a = 7", "primary/partitions-lookup"),
+        ("select a from big where at > '2020-01-01'", "primary/partitions-key"),
+        ("select a from big where id > any (select id from big)", "primary/partitions-shape"),
+        ("select a from big for update", "primary/partitions-not-plain"),
+        ("select a from big, part", "primary/partitions-several"),
+        ("select a from only big", "primary/partitions-shape"),
+        ("select big from big", "primary/partitions-row"),
+        ("/* pgherd: route=primary */ select a from big", "primary/hint"),
+        ("select a from t", "primary/read"),
+        ("insert into big select a from big", "primary/write"),
+    ]);
+    world.in_transaction = Transaction::VirginReadCommitted;
+    world.all(&[("select a from big", "primary/partitions-transaction")]);
+    world.in_transaction = Transaction::Outside;
+    world.pinned = true;
+    world.all(&[("select a from big", "primary/partitions-transaction")]);
+    world.pinned = false;
+    world.temporary = true;
+    world.all(&[("select a from big", "primary/partitions-temporary")]);
+    world.temporary = false;
+    let relations = &mut world.catalog.relations;
+    let secured = Relation { row_security: true, ..Relation::clone(&relations[&30]) };
+    relations.insert(30, secured.into());
+    world.all(&[("select a from big", "primary/partitions-row-security")]);
+    world.database.split_scans = None;
+    world.all(&[("select a from big", "primary/read")]);
 }
 
 #[test]

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::super::*;
 use crate::catalog::model::*;
+use crate::catalog::partitions::Partitions;
 use crate::config::model as config;
 use crate::plan::WriteSet;
 use crate::sql::Analyzer;
@@ -23,6 +24,7 @@ pub(super) struct World {
     pub(super) temporary: bool,
     pub(super) pinned: bool,
     pub(super) values: Vec<Option<Vec<u8>>>,
+    pub(super) partitions: Option<Partitions>,
 }
 
 const INT: Oid = 23;
@@ -71,6 +73,7 @@ impl World {
             temporary: false,
             pinned: false,
             values: Vec::new(),
+            partitions: None,
         }
     }
 
@@ -103,6 +106,7 @@ impl World {
             bound: Some(&bound),
             coordinator: None,
             is_unmergeable: false,
+            partitions: self.partitions.as_ref(),
         })
     }
 
@@ -307,6 +311,7 @@ fn database() -> config::Database {
         cache: true,
         replication: false,
         olap_timeout: Duration::from_secs(30),
+        split_scans: None,
         two_phase: None,
     }
 }

@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 
 pub use self::limits::{Bound, Limits};
 use self::limits::{Cut, Span, same};
-use crate::catalog::model::{Catalog, Collation, Column, Oid, Relation};
+use crate::catalog::model::{Catalog, Collation, Column, DefaultKind, Oid, Relation};
 use crate::config::model::{Distribution, Table};
 use crate::plan::distribute::Collating;
 use crate::plan::hash;
@@ -23,6 +23,9 @@ const NAME_OID: Oid = 19;
 
 /// Keys that are looked at one by one; beyond that every shard is in question.
 const MOST_KEYS: usize = 4096;
+
+/// A name that no column has.
+const NAMELESS: &str = "\0";
 
 /// How one table's rows lie on the shards, ready to be asked.
 #[derive(Debug, Clone, PartialEq)]
@@ -77,6 +80,23 @@ impl Layout {
         let parts = kinds.and_then(|kinds| parts(&table.distribution, &kinds));
         let parts = parts.unwrap_or_else(|| Parts::Unreadable(table.distribution.clone()));
         Some(Self { key, shards, parts })
+    }
+
+    /// The layout of a table whose rows lie on shards as nobody can tell: no column has the key.
+    pub fn without_key(shards: usize) -> Self {
+        let column = Column {
+            name: NAMELESS.into(),
+            type_oid: 0,
+            typmod: -1,
+            collation: 0,
+            not_null: false,
+            has_default: false,
+            is_generated: false,
+            default: DefaultKind::None,
+            moment: None,
+        };
+        let key = vec![KeyColumn { column, kind: None, collating: Collating::Unknown }];
+        Self { key, shards, parts: Parts::Unreadable(Distribution::Reference) }
     }
 
     /// Every shard.

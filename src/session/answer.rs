@@ -107,6 +107,7 @@ impl Session {
                 self.fail_with(message);
                 return Ok(Carried::Failed);
             }
+            Way::Split(split) => return Box::pin(self.scan_split(execution, described, &split)).await,
             way @ (Way::Gather(_)
             | Way::ExplainOver(_)
             | Way::Cursor(_)
@@ -362,13 +363,15 @@ impl Session {
         self.attach(target).await?;
         self.note_execution(execution.facts).await?;
         self.before_commit().await?;
+        let hidden = !execution.unanswered.starts_with(b"1");
+        let parsed = execution.bind.map(|(_, bind)| bind.statement).filter(|_| !hidden);
+        let client_name = parsed.and_then(|name| Some((Bytes::copy_from_slice(name), self.statement(name)?.serial)));
         let server = self.attach(target).await?;
         server.unnamed = Some(UNKNOWN_STATEMENT);
         let mut rest = crate::wire::frame::Body::new(bind.body());
         let _ = (rest.cstr(), rest.cstr());
         writer::parse(&mut server.outbuf, b"", execution.text, execution.types);
-        let hidden = !execution.unanswered.starts_with(b"1");
-        server.expects.push(Expect::Parse { hidden, statement: None, client_name: None });
+        server.expects.push(Expect::Parse { hidden, statement: None, client_name });
         writer::message(&mut server.outbuf, b'B', |out| {
             out.extend_from_slice(b"\0\0");
             out.extend_from_slice(rest.rest());
@@ -419,6 +422,6 @@ pub(super) enum Carried {
     Answered,
     /// It failed, and the client knows.
     Failed,
-    /// It writes, and nothing of it has been run.
+    /// It writes, or is not split after all, and nothing of it has been run.
     Writes(Target),
 }

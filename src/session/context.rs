@@ -130,6 +130,8 @@ pub struct Database {
     replicas_rest_until: Mutex<Option<Instant>>,
     /// What roles may read, where they share answers.
     pub(super) rights: super::rights::RightsOfRoles,
+    /// Statements that are not split over partitions.
+    pub(super) unsplit: super::split::Unsplit,
     /// What is done wrong on purpose, so that the tests can show that they would find it.
     #[cfg(feature = "faults")]
     pub leak: Mutex<Option<Leak>>,
@@ -181,8 +183,9 @@ impl Database {
         solo: Arc<AtomicBool>,
     ) -> Self {
         let has_shards = config.is_distributed();
-        let is_planned = cache.is_some() || has_shards || !config.replicas.is_empty();
-        let missing = usize::from(is_planned) + usize::from(has_shards);
+        // Whose scans may be split runs without a catalog meanwhile, as if they might not.
+        let needs_catalog = cache.is_some() || has_shards || !config.replicas.is_empty();
+        let missing = usize::from(needs_catalog) + usize::from(has_shards);
         let has_coordinator = has_shards && config.coordinator.is_some();
         Self {
             catalog: Arc::new(CatalogHandle::new()),
@@ -204,6 +207,7 @@ impl Database {
             next_replica: AtomicUsize::new(0),
             replicas_rest_until: Mutex::default(),
             rights: super::rights::RightsOfRoles::default(),
+            unsplit: super::split::Unsplit::default(),
             #[cfg(feature = "faults")]
             leak: Mutex::default(),
             closed: CancellationToken::new(),
@@ -222,7 +226,10 @@ impl Database {
 
     /// Whether a plan can be anything but "the primary": only then are flights held back until they are understood.
     pub fn is_planned(&self) -> bool {
-        self.cache.is_some() || self.config.is_distributed() || !self.config.replicas.is_empty()
+        self.cache.is_some()
+            || self.config.is_distributed()
+            || !self.config.replicas.is_empty()
+            || self.config.split_scans.is_some()
     }
 
     /// The server behind a target.

@@ -175,7 +175,7 @@ impl Session {
     }
 
     /// An error is what the client gets where it waits for ParseComplete: there is no such statement.
-    fn forget_unparsed(&mut self, execution: &Execution<'_>) {
+    pub(super) fn forget_unparsed(&mut self, execution: &Execution<'_>) {
         if let Some((_, bind)) = execution.bind.filter(|_| execution.unanswered.starts_with(b"1")) {
             self.forget_statement(bind.statement);
         }

@@ -531,7 +531,7 @@ impl Way {
     fn settled(self, unit: &[Frame], behind: &[Frame], status: TransactionStatus) -> Self {
         let is_aside = match &self {
             Self::ReadOnly(target) => !matches!(target, Target::Shard(_)),
-            Self::Hit(..) | Self::Failed(_) | Self::Fill(..) | Self::Empty => true,
+            Self::Hit(..) | Self::Failed(_) | Self::Fill(..) | Self::Split(_) | Self::Empty => true,
             _ => false,
         };
         let is_alone = asks_one_thing(unit) && !executes_again(behind);

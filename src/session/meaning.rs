@@ -171,7 +171,9 @@ impl Session {
                 Err(Error::refused("a statement prepared under other settings cannot be planned over shards")
                     .hint("Prepare it again."))
             }
-            Way::ReadOnly(_) | Way::Hit(..) | Way::Failed(_) | Way::Fill(..) => Ok(Way::Relay(Target::Primary)),
+            Way::ReadOnly(_) | Way::Split(_) | Way::Hit(..) | Way::Failed(_) | Way::Fill(..) => {
+                Ok(Way::Relay(Target::Primary))
+            }
             way => Ok(way),
         }
     }

@@ -22,7 +22,17 @@ const FINGERPRINTS: usize = 512;
 const MEMORIES: usize = 256;
 
 /// Reasons for the primary that follow from a statement's facts alone, whatever its literals and parameters are.
-const BY_FACTS_ALONE: [&str; 6] = ["point-read", "write", "session", "show", "cache-off", "transaction"];
+const BY_FACTS_ALONE: [&str; 9] = [
+    "point-read",
+    "read",
+    "write",
+    "session",
+    "show",
+    "cache-off",
+    "transaction",
+    "partitions-key",
+    "partitions-lookup",
+];
 
 /// A fingerprint is a hash already.
 #[derive(Debug, Default)]

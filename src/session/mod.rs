@@ -39,6 +39,7 @@ mod restore;
 mod rights;
 mod scatter;
 mod span;
+mod split;
 mod state;
 mod turn;
 mod unseen;

@@ -11,7 +11,7 @@ use super::memo::World;
 use crate::cache::{Audit, Entry, Failure, FillTicket};
 use crate::catalog::model::Catalog;
 use crate::error::{Error, ErrorKind};
-use crate::plan::distribute::{CopiedIn, Gathered, InsertSelect, Scattered, Streamed};
+use crate::plan::distribute::{CopiedIn, Gathered, InsertSelect, Scattered, Split, Streamed};
 use crate::plan::rules::{self, Bound, Input, SessionView, Transaction, resolve_search_path};
 use crate::plan::search_path::listed;
 use crate::plan::{CachedRead, Explained, Local, Plan, Refusal};
@@ -59,6 +59,8 @@ pub(super) enum Way {
     Fill(FillTicket, Arc<CachedRead>),
     /// Runs it on several shards.
     FanOut(Arc<Streamed>),
+    /// Scans a partitioned table on several connections of the primary.
+    Split(Arc<Split>),
     /// Runs it on the coordinator, with rows from several shards.
     Gather(Arc<Gathered>),
     /// Declares a cursor on the coordinator, over rows from several shards.
@@ -105,6 +107,7 @@ impl Way {
             Self::ReadOnly(_)
                 | Self::Fill(..)
                 | Self::FanOut(_)
+                | Self::Split(_)
                 | Self::Failed(_)
                 | Self::Scatter(_)
                 | Self::InsertSelect(_)
@@ -142,7 +145,7 @@ impl Way {
             Self::ReadOnly(Target::Primary) => PlanClass::Primary,
             Self::ReadOnly(_) => PlanClass::Replica,
             Self::Hit(..) | Self::Fill(..) | Self::Failed(_) => PlanClass::Cached,
-            Self::FanOut(_) | Self::Resume => PlanClass::FanOut,
+            Self::FanOut(_) | Self::Split(_) | Self::Resume => PlanClass::FanOut,
             Self::Gather(_) | Self::Cursor(_) | Self::ExplainOver(_) => PlanClass::Gather,
             Self::Scatter(_) | Self::InsertSelect(_) | Self::CopyIn(_) => PlanClass::Scatter,
             Self::Explain(_)
@@ -222,6 +225,7 @@ impl Session {
                 self.way_of_cached(execution, read).await
             }
             Plan::FanOut(streamed) => self.way_of_fan_out(Way::FanOut(streamed)),
+            Plan::Split(split) => Ok(self.way_of_split(execution, split)),
             Plan::Gather(gathered) => self.way_of_fan_out(Way::Gather(gathered)),
             Plan::Cursor(gathered) => self.way_of_fan_out(Way::Cursor(gathered)),
             Plan::Explain(explained) => self.way_of_fan_out(Way::ExplainOver(explained)),
@@ -364,6 +368,12 @@ impl Session {
             return self.plan_of_foreign_text(execution.facts);
         };
         let plan = self.decide(execution.facts, text, &catalog, shards.as_deref(), bound.as_ref(), is_unmergeable);
+        let is_known_whole =
+            || self.db.unsplit.has(catalog.version, execution.facts.fingerprint, &self.effective_role());
+        if matches!(plan, Plan::Split(_)) && is_known_whole() {
+            let text = "an earlier run showed that PostgreSQL does not take it in parts";
+            return Ok(Plan::Primary(crate::plan::Reason { code: "partitions-refused", text: text.into() }));
+        }
         let is_read = matches!(plan, Plan::Primary(_) | Plan::Replica(_) | Plan::Cached(_));
         if is_read && self.db.writes_unseen(execution.facts.fingerprint) {
             return Ok(Plan::Primary(crate::plan::Reason {
@@ -393,6 +403,7 @@ impl Session {
         is_unmergeable: bool,
     ) -> Plan {
         let coordinator = self.db.coordinator_catalog.as_ref().map(|handle| handle.current());
+        let partitions = self.db.config.split_scans.and_then(|_| self.db.catalog.partitions());
         let role = self.effective_role();
         let search_path = self.search_path(catalog, &role);
         let listed_path = match self.db.config.schemas {
@@ -425,6 +436,7 @@ impl Session {
             bound,
             coordinator: coordinator.as_deref().or(Some(catalog)).filter(|catalog| catalog.version > 0),
             is_unmergeable,
+            partitions: partitions.as_deref(),
         })
     }
 

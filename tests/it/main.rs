@@ -25,6 +25,7 @@ mod layouts;
 mod leaks;
 mod listen;
 mod operation;
+mod partitions;
 mod pgbench;
 mod pins;
 mod proof;

@@ -3,7 +3,8 @@
 use super::{pool, schema, table};
 use crate::config::dsn;
 use crate::config::model::{
-    ChannelBinding, Database, Distribution, LatchScope, Pool, Reads, Secret, ServerAddress, SslMode, TwoPhase,
+    ChannelBinding, Database, Distribution, LatchScope, Pool, Reads, Secret, ServerAddress, SplitScans, SslMode,
+    TwoPhase,
 };
 use crate::config::raw::Table;
 
@@ -55,8 +56,25 @@ pub(super) fn read(table: &Table<'_>, defaults: &Pool) -> Database {
         cache: table.flag("cache"),
         replication: table.flag("replication"),
         olap_timeout: table.duration("olap_timeout"),
+        split_scans: split_scans(table),
         two_phase: two_phase(table),
     }
+}
+
+fn split_scans(table: &Table<'_>) -> Option<SplitScans> {
+    const LEGS: std::ops::Range<u64> = 2..65;
+    let from_bytes = table.size("parallel_partitions_from");
+    let legs = table.count("parallel_partitions", LEGS)? as usize;
+    if table.texts_len("shards") > 0 {
+        let problem = "scans of one server's partitions are not split in a database with shards";
+        table.warn(
+            "parallel_partitions",
+            problem,
+            "give the primary's tables a [[database]] of their own, or remove this",
+        );
+        return None;
+    }
+    Some(SplitScans { legs, from_bytes })
 }
 
 fn two_phase(table: &Table<'_>) -> Option<TwoPhase> {
@@ -124,5 +142,34 @@ fn nowhere() -> ServerAddress {
         channel_binding: ChannelBinding::Disable,
         application_name: None,
         connect_timeout: None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use crate::config::{self, Loaded};
+
+    fn read(keys: &str) -> Result<Loaded, config::Faults> {
+        let text = format!(
+            "[[database]]\nname = \"a\"\nprimary = \"host=x\"\n{keys}\n[[user]]\nname = \"u\"\nauth = \"trust\"\n"
+        );
+        config::parse(&text, Path::new("proxy.toml"), Path::new("/nonexistent"), &|_| None)
+    }
+
+    #[test]
+    fn scans_are_split_where_that_is_asked_for_and_there_are_no_shards() {
+        let split = |keys: &str| read(keys).expect("no faults").config.databases["a"].split_scans;
+        assert_eq!(split(""), None);
+        assert_eq!(split("parallel_partitions_from = \"1MiB\""), None);
+        let four = split("parallel_partitions = 4").expect("asked for");
+        assert_eq!((four.legs, four.from_bytes), (4, 64 << 20));
+        for keys in ["parallel_partitions = 1", "parallel_partitions = 65", "parallel_partitions_from = \"much\""] {
+            assert!(read(keys).is_err(), "{keys}");
+        }
+        let with_shards = read("parallel_partitions = 4\nshards = [\"host=b\", \"host=c\"]").expect("no faults");
+        assert_eq!(with_shards.config.databases["a"].split_scans, None);
+        assert!(with_shards.warnings.iter().any(|warning| warning.path.ends_with("parallel_partitions")));
     }
 }

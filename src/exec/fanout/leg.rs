@@ -98,6 +98,17 @@ impl Progress {
         *self = Self { stage: Stage::Describing, readies: 1, is_idle: false, is_synced: false, ..Self::NEW };
     }
 
+    /// A leg that is in a transaction already, drained.
+    pub(super) const PREPARED: Self = Self { stage: Stage::Described, is_idle: false, is_synced: false, ..Self::NEW };
+
+    /// Queues Parse and Describe of what such a leg runs.
+    pub(super) fn go_on(&mut self, out: &mut BytesMut, sql: &str, run: &Run<'_>) {
+        writer::parse(out, b"", sql.as_bytes(), &types(run));
+        writer::describe(out, b'S', b"");
+        writer::flush(out);
+        self.stage = Stage::Describing;
+    }
+
     /// Queues Bind, Execute, Sync and COMMIT.
     pub(super) fn run(&mut self, out: &mut BytesMut, run: &Run<'_>, description: &Description, is_awaited: bool) {
         bind(out, run, description.columns.len());

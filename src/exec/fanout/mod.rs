@@ -3,6 +3,7 @@
 mod explain;
 mod leg;
 mod resume;
+mod snapshot;
 
 use std::future::poll_fn;
 use std::task::{Context, Poll};
@@ -17,6 +18,7 @@ pub use explain::plans;
 pub use leg::{Given, Leg};
 use leg::{Progress, SINK_HIGH_BYTES, SINK_LOW_BYTES, Stage};
 pub use resume::{Course, abandon, resume};
+pub use snapshot::{Prepared, Readiness, prepare};
 
 use crate::catalog::model::Oid;
 use crate::error::{Error, ErrorKind};
@@ -125,6 +127,20 @@ pub async fn run_under<L: Leg, S: Sink>(
     fanout.carry_on(legs, sink, cancel).await
 }
 
+/// As [`run`], on legs that [`prepare`] has brought into one snapshot.
+pub async fn run_prepared<L: Leg, S: Sink>(
+    run: &Run<'_>,
+    prepared: &Prepared,
+    legs: &mut [L],
+    sink: &mut S,
+    cancel: &CancellationToken,
+) -> Outcome {
+    let mut fanout = Fanout::new(run, legs.len(), None);
+    fanout.legs.fill_with(|| Progress::PREPARED);
+    fanout.prepared = Some(prepared);
+    fanout.carry_on(legs, sink, cancel).await
+}
+
 fn cancelled() -> Error {
     Error::new(ErrorKind::Cancelled, SqlState::QUERY_CANCELED, "canceling statement due to user request")
 }
@@ -146,6 +162,8 @@ struct Fanout<'a> {
     bound: usize,
     /// Says whether no commit over several shards came between the snapshots.
     left: Option<Left>,
+    /// What the legs run, where each has a text of its own.
+    prepared: Option<&'a Prepared>,
 }
 
 /// What a leg had to say.
@@ -160,7 +178,19 @@ impl<'a> Fanout<'a> {
     fn new(run: &'a Run<'a>, legs: usize, latch: Option<Guard>) -> Self {
         let legs = (0..legs).map(|_| Progress::NEW).collect();
         let (unanswered, describes) = (run.unanswered, BytesMut::new());
-        Self { run, legs, description: None, merger: None, next: 0, unanswered, describes, latch, bound: 0, left: None }
+        Self {
+            run,
+            legs,
+            description: None,
+            merger: None,
+            next: 0,
+            unanswered,
+            describes,
+            latch,
+            bound: 0,
+            left: None,
+            prepared: None,
+        }
     }
 
     /// Streams up to the end, the pause, or an error that leaves every leg clean.
@@ -226,6 +256,14 @@ impl<'a> Fanout<'a> {
 
     /// Opens waiting legs as far as may run at once.
     fn start<L: Leg>(&mut self, legs: &mut [L]) {
+        if let Some(prepared) = self.prepared {
+            for ((progress, leg), sql) in self.legs.iter_mut().zip(legs).zip(&prepared.sqls) {
+                if progress.stage == Stage::Described {
+                    progress.go_on(leg.queue(), sql, self.run);
+                }
+            }
+            return;
+        }
         let at_once = Merger::needs_all_legs(self.run.plan) || self.latch.is_some();
         let most = if at_once { legs.len() } else { self.run.max_parallel.max(1) };
         let mut running = self.legs.iter().filter(|leg| leg.stage != Stage::Waiting && !leg.is_over()).count();
@@ -368,10 +406,15 @@ impl<'a> Fanout<'a> {
                     .map_err(Failure::Unmergeable)?;
                 merger.allow(self.run.max_rows, sink.queue()).map_err(Failure::Own)?;
                 self.merger = Some(merger);
+                let visible = description.columns.len() - plan.hidden;
+                let shown = self.prepared.map_or(&description, |prepared| &prepared.description);
+                if self.prepared.is_some() && !shown.is_start_of(&description, visible) {
+                    let error = Error::internal("partitions give other columns than their table");
+                    return Err(Failure::Unmergeable(error));
+                }
                 if self.run.describe {
-                    let visible = description.columns.len() - plan.hidden;
                     let out = if self.unanswered.is_empty() { sink.queue() } else { &mut self.describes };
-                    description.write(out, visible, formats.codes);
+                    shown.write(out, visible, formats.codes);
                 }
                 self.description = Some(description.clone());
             }

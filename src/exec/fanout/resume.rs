@@ -47,6 +47,7 @@ pub async fn resume<L: Leg, S: Sink>(
         latch: None,
         bound,
         left: None,
+        prepared: None,
     };
     fanout.carry_on(legs, sink, cancel).await
 }

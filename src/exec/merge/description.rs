@@ -66,6 +66,12 @@ impl Description {
         self.columns.len() == other.columns.len() && self.columns.iter().zip(&other.columns).enumerate().all(same)
     }
 
+    /// Whether the first `visible` columns of another description from the same server are these, whatever tables they come from.
+    pub fn is_start_of(&self, other: &Self, visible: usize) -> bool {
+        let bare = |column: &Column| Column { table: 0, attribute: 0, ..column.clone() };
+        self.columns.iter().map(bare).eq(other.columns.iter().take(visible).map(bare))
+    }
+
     /// The same without type modifiers, which shipped columns do not have.
     pub fn without_modifiers(&self) -> Self {
         Self { columns: self.columns.iter().map(|column| Column { typmod: -1, ..column.clone() }).collect() }

@@ -9,11 +9,12 @@ use super::block::{self, Joined, Side};
 use super::constant::Constants;
 use super::functions::Functions;
 use super::membership::Membership;
+use super::model::SplitTable;
 use super::part::{self, Part};
 use super::refuse::{clause, refuse};
 use super::scope::{Role, Scope, Source, parts};
 use super::steady::is_steady;
-use crate::catalog::model::Relation;
+use crate::catalog::model::{Persistence, Relation, RelationKind};
 use crate::config::model::{Database, Distribution, Table};
 use crate::plan::Refusal;
 use crate::plan::shard_key::{Layout, ShardSet};
@@ -346,6 +347,10 @@ impl<'a> Analysis<'a> {
             self.foreign.get_or_insert_with(|| name.to_owned());
             return Ok((None, Role::Foreign));
         };
+        if let Some(split) = input.split {
+            let role = self.role_in_split(split, relation);
+            return Ok((Some(relation.clone()), role));
+        }
         match table(input.database, relation) {
             Some(Table { distribution: Distribution::Reference, .. }) => {
                 self.touches = true;
@@ -374,6 +379,25 @@ impl<'a> Analysis<'a> {
                 Ok((Some(relation.clone()), Role::Foreign))
             }
         }
+    }
+
+    /// What a table of one server is to the legs that read the partitions of another: they see it as it is.
+    fn role_in_split(&mut self, split: SplitTable, relation: &Relation) -> Role {
+        if relation.oid == split.oid {
+            (self.touches, self.touches_sharded) = (true, true);
+            return Role::Sharded(Box::new(Layout::without_key(split.legs)));
+        }
+        let is_plain = relation.kind == RelationKind::Table
+            && relation.persistence != Persistence::Temporary
+            && relation.reads == [relation.oid]
+            && !relation.row_security
+            && !crate::plan::names::is_system(relation);
+        if is_plain {
+            self.touches = true;
+            return Role::Reference;
+        }
+        self.foreign.get_or_insert_with(|| relation.name.to_string());
+        Role::Foreign
     }
 
     /// Whether reading the relation reads a distributed table, or the other way round.

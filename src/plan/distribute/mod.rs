@@ -30,6 +30,7 @@ mod scope;
 mod select_into;
 mod ship;
 mod source;
+mod split;
 mod steady;
 mod stream;
 mod tie;
@@ -42,9 +43,10 @@ pub use ddl::{created_view, ddl};
 pub use insert_select::{Answered, InsertSelect, create_on_primary, insert_into_primary};
 pub use model::{
     Aggregate, BitOperation, Collating, Condition, Distributed, Gathered, Groups, Input, Key, KeyList, Merge, Output,
-    Parameters, Session, Shipment, Sort, SortBy, Streamed, View,
+    Parameters, Session, Shipment, Sort, SortBy, SplitTable, Streamed, View,
 };
 pub use scatter::{Part, Scattered, Tally, marker};
+pub use split::{Leaf, Named, Split, split};
 pub use views::is_over_tables;
 
 use sqlparser::ast::{Query, SetExpr, Statement};
@@ -81,7 +83,7 @@ pub fn plan(input: &Input<'_>) -> Result<Distributed, Refusal> {
     let mut analysis = Analysis::new(constants);
     match planned(input, &tree, &source, &mut analysis) {
         // What the shards' answers cannot be merged from is asked of PostgreSQL, which is given the rows.
-        Err(why) if matches!(tree, Statement::Query(_)) && why.code != LONG_NAME => {
+        Err(why) if matches!(tree, Statement::Query(_)) && why.code != LONG_NAME && input.split.is_none() => {
             gather::plan(input, &tree, &source, why)
         }
         planned => planned,

@@ -32,6 +32,17 @@ pub struct Input<'a> {
     pub coordinator: Option<&'a Catalog>,
     /// Whether streaming has been tried, and the rows turned out not to be of types that pgherd compares.
     pub is_unmergeable: bool,
+    /// A partitioned table whose partitions several connections of one server read: the legs are what shards are elsewhere.
+    pub split: Option<SplitTable>,
+}
+
+/// A partitioned table of one server, which is spread over legs by a key that no column has; every leg sees all other tables.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SplitTable {
+    /// The table.
+    pub oid: Oid,
+    /// How many legs there are, two or more.
+    pub legs: usize,
 }
 
 /// Settings that change how a text is read.

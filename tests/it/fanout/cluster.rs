@@ -185,6 +185,7 @@ impl Cluster {
             cache: false,
             replication: false,
             olap_timeout: Duration::from_secs(30),
+            split_scans: None,
             two_phase: None,
         };
         Self { whole, shards: databases, catalog, configured, pure_functions: Vec::new(), idle: Mutex::new(Vec::new()) }
@@ -205,6 +206,7 @@ impl Cluster {
             parameters,
             coordinator: None,
             is_unmergeable: false,
+            split: None,
         })
     }
 
