@@ -7,8 +7,8 @@ use tokio_postgres::{Client, Row};
 
 use super::closure::{self, Edges};
 use super::model::{
-    Catalog, Collation, Column, DefaultKind, Function, FunctionKind, Oid, Persistence, Relation, RelationKind,
-    RowRules, Type, Volatility,
+    Catalog, Collation, Column, DefaultKind, ForeignKey, Function, FunctionKind, Oid, Persistence, Relation,
+    RelationKind, RowRules, Type, Volatility,
 };
 use super::{policies, queries};
 use crate::error::{Error, ErrorKind};
@@ -187,13 +187,11 @@ fn relations(answers: &Answers) -> Result<HashMap<Oid, Relation>, tokio_postgres
     }
     let mut edges = Edges::default();
     for row in &answers.constraints {
-        let referencing = row.try_get(1)?;
-        if letter(row, 0)? == 'f' {
+        let referencing: Oid = row.try_get(1)?;
+        if row.try_get(5)? {
             edges.cascades.entry(row.try_get(3)?).or_default().push(referencing);
-        } else if let Some(relation) = relations.get_mut(&referencing) {
-            let key: Vec<i16> = row.try_get(2)?;
-            relation.primary_key = key.iter().filter_map(|&at| numbers.get(&(referencing, at)).cloned()).collect();
         }
+        constraint(row, &mut relations, &numbers)?;
     }
     for row in &answers.inherits {
         let (child, parent) = (row.try_get(0)?, row.try_get(1)?);
@@ -215,6 +213,38 @@ fn relations(answers: &Answers) -> Result<HashMap<Oid, Relation>, tokio_postgres
     }
     closure::close(&mut relations, &edges);
     Ok(relations)
+}
+
+/// Takes in one row of `pg_constraint`.
+fn constraint(
+    row: &Row,
+    relations: &mut HashMap<Oid, Relation>,
+    numbers: &HashMap<(Oid, i16), Box<str>>,
+) -> Result<(), tokio_postgres::Error> {
+    let named = |oid: Oid, key: Option<Vec<i16>>| -> Vec<Box<str>> {
+        key.unwrap_or_default().iter().filter_map(|&at| numbers.get(&(oid, at)).cloned()).collect()
+    };
+    let oid: Oid = row.try_get(1)?;
+    let kind = letter(row, 0)?;
+    let columns = named(oid, row.try_get(2)?);
+    if kind == 'f' {
+        let table: Oid = row.try_get(3)?;
+        let referenced = named(table, row.try_get(4)?);
+        if let Some(target) = relations.get_mut(&table) {
+            target.is_referenced = true;
+        }
+        if let Some(relation) = relations.get_mut(&oid) {
+            relation.foreign_keys.push(ForeignKey { columns, table, referenced, is_valid: row.try_get(7)? });
+        }
+        return Ok(());
+    }
+    if let Some(relation) = relations.get_mut(&oid) {
+        relation.is_judged_late |= row.try_get::<_, bool>(6)?;
+        if kind == 'p' {
+            relation.primary_key = columns;
+        }
+    }
+    Ok(())
 }
 
 fn relation(row: &Row) -> Result<Relation, tokio_postgres::Error> {
@@ -255,6 +285,9 @@ fn relation(row: &Row) -> Result<Relation, tokio_postgres::Error> {
         definition: None,
         writes: Vec::new(),
         writes_opaque: false,
+        foreign_keys: Vec::new(),
+        is_referenced: false,
+        is_judged_late: false,
     })
 }
 

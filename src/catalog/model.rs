@@ -77,6 +77,25 @@ pub struct Relation {
     pub writes: Vec<Oid>,
     /// A trigger or rule can write what the catalog does not show: a write to it puts the whole database in doubt.
     pub writes_opaque: bool,
+    /// Its foreign keys.
+    pub foreign_keys: Vec<ForeignKey>,
+    /// Whether a foreign key refers to it, be it its own.
+    pub is_referenced: bool,
+    /// Whether something that must be unique in it may be judged later than row by row.
+    pub is_judged_late: bool,
+}
+
+/// A foreign key of a relation.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ForeignKey {
+    /// Its columns.
+    pub columns: Vec<Box<str>>,
+    /// The relation that it refers to.
+    pub table: Oid,
+    /// The columns there, one for each.
+    pub referenced: Vec<Box<str>>,
+    /// Whether it is known to hold for all rows.
+    pub is_valid: bool,
 }
 
 /// What row-level security makes a read depend on: the policies of everything that it reads, whoever they are for.

@@ -37,10 +37,11 @@ where a.attnum > 0 and not a.attisdropped and c.relkind in ('r', 'p', 'v', 'm', 
   and n.nspname <> 'information_schema' and n.nspname !~ '^pg_(catalog$|toast|temp_)'
 order by a.attrelid, a.attnum"#;
 
-/// Primary keys, and foreign keys whose action writes to the referencing table.
+/// Primary keys, foreign keys and whether their action writes to the referencing table, and what else must be unique.
 pub(super) const CONSTRAINTS: &str = "
-select contype, conrelid, conkey, confrelid from pg_catalog.pg_constraint
-where contype = 'p' or (contype = 'f' and (confdeltype in ('c', 'n', 'd') or confupdtype in ('c', 'n', 'd')))";
+select contype, conrelid, conkey, confrelid, confkey,
+       contype = 'f' and (confdeltype in ('c', 'n', 'd') or confupdtype in ('c', 'n', 'd')), condeferrable, convalidated
+from pg_catalog.pg_constraint where contype in ('p', 'f', 'u', 'x') order by oid";
 
 /// Partitions and inheritance children.
 pub(super) const INHERITS: &str = "select inhrelid, inhparent from pg_catalog.pg_inherits";

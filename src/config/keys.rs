@@ -316,6 +316,7 @@ static FANOUT: Section = Section {
         fixed("max_shipped_rows", Count, Some("10000000")),
         fixed("max_shipped_bytes", Size, Some("1GiB")),
         fixed("key_list_max", Count, Some("20000")),
+        fixed("key_moves", Choice(&["refuse", "move"]), Some("refuse")),
     ],
     unsupported: &[(
         "coordinator",

@@ -459,6 +459,17 @@ pub struct Fanout {
     pub max_shipped_bytes: u64,
     /// Keys of one table at most that rows of another are left out by; 0 leaves none out.
     pub key_list_max: u64,
+    /// What becomes of an UPDATE of the shard key.
+    pub key_moves: KeyMoves,
+}
+
+/// What becomes of an UPDATE that changes the shard key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum KeyMoves {
+    /// It is refused.
+    Refuse,
+    /// Its rows move to the shards that they belong to from then on.
+    Move,
 }
 
 /// `[admin]`

@@ -172,6 +172,7 @@ fn fanout_changes(before: &Config, after: &Config) -> Vec<(&'static str, bool)> 
         ("fanout.max_shipped_rows", before.max_shipped_rows != after.max_shipped_rows),
         ("fanout.max_shipped_bytes", before.max_shipped_bytes != after.max_shipped_bytes),
         ("fanout.key_list_max", before.key_list_max != after.key_list_max),
+        ("fanout.key_moves", before.key_moves != after.key_moves),
     ]
 }
 

@@ -6,6 +6,7 @@ pub mod copy_in;
 pub mod explain;
 pub mod fanout;
 pub mod insert_select;
+pub mod key_move;
 pub mod merge;
 pub mod readonly;
 pub mod relay;

@@ -31,7 +31,25 @@ pub struct Statement<'a> {
     pub standard_conforming_strings: bool,
     /// Bytes of rows at most.
     pub memory_bytes: usize,
+    /// What gives rows, for people.
+    pub holds: &'static str,
 }
+
+impl Statement<'static> {
+    /// One of pgherd's own, without parameters.
+    pub const OWN: Self = Self {
+        types: &[],
+        formats: &[],
+        values: &[],
+        result_formats: &[],
+        standard_conforming_strings: true,
+        memory_bytes: 1 << 20,
+        holds: "a statement of pgherd's own",
+    };
+}
+
+/// What gives rows in most of them.
+pub const RETURNING: &str = "RETURNING over several shards";
 
 /// The answer, as one server would have given it.
 #[derive(Debug, Default)]
@@ -57,11 +75,15 @@ pub enum Failure {
 
 /// What one server said.
 #[derive(Debug, Default)]
-struct Said {
-    description: Option<Bytes>,
-    notices: Vec<Bytes>,
-    rows: Vec<Bytes>,
-    tag: String,
+pub struct Said {
+    /// RowDescription, where there are rows.
+    pub description: Option<Bytes>,
+    /// Notices.
+    pub notices: Vec<Bytes>,
+    /// DataRows.
+    pub rows: Vec<Bytes>,
+    /// The command tag.
+    pub tag: String,
     completed: usize,
     error: Option<Frame>,
 }
@@ -85,6 +107,21 @@ pub async fn run(
     cancel: &CancellationToken,
     halt: impl Future<Output = ()>,
 ) -> Result<Answer, Failure> {
+    let answers = each(servers, parts, statement, cancel, halt).await?;
+    together(answers, parts, tally).map_err(Failure::Own)
+}
+
+/// The same; what each of them said.
+///
+/// # Errors
+/// The first of them that failed, and why.
+pub async fn each(
+    servers: Vec<&mut ServerConn>,
+    parts: &[Part],
+    statement: &Statement<'_>,
+    cancel: &CancellationToken,
+    halt: impl Future<Output = ()>,
+) -> Result<Vec<Said>, Failure> {
     let common = Common { statement, bytes: AtomicUsize::new(0), failed: Mutex::default(), stop: cancel.child_token() };
     let said = {
         let each =
@@ -97,7 +134,7 @@ pub async fn run(
         }
     };
     if common.bytes.load(Ordering::Relaxed) > statement.memory_bytes {
-        return Err(Failure::Own(too_many_rows(statement.memory_bytes)));
+        return Err(Failure::Own(too_many_rows(statement.holds, statement.memory_bytes)));
     }
     let first = *common.failed.lock();
     let mut answers = Vec::with_capacity(said.len());
@@ -116,7 +153,7 @@ pub async fn run(
             Err(error) => return Err(Failure::Own(error)),
         }
     }
-    together(answers, parts, tally).map_err(Failure::Own)
+    Ok(answers)
 }
 
 async fn one(common: &Common<'_>, at: usize, server: &mut ServerConn, part: &Part) -> Result<Said, Error> {
@@ -262,8 +299,8 @@ fn sum<'t>(tags: impl Iterator<Item = &'t str>) -> String {
     total.map_or_else(String::new, |(name, total)| format!("{name} {total}"))
 }
 
-fn too_many_rows(limit: usize) -> Error {
-    let message = format!("RETURNING over several shards gives more than {limit} bytes of rows");
+fn too_many_rows(what: &str, limit: usize) -> Error {
+    let message = format!("{what} gives more than {limit} bytes of rows");
     Error::new(ErrorKind::Limit, SqlState::PROGRAM_LIMIT_EXCEEDED, message)
         .hint("Raise fanout.memory, or write fewer rows at once.")
 }

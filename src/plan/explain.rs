@@ -100,6 +100,13 @@ fn way(rows: &mut Rows, plan: &Plan, scs: bool) {
             way(rows, &query, scs);
             rows.add("inserts", format!("into {}, {}", moved.table, moved.spread()));
         }
+        Plan::KeyMove(moved) => {
+            let shown = |shards: &[usize]| shards.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+            rows.add("shards", shown(&moved.sources));
+            rows.add("runs", masked(&moved.select, scs));
+            rows.add("moves", format!("rows of {}, by shard key {}", moved.table, moved.key()));
+            rows.add("to shards", shown(&moved.targets));
+        }
         Plan::Scatter(scattered) => {
             for part in &scattered.parts {
                 let what = match part.rows.len() {

@@ -39,6 +39,8 @@ pub enum Plan {
     Scatter(Arc<distribute::Scattered>),
     /// A query's rows, read from the shards and inserted where they belong.
     InsertSelect(Arc<distribute::InsertSelect>),
+    /// An UPDATE whose rows move to the shards that their new keys belong to.
+    KeyMove(Arc<distribute::KeyMove>),
     /// COPY FROM STDIN whose rows go to several shards.
     CopyIn(Arc<distribute::CopiedIn>),
     /// Over sharded tables, with parameters that decide where and are not known yet: describe it on any shard, decide again after Bind.
@@ -63,6 +65,7 @@ impl Plan {
             Self::Explain(_) => "explain",
             Self::Scatter(_) => "scatter",
             Self::InsertSelect(_) => "insert-select",
+            Self::KeyMove(_) => "key-move",
             Self::CopyIn(_) => "copy-in",
             Self::NeedsBind(_) => "needs-bind",
             Self::Local(_) => "local",
@@ -83,6 +86,7 @@ impl Plan {
             Self::Explain(explained) => explained.plan.reason(),
             Self::Scatter(scattered) => Some(&scattered.reason),
             Self::InsertSelect(moved) => Some(&moved.reason),
+            Self::KeyMove(moved) => Some(&moved.reason),
             Self::CopyIn(copied) => Some(&copied.reason),
             Self::Local(_) | Self::Refuse(_) => None,
         }

@@ -66,6 +66,7 @@ impl World {
                 max_shipped_rows: 1000,
                 max_shipped_bytes: 1 << 20,
                 key_list_max: 1000,
+                key_moves: config::KeyMoves::Refuse,
             },
             path: vec!["pg_catalog".into(), "public".into()],
             listed: vec!["public".into()],
@@ -156,6 +157,9 @@ pub(super) fn relation(oid: Oid, name: &str, kind: RelationKind) -> Relation {
         definition: None,
         writes: vec![oid],
         writes_opaque: false,
+        foreign_keys: Vec::new(),
+        is_referenced: false,
+        is_judged_late: false,
     }
 }
 

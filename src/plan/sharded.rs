@@ -78,6 +78,7 @@ fn for_shards<'a>(
         database: input.database,
         search_path: input.session.search_path,
         pure_functions: &input.fanout.pure_functions,
+        key_moves: input.fanout.key_moves,
         session: distribute::Session {
             standard_conforming_strings: input.session.standard_conforming_strings,
             same_encoding: input.session.same_encoding,
@@ -100,6 +101,14 @@ fn distribute(input: &Input<'_>, statement: &Statement) -> Option<Plan> {
         Ok(Distributed::Gathered(gathered)) => Some(in_transaction(input, Plan::Gather(gathered))),
         Ok(Distributed::Scattered(scattered)) => Some(Plan::Scatter(scattered)),
         Ok(Distributed::InsertSelect(moved)) => Some(in_transaction(input, Plan::InsertSelect(moved))),
+        Ok(Distributed::KeyMove(_)) if input.session.in_transaction == Transaction::Isolated => {
+            Some(Plan::Refuse(refusal(
+                "isolation",
+                "an UPDATE that moves rows between shards under REPEATABLE READ or SERIALIZABLE".into(),
+                "Use READ COMMITTED.",
+            )))
+        }
+        Ok(Distributed::KeyMove(moved)) => Some(Plan::KeyMove(moved)),
         Ok(Distributed::NeedsBind) => Some(Plan::NeedsBind(Reason {
             code: "needs-bind",
             text: "which shards it concerns is known when its parameters are".into(),

@@ -50,7 +50,7 @@ pub(super) fn decide(input: &Input<'_>) -> Option<Plan> {
             text: "which shards it concerns is known when its parameters are".into(),
         })),
         (Err(refusal), _) => Some(Plan::Refuse(refusal)),
-        (Ok(Distributed::Scattered(_) | Distributed::InsertSelect(_)), _) => refused(
+        (Ok(Distributed::Scattered(_) | Distributed::InsertSelect(_) | Distributed::KeyMove(_)), _) => refused(
             "wrapped-write",
             "EXPLAIN or COPY of a write on several shards",
             "Use EXPLAIN (ROUTE) to see what pgherd would do, and send the write by itself.",

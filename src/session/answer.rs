@@ -113,6 +113,7 @@ impl Session {
             | Way::Cursor(_)
             | Way::Scatter(_)
             | Way::InsertSelect(_)
+            | Way::KeyMove(_)
             | Way::CopyIn(_)) => {
                 if let Err(message) = self.ask_several(execution, described, way).await? {
                     self.fail_with(message);
@@ -178,6 +179,7 @@ impl Session {
             Way::Cursor(gathered) => Box::pin(self.declare_cursor(execution, described, &gathered)).await,
             Way::Scatter(scattered) => Box::pin(self.scatter(execution, described, &scattered)).await,
             Way::InsertSelect(plan) => Box::pin(self.insert_select(execution, described, &plan)).await,
+            Way::KeyMove(moved) => Box::pin(self.move_rows(execution, described, &moved)).await,
             Way::CopyIn(copied) => Box::pin(self.copy_in(execution, described, &copied)).await,
             _ => Err(Error::internal("it is not for several servers")),
         }

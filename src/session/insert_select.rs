@@ -74,6 +74,7 @@ impl Session {
             parts,
             tally: if plan.is_everywhere() { Tally::Alike } else { Tally::Sum },
             serial: plan.serial.clone(),
+            still: Vec::new(),
             moments: plan.moments.clone(),
             is_ddl: false,
             is_on_primary: plan.is_on_primary(),
@@ -101,7 +102,11 @@ impl Session {
     }
 
     /// What a shard says of a statement.
-    async fn described_by_shard(&mut self, sql: &[u8], types: &[u32]) -> Result<Result<Described, Bytes>, Error> {
+    pub(super) async fn described_by_shard(
+        &mut self,
+        sql: &[u8],
+        types: &[u32],
+    ) -> Result<Result<Described, Bytes>, Error> {
         let mut leg = self.lease_leg(Target::Shard(0)).await?;
         let described = insert_select::describe(leg.attached.lease.server(), sql, types).await;
         release(vec![leg], if described.is_ok() { &[] } else { &[0] });
@@ -323,6 +328,7 @@ impl Session {
             result_formats: &[1],
             standard_conforming_strings: self.conforming_strings(),
             memory_bytes: self.db.fanout.memory_bytes,
+            holds: scatter::RETURNING,
         };
         let mut leg = self.lease_leg(Target::Shard(0)).await?;
         let work = CancellationToken::new();
@@ -340,7 +346,7 @@ impl Session {
     }
 }
 
-fn without_position(message: Bytes) -> Bytes {
+pub(super) fn without_position(message: Bytes) -> Bytes {
     coordinator::without_position(&Frame { bytes: message }).bytes
 }
 

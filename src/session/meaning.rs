@@ -167,6 +167,7 @@ impl Session {
             | Way::ExplainOver(_)
             | Way::Scatter(_)
             | Way::InsertSelect(_)
+            | Way::KeyMove(_)
             | Way::Bind => {
                 Err(Error::refused("a statement prepared under other settings cannot be planned over shards")
                     .hint("Prepare it again."))

@@ -20,6 +20,7 @@ mod gather;
 mod greet;
 pub mod handshake;
 mod insert_select;
+mod key_move;
 mod late_begin;
 mod lease;
 mod listen;

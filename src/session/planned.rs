@@ -11,7 +11,7 @@ use super::memo::World;
 use crate::cache::{Audit, Entry, Failure, FillTicket};
 use crate::catalog::model::Catalog;
 use crate::error::{Error, ErrorKind};
-use crate::plan::distribute::{CopiedIn, Gathered, InsertSelect, Scattered, Split, Streamed};
+use crate::plan::distribute::{CopiedIn, Gathered, InsertSelect, KeyMove, Scattered, Split, Streamed};
 use crate::plan::rules::{self, Bound, Input, SessionView, Transaction, resolve_search_path};
 use crate::plan::search_path::listed;
 use crate::plan::{CachedRead, Explained, Local, Plan, Refusal};
@@ -71,6 +71,8 @@ pub(super) enum Way {
     Scatter(Arc<Scattered>),
     /// Reads a query's rows and inserts them where they belong.
     InsertSelect(Arc<InsertSelect>),
+    /// Changes rows and moves them where they belong from then on.
+    KeyMove(Arc<KeyMove>),
     /// Copies the client's rows to several shards.
     CopyIn(Arc<CopiedIn>),
     /// Shows where it would run.
@@ -111,6 +113,7 @@ impl Way {
                 | Self::Failed(_)
                 | Self::Scatter(_)
                 | Self::InsertSelect(_)
+                | Self::KeyMove(_)
         )
     }
 
@@ -131,6 +134,7 @@ impl Way {
                 Target::Shard(gathered.shards.first().copied().unwrap_or(0))
             }
             Self::ExplainOver(_) | Self::InsertSelect(_) => Target::Shard(0),
+            Self::KeyMove(moved) => Target::Shard(moved.sources.first().copied().unwrap_or(0)),
             Self::Scatter(scattered) => Target::Shard(scattered.parts.first().map_or(0, |part| part.shard)),
             _ => Target::Primary,
         }
@@ -147,7 +151,7 @@ impl Way {
             Self::Hit(..) | Self::Fill(..) | Self::Failed(_) => PlanClass::Cached,
             Self::FanOut(_) | Self::Split(_) | Self::Resume => PlanClass::FanOut,
             Self::Gather(_) | Self::Cursor(_) | Self::ExplainOver(_) => PlanClass::Gather,
-            Self::Scatter(_) | Self::InsertSelect(_) | Self::CopyIn(_) => PlanClass::Scatter,
+            Self::Scatter(_) | Self::InsertSelect(_) | Self::KeyMove(_) | Self::CopyIn(_) => PlanClass::Scatter,
             Self::Explain(_)
             | Self::Bind
             | Self::Describe
@@ -231,6 +235,7 @@ impl Session {
             Plan::Explain(explained) => self.way_of_fan_out(Way::ExplainOver(explained)),
             Plan::CopyIn(copied) => self.way_of_fan_out(Way::CopyIn(copied)),
             Plan::Scatter(scattered) => self.way_of_fan_out(Way::Scatter(scattered)),
+            Plan::KeyMove(moved) => self.way_of_fan_out(Way::KeyMove(moved)),
             Plan::InsertSelect(plan) => self.way_of_fan_out(Way::InsertSelect(plan)),
             Plan::Local(Local::Empty) => Ok(Way::Empty),
             Plan::Local(Local::ExplainRoute(inner)) => self.explain(execution, &inner).await.map(Way::Explain),

@@ -12,12 +12,15 @@ use super::cancel::deliver;
 use super::context::Target;
 use super::planned::{Execution, Way};
 use super::span::parts;
+use crate::backend::cancel::CancelTarget;
 use crate::backend::server::ServerConn;
 use crate::error::Error;
 use crate::exec::fanout::Sink;
+use crate::exec::key_move::{Hold, hold};
+use crate::exec::relay::ClientSide;
 use crate::exec::scatter::{self, Answer, Failure, Statement};
 use crate::exec::two_phase::commit::command;
-use crate::plan::distribute::{Part, Scattered, marker};
+use crate::plan::distribute::{KeyMove, Part, Scattered, marker};
 use crate::wire::writer::{self, TransactionStatus};
 
 impl Session {
@@ -28,12 +31,25 @@ impl Session {
         described: bool,
         scattered: &Scattered,
     ) -> Result<Result<(), Bytes>, Error> {
+        self.spread(execution, described, Spread::Parts(scattered)).await
+    }
+
+    /// Runs what is written on several shards, in the client's transaction or in one of its own.
+    pub(super) async fn spread(
+        &mut self,
+        execution: &Execution<'_>,
+        described: bool,
+        spread: Spread<'_>,
+    ) -> Result<Result<(), Bytes>, Error> {
         let is_own = self.status == TransactionStatus::Idle;
         if is_own {
             self.lazy_begin = vec![Bytes::from_static(b"BEGIN")];
             self.status = TransactionStatus::InTransaction;
         }
-        let outcome = Box::pin(self.scatter_within(execution, scattered)).await;
+        let outcome = match spread {
+            Spread::Parts(scattered) => Box::pin(self.scatter_within(execution, scattered)).await,
+            Spread::Moves(moved) => Box::pin(self.move_within(execution, moved)).await,
+        };
         let (answer, committed) = match (outcome, is_own) {
             (Ok(answer), false) => (answer, Ok(())),
             (Ok(answer), true) => (answer, Box::pin(self.end_everywhere(true)).await?.map(|_| ())),
@@ -51,7 +67,7 @@ impl Session {
                 };
             }
         };
-        if scattered.is_ddl && committed.is_ok() {
+        if matches!(spread, Spread::Parts(scattered) if scattered.is_ddl) && committed.is_ok() {
             self.learn_changed_shards().await;
         }
         self.tell_as_far(execution, 2);
@@ -87,14 +103,27 @@ impl Session {
     }
 
     async fn scatter_within(&mut self, execution: &Execution<'_>, scattered: &Scattered) -> Result<Answer, Failure> {
-        for part in &scattered.parts {
-            let target = if scattered.is_on_primary { Target::Primary } else { Target::Shard(part.shard) };
-            self.attach(target).await.map_err(Failure::Own)?;
-        }
-        self.come_to_rest().await.map_err(Failure::Own)?;
+        let of = |part: &Part| if scattered.is_on_primary { Target::Primary } else { Target::Shard(part.shard) };
+        self.assemble(scattered.parts.iter().map(of)).await.map_err(Failure::Own)?;
         if scattered.is_on_primary {
             self.note_writes_of_own(execution.facts).await.map_err(Failure::Own)?;
         }
+        let work = self.begin_work().await;
+        let outcome = self.run_scattered(execution, scattered, &work).await;
+        self.cancel.slot.work_is_over();
+        outcome
+    }
+
+    /// Has servers take part in the transaction, with nothing under way.
+    pub(super) async fn assemble(&mut self, targets: impl Iterator<Item = Target>) -> Result<(), Error> {
+        for target in targets {
+            self.attach(target).await?;
+        }
+        self.come_to_rest().await
+    }
+
+    /// Notes that something is about to be written on those servers, which a cancel request then ends.
+    pub(super) async fn begin_work(&mut self) -> CancellationToken {
         self.written = true;
         self.settings.forget_exact();
         if let Some(attached) = &mut self.server {
@@ -103,9 +132,24 @@ impl Session {
         let work = CancellationToken::new();
         self.untie_cancel().await;
         self.cancel.slot.aim_at_work(work.clone());
-        let outcome = self.run_scattered(execution, scattered, &work).await;
-        self.cancel.slot.work_is_over();
-        outcome
+        work
+    }
+
+    /// What Parse and Bind brought.
+    pub(super) fn statement_of<'e>(&self, execution: &Execution<'e>) -> Statement<'e> {
+        let (formats, values, result_formats) = match execution.bind {
+            Some((_, bind)) => (bind.formats.as_slice(), bind.values.as_slice(), bind.result_formats.as_slice()),
+            None => (&[][..], &[][..], &[][..]),
+        };
+        Statement {
+            types: execution.types,
+            formats,
+            values,
+            result_formats,
+            standard_conforming_strings: self.conforming_strings(),
+            memory_bytes: self.db.fanout.memory_bytes,
+            holds: scatter::RETURNING,
+        }
     }
 
     async fn run_scattered(
@@ -114,18 +158,7 @@ impl Session {
         scattered: &Scattered,
         work: &CancellationToken,
     ) -> Result<Answer, Failure> {
-        let (formats, values, result_formats) = match execution.bind {
-            Some((_, bind)) => (bind.formats.as_slice(), bind.values.as_slice(), bind.result_formats.as_slice()),
-            None => (&[][..], &[][..], &[][..]),
-        };
-        let statement = Statement {
-            types: execution.types,
-            formats,
-            values,
-            result_formats,
-            standard_conforming_strings: self.conforming_strings(),
-            memory_bytes: self.db.fanout.memory_bytes,
-        };
+        let statement = self.statement_of(execution);
         let mut all: Vec<(usize, &mut ServerConn)> =
             parts(&mut self.server, &mut self.span).into_iter().map(|part| (part.at, part.server)).collect();
         all.sort_by_key(|(at, _)| *at);
@@ -139,30 +172,18 @@ impl Session {
         if let Some(name) = &scattered.serial {
             take_turn(&mut servers, name).await?;
         }
-        let parts = &*with_moments(&mut servers, scattered).await?;
-        let targets: Vec<_> = servers.iter().map(|server| Arc::clone(&server.cancel_target)).collect();
-        let halt = async move {
-            join_all(targets.iter().map(|target| deliver(target))).await;
-        };
-        let client = &mut self.client;
-        let running = scatter::run(servers, parts, scattered.tally, &statement, work, halt);
-        let mut running = std::pin::pin!(running);
-        let gone = std::future::poll_fn(|cx| client.poll_gone(cx));
-        let answer = tokio::select! {
-            biased;
-            answer = &mut running => answer?,
-            error = gone => {
-                work.cancel();
-                let _ = running.await;
-                return Err(Failure::Own(error));
+        let halt = halting(servers.iter().map(|server| Arc::clone(&server.cancel_target)).collect());
+        let running = async {
+            if !scattered.still.is_empty() {
+                for server in &mut servers {
+                    hold(server, &scattered.still, Hold::Still, work, halt()).await?;
+                }
             }
+            let parts = with_moments(&mut servers, scattered).await?;
+            scatter::run(servers, &parts, scattered.tally, &statement, work, halt()).await
         };
-        let limit = usize::try_from(execution.max_rows).unwrap_or(0);
-        if limit > 0 && answer.rows >= limit {
-            let error = Error::refused("a row limit on RETURNING over several shards");
-            return Err(Failure::Own(error.hint("Execute it without a row limit.")));
-        }
-        Ok(answer)
+        let answer = while_awaited(&mut self.client, work, running).await?;
+        has_all(execution, answer)
     }
 
     /// The shards' catalogs are others now: what follows must be planned by them.
@@ -182,7 +203,7 @@ impl Session {
 
     /// A write that commits by itself cannot stand in the middle of a pipeline, which is one transaction up to its Sync.
     pub(super) fn refuse_in_pipeline(&self, way: &Way, is_last: bool) -> Result<(), Error> {
-        if matches!(way, Way::Scatter(_) | Way::InsertSelect(_) | Way::CopyIn(_))
+        if matches!(way, Way::Scatter(_) | Way::InsertSelect(_) | Way::KeyMove(_) | Way::CopyIn(_))
             && self.status == TransactionStatus::Idle
             && !is_last
         {
@@ -191,6 +212,57 @@ impl Session {
         }
         Ok(())
     }
+}
+
+/// What is written on several shards.
+#[derive(Clone, Copy)]
+pub(super) enum Spread<'p> {
+    /// A part on each.
+    Parts(&'p Scattered),
+    /// Rows that move between them.
+    Moves(&'p KeyMove),
+}
+
+/// Cancels what runs on these servers, as often as it is called.
+pub(super) fn halting(
+    targets: Vec<Arc<CancelTarget>>,
+) -> impl Fn() -> std::pin::Pin<Box<dyn Future<Output = ()> + Send>> {
+    let targets: Arc<[Arc<CancelTarget>]> = targets.into();
+    move || {
+        let targets = Arc::clone(&targets);
+        Box::pin(async move {
+            join_all(targets.iter().map(|target| deliver(target))).await;
+        })
+    }
+}
+
+/// Runs something to its end; when the client has gone meanwhile, it is cancelled.
+pub(super) async fn while_awaited<T>(
+    client: &mut ClientSide,
+    work: &CancellationToken,
+    running: impl Future<Output = Result<T, Failure>>,
+) -> Result<T, Failure> {
+    let mut running = std::pin::pin!(running);
+    let gone = std::future::poll_fn(|cx| client.poll_gone(cx));
+    tokio::select! {
+        biased;
+        answer = &mut running => answer,
+        error = gone => {
+            work.cancel();
+            let _ = running.await;
+            Err(Failure::Own(error))
+        }
+    }
+}
+
+/// The answer, if Execute's row limit does not cut it off.
+pub(super) fn has_all(execution: &Execution<'_>, answer: Answer) -> Result<Answer, Failure> {
+    let limit = usize::try_from(execution.max_rows).unwrap_or(0);
+    if limit > 0 && answer.rows >= limit {
+        let error = Error::refused("a row limit on RETURNING over several shards");
+        return Err(Failure::Own(error.hint("Execute it without a row limit.")));
+    }
+    Ok(answer)
 }
 
 /// The parts with the values of defaults that are computed once, on the first server.

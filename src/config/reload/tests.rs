@@ -136,7 +136,7 @@ fn what_needs_a_restart_is_what_the_list_of_keys_says() {
          consistency = \"bounded\"\nolap_only = false\nmin_cost = \"1s\"\nin_transactions = \"never\"\n\
          audit_one_in = 7\nstale_on_error = true\nshare_roles = true\nstatements = {{ 00112233445566778899aabbccddeeff = \"pin\" }}\non_redis_loss = \"wait\"\ntables = {{ t = \"1s\" }}\n\
          redis = {{ url = \"rediss://x\", prefix = \"p\", lease = \"20s\", ca = \"ca.crt\", compress_above = \"1KiB\", max_entry = \"1MiB\", replicas = 1 }}\nwal = {{ publication = \"w\", max_lag = \"2s\" }}\n\
-         [fanout]\nmax_parallel = 1\nmemory = \"1MiB\"\npure_functions = [\"public.f()\"]\nquery_timeout = \"1s\"\nmax_shipped_rows = 9\nmax_shipped_bytes = \"1MiB\"\nkey_list_max = 7\n\
+         [fanout]\nmax_parallel = 1\nmemory = \"1MiB\"\npure_functions = [\"public.f()\"]\nquery_timeout = \"1s\"\nmax_shipped_rows = 9\nmax_shipped_bytes = \"1MiB\"\nkey_list_max = 7\nkey_moves = \"move\"\n\
          [listen]\nshutdown_timeout = \"1s\"\ndrain_delay = \"1s\"\nhandover = \"h\"\naddress = \"127.0.0.1:1\"\nhttp = \"127.0.0.1:2\"\nunix_socket_dir = \"/tmp\"\n\
          [telemetry]\nformat = \"json\"\n",
         text("1s").split("[cache]").next().expect("what comes before")

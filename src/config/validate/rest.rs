@@ -3,7 +3,7 @@
 use tracing_subscriber::EnvFilter;
 
 use super::pool::MAX_CONNECTIONS;
-use crate::config::model::{Admin, Fanout, Limits, LogFormat, Secret, Security, Telemetry};
+use crate::config::model::{Admin, Fanout, KeyMoves, Limits, LogFormat, Secret, Security, Telemetry};
 use crate::config::names;
 use crate::config::raw::Table;
 
@@ -37,6 +37,7 @@ pub(super) fn fanout(table: &Table<'_>) -> Fanout {
         max_shipped_rows: table.count("max_shipped_rows", 1..1 << 48).unwrap_or(1),
         max_shipped_bytes: table.size("max_shipped_bytes"),
         key_list_max: table.count("key_list_max", 0..MOST_KEYS + 1).unwrap_or(0),
+        key_moves: [KeyMoves::Refuse, KeyMoves::Move][table.choice("key_moves").unwrap_or(0)],
     }
 }
 

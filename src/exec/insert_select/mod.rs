@@ -17,7 +17,7 @@ use crate::wire::sqlstate::SqlState;
 use crate::wire::writer;
 
 /// What a server takes in one message.
-const MOST_BYTES: usize = 1_000_000_000;
+pub(super) const MOST_BYTES: usize = 1_000_000_000;
 
 /// Takes an answer's rows.
 pub struct Collected<'c, S> {

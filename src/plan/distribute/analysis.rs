@@ -1,5 +1,6 @@
 //! One walk over all query blocks of a statement: which tables are involved, and whether one shard can answer everything.
 
+use std::collections::BTreeSet;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
@@ -39,6 +40,8 @@ pub(super) struct Analysis<'a> {
     pub(super) touches: bool,
     /// Whether a sharded table is named.
     pub(super) touches_sharded: bool,
+    /// The sharded tables that are named.
+    pub(super) sharded: BTreeSet<Box<str>>,
     /// A table that is not on the shards.
     pub(super) foreign: Option<String>,
     /// Sub-queries, CTEs, derived tables.
@@ -80,6 +83,7 @@ impl<'a> Analysis<'a> {
             tie: Tie::Free,
             touches: false,
             touches_sharded: false,
+            sharded: BTreeSet::new(),
             foreign: None,
             inner_queries: 0,
             is_loose: false,
@@ -359,6 +363,7 @@ impl<'a> Analysis<'a> {
             Some(table) => {
                 self.touches = true;
                 self.touches_sharded = true;
+                self.sharded.insert(format!("{}.{}", relation.schema, relation.name).into());
                 let layout = Layout::new(table, relation, input.catalog, input.database.shards.len());
                 let layout = layout.ok_or_else(|| {
                     refuse(

@@ -49,7 +49,16 @@ pub fn ddl(input: &Input<'_>, is_on_shards: impl Fn(&Name) -> Result<bool, Refus
     let moments = Vec::new();
     finished(
         input,
-        Scattered { parts, tally: Tally::Alike, serial, moments, is_ddl: true, is_on_primary: false, reason },
+        Scattered {
+            parts,
+            tally: Tally::Alike,
+            serial,
+            still: Vec::new(),
+            moments,
+            is_ddl: true,
+            is_on_primary: false,
+            reason,
+        },
     )
 }
 

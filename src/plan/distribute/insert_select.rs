@@ -11,9 +11,9 @@ use sqlparser::ast::{Expr, Insert, Query, SelectItem, SetExpr, Statement, Value 
 pub use self::primary::{create_on_primary, insert_into_primary};
 use super::analysis::table;
 use super::check::{check, check_write};
-use super::constant::is_stored_as_is;
 use super::model::{Distributed, Input, Merge, Streamed};
 use super::once;
+use super::placed::shard_of;
 use super::refuse::{clause, refuse};
 use super::scatter::{Write, holds_query, left_out, marker, one_for_all, quiet};
 use super::scope::parts;
@@ -22,7 +22,6 @@ use super::ship::{quoted, type_of};
 use super::source::Source;
 use crate::catalog::model::{Catalog, Column, DefaultKind, Relation};
 use crate::plan::shard_key::{KeyColumn, Layout};
-use crate::plan::value::Value;
 use crate::plan::{Reason, Refusal};
 use crate::sql::facts::{Class, Facts};
 use crate::sql::{self, parse};
@@ -136,27 +135,8 @@ impl InsertSelect {
     pub fn place(&self, given: &[Option<&[u8]>]) -> Result<Range<usize>, Refusal> {
         let Goal::Owners(layout) = &self.goal else { return Ok(0..self.shards) };
         let mut given = given.iter();
-        let mut key = Vec::with_capacity(layout.key.len());
-        for (column, place) in layout.key.iter().zip(&self.key) {
-            let bytes = if place.at.is_some() { given.next().copied().flatten() } else { None };
-            key.push(match (bytes, column.kind) {
-                (None, _) => None,
-                (Some(_), None) => return Err(unreadable(layout)),
-                (Some(bytes), Some(kind)) => {
-                    let value = Value::from_binary(kind, bytes);
-                    let value = value.filter(|value| is_stored_as_is(value, &column.column, kind));
-                    Some(value.ok_or_else(|| unreadable(layout))?)
-                }
-            });
-        }
-        let shard = layout.place(&key).ok_or_else(|| {
-            let message = format!("no shard takes a row with this value of {}", layout.names());
-            refuse(
-                "no-shard",
-                message,
-                "add the value's range or list entry to the table's configuration, or set default_shard",
-            )
-        })?;
+        let key = self.key.iter().map(|place| if place.at.is_some() { given.next().copied().flatten() } else { None });
+        let shard = shard_of(layout, key, unreadable)?;
         Ok(shard..shard + 1)
     }
 
@@ -357,7 +337,6 @@ fn casts<'r>(
     catalog: &Catalog,
     column: impl Fn(usize) -> Option<&'r Column>,
 ) -> Result<Vec<(usize, Box<str>)>, Refusal> {
-    const TEXTS: [u32; 3] = [25, 1042, 1043];
     let query = insert.source.as_ref().ok_or_else(across)?;
     let SetExpr::Select(select) = &*query.body else { return Ok(Vec::new()) };
     let untyped = || {
@@ -376,21 +355,28 @@ fn casts<'r>(
             continue;
         }
         let goes_to = column(at).filter(|_| is_counted).ok_or_else(untyped)?;
-        if TEXTS.contains(&goes_to.type_oid) {
-            continue;
-        }
-        let known = catalog.types.get(&goes_to.type_oid).ok_or_else(untyped)?;
-        // What an interval's fields are is read off its modifier, and a cast from text may be a user's.
-        if (&*known.name == "interval" && goes_to.typmod >= 0) || catalog.has_user_casts {
-            return Err(untyped());
-        }
-        casts.push((at, format!("{}.{}", quoted(&known.schema), quoted(&known.name)).into()));
+        casts.extend(read_as(goes_to, catalog).ok_or_else(untyped)?.map(|name| (at, name)));
     }
     Ok(casts)
 }
 
+/// The type that a constant without one is read as where it goes to that column: the inner `None` is a text, as it is anyway; the
+/// outer one that nobody can say it by a cast.
+pub(super) fn read_as(column: &Column, catalog: &Catalog) -> Option<Option<Box<str>>> {
+    const TEXTS: [u32; 3] = [25, 1042, 1043];
+    if TEXTS.contains(&column.type_oid) {
+        return Some(None);
+    }
+    let known = catalog.types.get(&column.type_oid)?;
+    // What an interval's fields are is read off its modifier, and a cast from text may be a user's.
+    if (&*known.name == "interval" && column.typmod >= 0) || catalog.has_user_casts {
+        return None;
+    }
+    Some(Some(format!("{}.{}", quoted(&known.schema), quoted(&known.name)).into()))
+}
+
 /// Whether it is a constant that takes its type from what it is used for.
-fn is_untyped(expr: &Expr) -> bool {
+pub(super) fn is_untyped(expr: &Expr) -> bool {
     match expr {
         Expr::Nested(inner) => is_untyped(inner),
         Expr::Value(value) => matches!(

@@ -69,7 +69,7 @@ pub(super) fn merge(analysis: &mut Analysis<'_>, merge: &Merge) -> Result<Writte
                     shards = Err(refused("an INSERT whose shard key is not that of its source"));
                 }
             }
-            Ok(Written::Sharded(Sharded { relation, rows: Vec::new(), shards, width: None }))
+            Ok(Written::Sharded(Sharded { relation, rows: Vec::new(), shards, width: None, moves: None }))
         }
         (Role::Reference | Role::Sharded(_), None) => Err(refused("this target")),
         (Role::Derived | Role::Foreign, _) => Ok(Written::Elsewhere),

@@ -18,12 +18,14 @@ mod having;
 mod insert_select;
 mod items;
 mod key_lists;
+mod key_move;
 mod membership;
 mod merge_into;
 mod model;
 mod once;
 mod ordered;
 mod part;
+mod placed;
 mod refuse;
 mod scatter;
 mod scope;
@@ -41,6 +43,7 @@ pub use carrier::{Carried, Carrier};
 pub use copy::{CopiedIn, Form, Placed, copy_in};
 pub use ddl::{created_view, ddl};
 pub use insert_select::{Answered, InsertSelect, create_on_primary, insert_into_primary};
+pub use key_move::KeyMove;
 pub use model::{
     Aggregate, BitOperation, Collating, Condition, Distributed, Gathered, Groups, Input, Key, KeyList, Merge, Output,
     Parameters, Session, Shipment, Sort, SortBy, SplitTable, Streamed, View,
@@ -102,6 +105,7 @@ fn planned(
     let shape = match tree {
         Statement::Explain { statement, .. } => match walk(analysis, statement) {
             Ok(Shape::Write(Written::Reference(relation))) => return Err(write::explained(&relation.name)),
+            Ok(Shape::Write(Written::Sharded(written))) if written.moves.is_some() => return Err(key_move::explained()),
             walked => walked.map(|_| Shape::Explain),
         },
         tree => walk(analysis, tree),
@@ -151,6 +155,12 @@ fn planned(
         return Ok(Distributed::NeedsBind);
     }
     match (analysis.tie, shape) {
+        (Tie::One(_) | Tie::Many, Shape::Write(Written::Sharded(written))) if written.moves.is_some() => {
+            if names_a_moment(input) {
+                return Err(clause("stable-function", "a parameter such as 'now'"));
+            }
+            key_move::plan(&scatter::Write { input, tree, source, analysis, functions, findings }, written)
+        }
         (_, Shape::Write(Written::Reference(relation))) => {
             if names_a_moment(input) {
                 return Err(clause("stable-function", "a parameter such as 'now'"));

@@ -4,7 +4,7 @@ use std::cmp::Ordering;
 use std::sync::Arc;
 
 use crate::catalog::model::{Catalog, Oid};
-use crate::config::model::Database;
+use crate::config::model::{Database, KeyMoves};
 use crate::plan::Reason;
 use crate::plan::value::Numeric;
 use crate::sql::facts;
@@ -24,6 +24,8 @@ pub struct Input<'a> {
     pub search_path: &'a [Box<str>],
     /// `fanout.pure_functions`: `schema.name(type, ...)`.
     pub pure_functions: &'a [String],
+    /// `fanout.key_moves`
+    pub key_moves: KeyMoves,
     /// What of the session's settings changes how the text is read.
     pub session: Session,
     /// What Bind brought; `None` before Bind.
@@ -108,6 +110,8 @@ pub enum Distributed {
     Scattered(Arc<super::scatter::Scattered>),
     /// A query's rows, read first and inserted where they belong, in one transaction over the shards.
     InsertSelect(Arc<super::InsertSelect>),
+    /// An UPDATE whose rows move to the shards that their new keys belong to, in one transaction over the shards.
+    KeyMove(Arc<super::KeyMove>),
     /// It has parameters that are not known yet: describe it on any shard, plan again after Bind.
     NeedsBind,
 }

@@ -97,6 +97,9 @@ impl Part {
             definition: None,
             writes: Vec::new(),
             writes_opaque: false,
+            foreign_keys: Vec::new(),
+            is_referenced: false,
+            is_judged_late: false,
         };
         let within = layout.is_some().then_some(self.shards);
         Some(Source {

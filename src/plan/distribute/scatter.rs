@@ -18,7 +18,8 @@ use super::select_into;
 use super::source::Source;
 use super::steady::is_steady;
 use crate::catalog::model::{Column, DefaultKind, Relation};
-use crate::plan::shard_key::ShardSet;
+use crate::config::model::KeyMoves;
+use crate::plan::shard_key::{Layout, ShardSet};
 use crate::plan::{Reason, Refusal};
 
 /// A write that runs on several shards, in one transaction over them.
@@ -30,6 +31,8 @@ pub struct Scattered {
     pub tally: Tally,
     /// Writes under that name come in the same order on all shards: a lock of that name is taken first.
     pub serial: Option<Box<str>>,
+    /// Sharded tables of which no row may move from shard to shard while it runs: each is locked against that first.
+    pub still: Vec<Box<str>>,
     /// Defaults that are the same for all rows of the statement, to be computed once: for each an expression that gives it as a literal.
     /// Where the `n`th belongs in a part's text stands [`marker`]`(n)`.
     pub moments: Vec<Box<str>>,
@@ -104,6 +107,8 @@ pub(super) struct Sharded {
     pub(super) shards: Result<ShardSet, Refusal>,
     /// How many columns an INSERT's query gives, where it is one and they can be counted.
     pub(super) width: Option<usize>,
+    /// How the table's rows lie, where an UPDATE changes their shard key.
+    pub(super) moves: Option<Box<Layout>>,
 }
 
 /// A write of which is known what it writes to.
@@ -218,11 +223,19 @@ impl Write<'_, '_> {
     }
 
     /// What is put in place of `now()` and its like, if they are there.
-    fn edits(&self, first: usize) -> Result<Edits, Refusal> {
+    pub(super) fn edits(&self, first: usize) -> Result<Edits, Refusal> {
         if !self.findings.has_moment {
             return Ok(Edits::default());
         }
         Edits::of(self.source, first).ok_or_else(|| clause("stable-function", "now() and its like in RETURNING"))
+    }
+
+    /// Tables whose rows must stay where they are meanwhile: a row that has left one shard may not be seen yet on another.
+    fn still(&self) -> Vec<Box<str>> {
+        match self.input.key_moves {
+            KeyMoves::Refuse => Vec::new(),
+            KeyMoves::Move => self.analysis.sharded.iter().cloned().collect(),
+        }
     }
 
     fn everywhere(
@@ -241,7 +254,16 @@ impl Write<'_, '_> {
         let reason = Reason { code: "multi-shard-write", text: why.into() };
         finished(
             self.input,
-            Scattered { parts, tally, serial, moments: edits.moments, is_ddl: false, is_on_primary: false, reason },
+            Scattered {
+                parts,
+                tally,
+                serial,
+                still: self.still(),
+                moments: edits.moments,
+                is_ddl: false,
+                is_on_primary: false,
+                reason,
+            },
         )
     }
 
@@ -266,7 +288,16 @@ impl Write<'_, '_> {
         let parts = parts.collect();
         finished(
             self.input,
-            Scattered { parts, tally: Tally::Sum, serial: None, moments, is_ddl: false, is_on_primary: false, reason },
+            Scattered {
+                parts,
+                tally: Tally::Sum,
+                serial: None,
+                still: Vec::new(),
+                moments,
+                is_ddl: false,
+                is_on_primary: false,
+                reason,
+            },
         )
     }
 }

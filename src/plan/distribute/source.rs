@@ -1,5 +1,7 @@
 //! The statement's own text cut into clauses by PostgreSQL's tokens: what is spliced is always the original's bytes.
 
+mod update;
+
 use std::collections::BTreeSet;
 use std::ops::Range;
 

@@ -6,12 +6,14 @@ use sqlparser::ast::{
 };
 
 use super::analysis::{Analysis, Block, Tie};
+use super::placed::no_shard;
 use super::refuse::refuse;
 use super::scatter::{Sharded, Written};
 use super::scope::{Role, parts};
 use super::select_into::{self, Home};
 use super::tie::Ties;
 use crate::catalog::model::Relation;
+use crate::config::model::KeyMoves;
 use crate::plan::Refusal;
 use crate::plan::shard_key::{KeyColumn, Layout};
 
@@ -32,13 +34,20 @@ fn several() -> Refusal {
     )
 }
 
-fn key_change(column: &str) -> Refusal {
+fn key_change(column: &str, hint: &str) -> Refusal {
     refuse(
         "shard-key-update",
         format!("\"{column}\" is the shard key: changing it could move the row to another shard"),
-        "delete the row and insert it anew",
+        hint,
     )
 }
+
+/// What to do instead where rows could move, were it asked for.
+const ASK_FOR_MOVES: &str =
+    "delete the row and insert it anew, or set fanout.key_moves = \"move\" to let an UPDATE move its rows";
+
+/// What to do instead where they never move.
+const INSERT_ANEW: &str = "delete the row and insert it anew";
 
 /// An INSERT: each of its rows belongs to one shard.
 pub(super) fn insert(analysis: &mut Analysis<'_>, insert: &Insert) -> Result<Written, Refusal> {
@@ -67,12 +76,12 @@ pub(super) fn insert(analysis: &mut Analysis<'_>, insert: &Insert) -> Result<Wri
         if home != Home::Source && analysis.tie == Tie::Many {
             shards = Err(select_into::across());
         }
-        return Ok(Written::Sharded(Sharded { relation, rows: Vec::new(), shards, width }));
+        return Ok(Written::Sharded(Sharded { relation, rows: Vec::new(), shards, width, moves: None }));
     }
     let rows = rows(analysis, insert, &layout, &relation)?;
     rows.iter().for_each(|&shard| analysis.take(shard));
     let shards = Ok(rows.iter().copied().collect());
-    Ok(Written::Sharded(Sharded { relation, rows, shards, width: None }))
+    Ok(Written::Sharded(Sharded { relation, rows, shards, width: None, moves: None }))
 }
 
 fn walk_source<'o>(analysis: &mut Analysis<'_>, insert: &Insert) -> Result<Option<Block<'o>>, Refusal> {
@@ -131,11 +140,7 @@ fn rows(analysis: &Analysis<'_>, insert: &Insert, layout: &Layout, relation: &Re
             None => Ok(None),
         };
         let key: Result<Vec<_>, Refusal> = layout.key.iter().zip(&places).map(field).collect();
-        shards.push(layout.place(&key?).ok_or_else(|| {
-            let message = format!("no shard takes a row with this value of {}", layout.names());
-            let hint = "add the value's range or list entry to the table's configuration, or set default_shard";
-            refuse("no-shard", message, hint)
-        })?);
+        shards.push(layout.place(&key?).ok_or_else(|| no_shard(layout))?);
     }
     Ok(shards)
 }
@@ -163,12 +168,18 @@ pub(super) fn update(analysis: &mut Analysis<'_>, update: &Update) -> Result<Wri
     if !update.order_by.is_empty() || update.limit.is_some() {
         return Err(several());
     }
-    let (layout, written) = target(analysis, &from, update.selection.as_ref(), |scope, analysis| {
+    let (layout, mut written) = target(analysis, &from, update.selection.as_ref(), |scope, analysis| {
         analysis.expressions(&update.assignments, Some(scope), &Vec::new())?;
         analysis.expressions(&update.returning, Some(scope), &Vec::new())
     })?;
-    if let Some(layout) = layout {
-        assignments(&layout, &update.assignments)?;
+    if let (Some(layout), Written::Sharded(sharded)) = (layout, &mut written)
+        && let Some(column) = changed_key(&layout, &update.assignments)
+    {
+        let is_computed = layout.key.iter().any(|it| it.column.is_generated);
+        if analysis.constants.input.key_moves == KeyMoves::Refuse || is_computed {
+            return Err(key_change(&column, if is_computed { INSERT_ANEW } else { ASK_FOR_MOVES }));
+        }
+        sharded.moves = Some(Box::new(layout));
     }
     Ok(written)
 }
@@ -204,7 +215,7 @@ fn target(
             let shards = block.joined.together.map(|()| block.joined.shards);
             Ok((
                 Some((**layout).clone()),
-                Written::Sharded(Sharded { relation, rows: Vec::new(), shards, width: None }),
+                Written::Sharded(Sharded { relation, rows: Vec::new(), shards, width: None, moves: None }),
             ))
         }
         (Role::Reference | Role::Sharded(_), None) => Err(several()),
@@ -212,17 +223,21 @@ fn target(
     }
 }
 
-/// Whether none of the assignments changes the shard key.
+/// Whether none of the assignments changes the shard key, where rows cannot move.
 pub(super) fn assignments(layout: &Layout, assignments: &[Assignment]) -> Result<(), Refusal> {
-    let is_key = |name: &ObjectName| parts(name).is_none_or(|(_, name)| layout.position(name).is_some());
-    for assignment in assignments {
-        let changed = match &assignment.target {
-            AssignmentTarget::ColumnName(name) => Some(name).filter(|name| is_key(name)),
-            AssignmentTarget::Tuple(names) => names.iter().find(|name| is_key(name)),
+    changed_key(layout, assignments).map_or(Ok(()), |column| Err(key_change(&column, INSERT_ANEW)))
+}
+
+/// A column of the shard key that the assignments change; one that is computed from others may be changed by any of them.
+fn changed_key(layout: &Layout, assignments: &[Assignment]) -> Option<String> {
+    let is_key = |name: &&ObjectName| parts(name).is_none_or(|(_, name)| layout.position(name).is_some());
+    let changed = |assignment: &Assignment| {
+        let name = match &assignment.target {
+            AssignmentTarget::ColumnName(name) => Some(name).filter(is_key),
+            AssignmentTarget::Tuple(names) => names.iter().find(is_key),
         };
-        if let Some(name) = changed {
-            return Err(key_change(parts(name).map_or("", |(_, name)| name)));
-        }
-    }
-    Ok(())
+        name.map(|name| parts(name).map_or("", |(_, name)| name).to_owned())
+    };
+    let computed = layout.key.iter().find(|it| it.column.is_generated && !assignments.is_empty());
+    assignments.iter().find_map(changed).or_else(|| computed.map(|it| it.column.name.to_string()))
 }

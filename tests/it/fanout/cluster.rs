@@ -202,6 +202,7 @@ impl Cluster {
             database: &self.configured,
             search_path: &search_path,
             pure_functions: &self.pure_functions,
+            key_moves: pgherd::config::model::KeyMoves::Refuse,
             session: Session::default(),
             parameters,
             coordinator: None,

@@ -3,6 +3,7 @@
 mod commits;
 mod copies;
 mod crashes;
+mod key_moves;
 mod moves;
 mod queries;
 mod random;

@@ -82,7 +82,7 @@ impl World {
             toml += &layout.toml(table, shards.len());
         }
         toml += "[[database.table]]\nname = \"public.r\"\nreference = true\n[[user]]\nname = \"postgres\"\nauth = \"trust\"\n\
-                 [pool]\nmin_connections = 0\n[cache]\nenabled = false\n";
+                 [pool]\nmin_connections = 0\n[cache]\nenabled = false\n[fanout]\nkey_moves = \"move\"\n";
         Self { whole, shards, pgherd: Pgherd::start(&toml).await, key, layouts }
     }
 
@@ -188,7 +188,8 @@ impl Writer<'_> {
 
     fn statement(&mut self) -> String {
         let returning = self.of(&["", "", " returning k, id, v", " returning v + 1 as next, s"]);
-        match self.dice.random_range(0..20) {
+        match self.dice.random_range(0..23) {
+            20.. => self.of_moves(),
             0..=3 => {
                 let values = self.rows(|it| {
                     let (key, id) = (it.key(), it.dice.random_range(0..6));
@@ -292,6 +293,33 @@ impl Writer<'_> {
             "delete from r where v > 5",
             "update r set s = code || v::text",
         ])
+    }
+
+    /// An UPDATE of shard keys, where it hangs on no order of the rows whether one takes the key of another that has yet to leave.
+    fn of_moves(&mut self) -> String {
+        let (key, id, returning) = (
+            self.key(),
+            self.dice.random_range(0..6),
+            self.of(&["", " returning k, id, v, s", " returning n, id + 1 as next, k"]),
+        );
+        let set =
+            self.of(&["", ", v = v + 1", ", s = upper(s), n = n / 3", ", s = v::text", ", v = 5000", ", s = 'it''s'"]);
+        match self.dice.random_range(0..7) {
+            0 | 1 => format!("update t set k = {key}{set} where t.k = {} and t.id = {id}{returning}", self.key()),
+            2 => format!("update t set k = {key}{set} where id = {id}{returning}"),
+            3 => format!(
+                "update u set (k, v) = ({key}, v * 2) where id = {id} and v > {}",
+                self.dice.random_range(0..40)
+            ),
+            4 => format!("update t set id = {}{set} where id = {id}{returning}", self.dice.random_range(0..6)),
+            5 if self.key.starts_with("int") => {
+                format!("update t set k = k + {}{set} where k < 50{returning}", self.dice.random_range(100..200))
+            }
+            _ => format!(
+                "update w set id = id + 100, tags = tags || 'm'::text where id < 50 and id % 3 = {} returning id, b, tags",
+                id % 3
+            ),
+        }
     }
 
     /// An INSERT of rows that are there.
