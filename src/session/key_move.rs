@@ -31,7 +31,7 @@ impl Session {
     pub(super) async fn move_within(&mut self, execution: &Execution<'_>, plan: &KeyMove) -> Result<Answer, Failure> {
         self.assemble(plan.shards().into_iter().map(Target::Shard)).await.map_err(Failure::Own)?;
         let work = self.begin_work().await;
-        let outcome = self.run_moves(execution, plan, &work).await;
+        let outcome = Box::pin(self.run_moves(execution, plan, &work)).await;
         self.cancel.slot.work_is_over();
         outcome
     }
@@ -47,7 +47,7 @@ impl Session {
             let servers = shards_of(&mut self.server, &mut self.span, plan)?;
             let halt = halting(servers.iter().map(|(_, server)| Arc::clone(&server.cancel_target)).collect());
             let mut line = Line::new(servers, work, halt);
-            while_awaited(&mut self.client, work, line.begin(plan, execution.text, &statement)).await?
+            while_awaited(&mut self.client, work, Box::pin(line.begin(plan, execution.text, &statement))).await?
         };
         let catalog = self.db.shard_catalog.as_ref().map(|handle| handle.current());
         let catalog = catalog.ok_or_else(|| Failure::Own(Error::internal("the shards' catalog is gone")))?;
@@ -61,7 +61,7 @@ impl Session {
         let servers = shards_of(&mut self.server, &mut self.span, plan)?;
         let halt = halting(servers.iter().map(|(_, server)| Arc::clone(&server.cancel_target)).collect());
         let mut line = Line::new(servers, work, halt);
-        let moving = line.finish(plan, &ready, &statement, &described, &catalog);
+        let moving = Box::pin(line.finish(plan, &ready, &statement, &described, &catalog));
         let answer = while_awaited(&mut self.client, work, moving).await?;
         has_all(execution, answer)
     }

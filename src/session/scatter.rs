@@ -109,7 +109,7 @@ impl Session {
             self.note_writes_of_own(execution.facts).await.map_err(Failure::Own)?;
         }
         let work = self.begin_work().await;
-        let outcome = self.run_scattered(execution, scattered, &work).await;
+        let outcome = Box::pin(self.run_scattered(execution, scattered, &work)).await;
         self.cancel.slot.work_is_over();
         outcome
     }

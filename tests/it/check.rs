@@ -92,6 +92,18 @@ fn assert_fault(report: &Report, place: &str, text: &str) {
 }
 
 #[tokio::test]
+async fn rows_that_others_refer_to_are_named_where_rows_may_move() {
+    let herd = Herd::new().await;
+    let moves = format!("{LAYOUT}\n[fanout]\nkey_moves = \"move\"");
+    for (layout, is_told) in [(LAYOUT, false), (&moves, true)] {
+        let report = herd.check(layout).await;
+        assert_eq!(report.count(Level::Fault), 0, "{report}");
+        let text = "its shard key stays refused: table public.items refers to it";
+        assert_eq!(found(&report, Level::Warning, "table public.orders", text), is_told, "{report}");
+    }
+}
+
+#[tokio::test]
 async fn a_good_herd_passes() {
     let herd = Herd::new().await;
     let report = herd.check(LAYOUT).await;

@@ -7,11 +7,11 @@ use super::report::Report;
 use super::rows;
 use super::servers::{Part, Server};
 use super::tables::{self, Shape};
-use crate::config::model::{Database, Distribution, Table};
+use crate::config::model::{Database, Distribution, KeyMoves, Table};
 use crate::error::Error;
 
 /// Checks the shards of a database, as far as they can be reached.
-pub(super) async fn check(database: &Database, servers: &mut [Server], report: &mut Report) {
+pub(super) async fn check(database: &Database, key_moves: KeyMoves, servers: &mut [Server], report: &mut Report) {
     let roles: Vec<String> = servers.iter().flat_map(|server| server.roles.clone()).collect();
     if database.tables.is_empty() || roles.is_empty() {
         return;
@@ -34,6 +34,23 @@ pub(super) async fn check(database: &Database, servers: &mut [Server], report: &
         shapes.push((table, Box::pin(check_table(database, table, &mut shards, report)).await));
     }
     check_groups(&shapes, report);
+    if key_moves == KeyMoves::Move {
+        check_moves(&shapes, report);
+    }
+}
+
+/// Rows that others refer to stay where they are.
+fn check_moves(shapes: &[(&Table, Option<Shape>)], report: &mut Report) {
+    for (table, _) in shapes.iter().filter(|(table, _)| table.distribution != Distribution::Reference) {
+        let refers = |(_, shape): &&(&Table, Option<Shape>)| {
+            let mut targets = shape.iter().flat_map(|shape| &shape.foreign).map(|foreign| &foreign.target);
+            targets.any(|(schema, name)| *schema == table.schema && *name == table.name)
+        };
+        if let Some((child, _)) = shapes.iter().find(refers) {
+            let text = format!("an UPDATE of its shard key stays refused: {} refers to it", shown(child));
+            report.warning(shown(table), text, "drop the foreign key, or let the shard key be");
+        }
+    }
 }
 
 /// Tables of one group have keys of the same types and collations: else an equality of keys need not meet on one shard.

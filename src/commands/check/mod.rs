@@ -66,7 +66,7 @@ pub async fn run(path: &Path) -> Result<Report, Faults> {
     servers::compare_capacity(config, &databases, &mut report);
     for (database, servers) in &mut databases {
         Box::pin(transactions::check(database, servers, &tls, &mut report)).await;
-        Box::pin(layout::check(database, servers, &mut report)).await;
+        Box::pin(layout::check(database, config.fanout.key_moves, servers, &mut report)).await;
         Box::pin(tenants::check(database, servers, &mut report)).await;
         let pure_functions = &config.fanout.pure_functions;
         Box::pin(definitions::check(database, pure_functions, servers, &mut report)).await;
