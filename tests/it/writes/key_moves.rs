@@ -309,8 +309,8 @@ async fn every_method_and_type_moves() {
     for manner in MANNERS {
         for sql in [
             "insert into spans values (1, 'one', 'sad', '2026-01-01', 1.5), (101, 'two', 'ok', null, 2), (298, null, 'happy', '2026-02-02', null)",
-            "update spans set k = k + 110, note = 'x', n = n / 3 where k < 200 returning k, note, m, d, n",
-            "update spans set k = k - 110, m = 'ok', d = '2026-03-03' where k in (111, 211) and n is not null returning k, m, d",
+            "update spans set k = k + 110, note = 'x', n = n / 3 where k < 200 returning k, note, m::text, d, n",
+            "update spans set k = k - 110, m = 'ok', d = '2026-03-03' where k in (111, 211) and n is not null returning k, m::text as mood, d",
             "update spans set k = 299, note = 'too long' where k = 1",
             "update spans set k = 299, note = 'sp       ' where k = 1 returning note",
             "update spans set k = 2, n = 100000 where k = 299",
@@ -458,7 +458,7 @@ async fn what_cannot_be_shown_to_be_right_is_refused_and_changes_nothing() {
         assert!(error.field(b'H').is_some_and(|hint| !hint.is_empty()), "{sql}: {error:?}");
     }
     ok(&mut client, "begin isolation level repeatable read").await;
-    assert_eq!(say(&mut client, "update accounts set id = 50 where id = 1").await.code(), Some("0A000"));
+    assert_eq!(say(&mut client, "update accounts set id = id + 1 where id = 1").await.code(), Some("0A000"));
     ok(&mut client, "rollback").await;
     twins.is_same().await;
     // Found out on the shards, where pgherd has not heard of it yet.
