@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use sqlparser::ast::{
     AssignmentTarget, Expr, ObjectName, SelectItem, SetExpr, Statement, TableFactor, TableWithJoins, Update,
+    Value as Literal,
 };
 
 use super::analysis::{Tie, table};
@@ -20,11 +21,14 @@ use super::scatter::{Sharded, Write, quiet};
 use super::scope::parts;
 use super::ship::{quoted, type_of};
 use super::tie::Ties;
-use crate::catalog::model::{Catalog, Column, ForeignKey, Relation, RelationKind};
+use crate::catalog::model::{Catalog, Column, ForeignKey, Oid, Relation, RelationKind};
 use crate::config::model::Distribution;
 use crate::plan::shard_key::Layout;
 use crate::plan::{Reason, Refusal};
 use crate::sql::parse;
+
+/// Objects with smaller oids are PostgreSQL's own, with the same oids everywhere.
+const FIRST_USER_OID: Oid = 16384;
 
 /// An UPDATE whose rows go where their new keys belong.
 #[derive(Debug, Clone, PartialEq)]
@@ -356,7 +360,9 @@ impl Row<'_, '_> {
             return Err(refused("DEFAULT"));
         }
         let text = self.edits.slice(self.text, assigned.text.clone());
-        if !is_untyped(assigned.value) {
+        // A parameter of a type that users made has no type of its own, either: it has another oid on each shard.
+        let is_made = column.type_oid >= FIRST_USER_OID && is_parameter(assigned.value);
+        if !is_made && !is_untyped(assigned.value) {
             return Ok((format!("({text})"), false));
         }
         let untyped = || refused(&format!("a constant without a type for \"{}\"", column.name));
@@ -373,6 +379,14 @@ impl Row<'_, '_> {
             Ok((value, false)) => Some(Ok(format!("CAST({value} AS {})", type_of(column, self.catalog)?))),
             Err(refusal) => Some(Err(refusal)),
         }
+    }
+}
+
+fn is_parameter(expr: &Expr) -> bool {
+    match expr {
+        Expr::Nested(inner) => is_parameter(inner),
+        Expr::Value(value) => matches!(value.value, Literal::Placeholder(_)),
+        _ => false,
     }
 }
 

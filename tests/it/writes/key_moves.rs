@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::several::Twins;
 use super::stage::{SCHEMA, Stage, ok, say};
-use crate::answers::{Answer, MANNERS, Manner};
+use crate::answers::{Answer, MANNERS, Manner, ask_with};
 use crate::harness::wire::WireClient;
 use crate::harness::{self, Database, Pgherd};
 
@@ -390,6 +390,19 @@ async fn parameters_may_be_keys() {
         answers.push((seen, count, rows.iter().map(|it| it.get::<_, i32>(0)).collect::<Vec<_>>()));
     }
     assert_eq!(answers[0], answers[1]);
+    // Types of one's own have other oids on each server.
+    let mut clients = twins.clients().await;
+    for (manner, at) in [Manner::Text, Manner::Binary, Manner::Prepared].into_iter().zip(["-150", "-155", "-20"]) {
+        let sql = "update spans set k = k + $1, m = $2, note = $3 where m = $4 returning k, m::text, note";
+        let values = [Some(at), Some("ok"), None, Some("happy")];
+        let truth = ask_with(&mut clients.0, manner, sql, &values).await.sorted();
+        let given = ask_with(&mut clients.1, manner, sql, &values).await.sorted();
+        assert_eq!((truth.error, truth.tag, truth.rows), (given.error, given.tag, given.rows), "{manner:?}");
+        for client in [&whole, &herd] {
+            let back = "update spans set k = k - $1, m = 'happy', note = 'back' where note is null";
+            client.execute(back, &[&at.parse::<i64>().expect("a number")]).await.expect("moved back");
+        }
+    }
     holds_the_same(&twins, "spans").await;
     twins.is_same().await;
 }
@@ -478,7 +491,9 @@ async fn a_role_needs_the_rights_to_insert_and_delete() {
     for shard in &twins.stage.shards {
         shard.execute(&format!("grant select, update (owner) on accounts to {role}")).await;
     }
-    let client = twins.pgherd.client_as(&role, "app").await;
+    // Each client logs in to the shards as itself.
+    let pgherd = Pgherd::start(&twins.stage.toml.replace(" user=postgres", "")).await;
+    let client = pgherd.client_as(&role, "app").await;
     let moved = async || {
         let moved = client.execute("update accounts set id = id + 100", &[]).await;
         moved.map_err(|error| error.code().map(|code| code.code().to_owned()))
