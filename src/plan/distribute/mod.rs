@@ -156,15 +156,11 @@ fn planned(
     }
     match (analysis.tie, shape) {
         (Tie::One(_) | Tie::Many, Shape::Write(Written::Sharded(written))) if written.moves.is_some() => {
-            if names_a_moment(input) {
-                return Err(clause("stable-function", "a parameter such as 'now'"));
-            }
+            no_moment(input)?;
             key_move::plan(&scatter::Write { input, tree, source, analysis, functions, findings }, written)
         }
         (_, Shape::Write(Written::Reference(relation))) => {
-            if names_a_moment(input) {
-                return Err(clause("stable-function", "a parameter such as 'now'"));
-            }
+            no_moment(input)?;
             let write = scatter::Write { input, tree, source, analysis, functions, findings };
             write.reference(&relation)
         }
@@ -184,9 +180,7 @@ fn planned(
             reason: reason("no-rows", "the shard keys' values contradict each other: no row can match"),
         }),
         (Tie::Many, Shape::Write(Written::Sharded(written))) => {
-            if names_a_moment(input) {
-                return Err(clause("stable-function", "a parameter such as 'now'"));
-            }
+            no_moment(input)?;
             let write = scatter::Write { input, tree, source, analysis, functions, findings };
             write.sharded(written)
         }
@@ -256,11 +250,14 @@ fn streamed(
     if analysis.is_unsteady || analysis.is_entangled {
         return Err(clause("sub-query", "a query that can give others of its rows on each shard,"));
     }
-    if names_a_moment(input) {
-        return Err(clause("stable-function", "a parameter such as 'now'"));
-    }
+    no_moment(input)?;
     let block = block.ok_or_else(|| clause("query", "this form of query"))?;
     stream::plan(query, block, source, analysis.constants, functions)
+}
+
+/// Refuses a parameter that means another moment on each shard.
+fn no_moment(input: &Input<'_>) -> Result<(), Refusal> {
+    if names_a_moment(input) { Err(clause("stable-function", "a parameter such as 'now'")) } else { Ok(()) }
 }
 
 /// Whether a text parameter would be read relative to the clock, which each shard has its own of.
