@@ -252,6 +252,35 @@ async fn who_waits_for_a_row_that_moves_finds_it_where_it_is() {
     twins.is_same().await;
 }
 
+#[tokio::test]
+async fn a_cancel_reaches_a_move_that_waits() {
+    use pgherd::wire::writer;
+    let twins = twins(3).await;
+    let (mut first, mut second) = (twins.clients().await.1, twins.clients().await.1);
+    // Behind a row that another changes, and behind another mover.
+    for holding in ["update accounts set balance = 5 where id = 7", "update accounts set id = 107 where id = 7"] {
+        ok(&mut first, "begin").await;
+        ok(&mut first, holding).await;
+        second.say(|out| writer::query(out, b"update accounts set id = id + 1000")).await;
+        harness::eventually(Duration::from_secs(20), "the move waits", async || {
+            let mut waiting = 0;
+            for shard in &twins.stage.shards {
+                let sql =
+                    "select pid::text from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'";
+                waiting += texts(shard, sql).await.len();
+            }
+            waiting > 0
+        })
+        .await;
+        second.cancel().await;
+        let cancelled = Answer::read(&second.until_ready().await);
+        assert_eq!((cancelled.code(), cancelled.status), (Some("57014"), 'I'), "{cancelled:?}");
+        ok(&mut first, "rollback").await;
+    }
+    twins.is_same().await;
+    assert_eq!(ok(&mut second, "update accounts set id = id + 1000").await, "UPDATE 40");
+}
+
 /// Tables whose rows lie by ranges, by lists and by several columns, with columns that are not plain.
 const TABLES: &str = "
 create type mood as enum ('sad', 'ok', 'happy');
