@@ -123,18 +123,7 @@ fn planned(
     if !analysis.touches {
         return Ok(Distributed::Elsewhere);
     }
-    if source.has_long_name() {
-        let message = "a name of more than 63 bytes, which PostgreSQL cuts off, is not supported on sharded data";
-        return Err(refuse(LONG_NAME, message, "write it as PostgreSQL's notice shows it"));
-    }
-    if source.asks_for_database() && !input.database.has_one_name() {
-        let message = "the name of the database, which the shards have not in common, is not told on sharded data";
-        return Err(refuse(
-            "server-function",
-            message,
-            "ask for it in a statement that names no sharded or reference table",
-        ));
-    }
+    check_names(input, source)?;
     let functions = Functions { catalog: input.catalog, pure_functions: input.pure_functions };
     let findings = match shape {
         Shape::Write(_) => check_write(tree, functions)?,
@@ -198,6 +187,23 @@ fn planned(
             streamed(input, query, block.as_ref(), analysis, findings.one_shard, source, functions)
         }
     }
+}
+
+/// Refuses names that mean another thing than they say, or another on each server.
+fn check_names(input: &Input<'_>, source: &Source<'_>) -> Result<(), Refusal> {
+    if source.has_long_name() {
+        let message = "a name of more than 63 bytes, which PostgreSQL cuts off, is not supported on sharded data";
+        return Err(refuse(LONG_NAME, message, "write it as PostgreSQL's notice shows it"));
+    }
+    if source.asks_for_database() && !input.database.has_one_name() {
+        let message = "the name of the database, which the shards have not in common, is not told on sharded data";
+        return Err(refuse(
+            "server-function",
+            message,
+            "ask for it in a statement that names no sharded or reference table",
+        ));
+    }
+    Ok(())
 }
 
 /// Whether there are parameters whose values are not known yet.
