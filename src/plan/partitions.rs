@@ -69,6 +69,7 @@ pub(super) fn decide(input: &Input<'_>, statement: &Statement) -> Result<Arc<Spl
         database: input.database,
         search_path: input.session.search_path,
         pure_functions: &input.fanout.pure_functions,
+        key_moves: input.fanout.key_moves,
         session: distribute::Session {
             standard_conforming_strings: input.session.standard_conforming_strings,
             same_encoding: input.session.same_encoding,
