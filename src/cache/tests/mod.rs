@@ -37,6 +37,7 @@ pub(super) fn config() -> Cache {
         audit_one_in: 0,
         stale_on_error: false,
         share_roles: false,
+        shards: false,
     }
 }
 
