@@ -14,7 +14,7 @@ use crate::backend::control::Control;
 use crate::cache::{BackendChecker, BackendId, OpenTransaction};
 use crate::error::Error;
 
-/// Server processes that are gone, while what was prepared then is waited for; more are forgotten, and asked about anew.
+/// Server processes that are gone, with what was prepared then; more are forgotten, and asked about anew.
 const GONE: usize = 10_000;
 
 /// Asks the server at one place.
@@ -47,18 +47,13 @@ impl Checker {
     fn has_left_nothing(&self, backend: BackendId, now: Vec<OpenTransaction>) -> bool {
         let now: HashSet<OpenTransaction> = now.into_iter().collect();
         let mut gone = self.gone.lock();
-        if gone.len() >= GONE {
+        if gone.len() >= GONE && !gone.contains_key(&backend) {
             gone.clear();
         }
-        let left = match gone.remove(&backend) {
-            Some(left) => left.intersection(&now).cloned().collect(),
-            None => now,
-        };
-        let is_over = left.is_empty();
-        if !is_over {
-            gone.insert(backend, left);
-        }
-        is_over
+        let left = gone.entry(backend).or_insert_with(|| now.clone());
+        left.retain(|it| now.contains(it));
+        // One that has left nothing is not forgotten: the next look would begin anew.
+        left.is_empty()
     }
 }
 
@@ -163,6 +158,7 @@ mod tests {
         assert!(!checker.has_left_nothing(backend, vec![transaction("a"), transaction("b")]));
         assert!(!checker.has_left_nothing(backend, vec![transaction("b"), transaction("later")]));
         assert!(checker.has_left_nothing(backend, vec![transaction("later")]), "who came later is no business of it");
+        assert!(checker.has_left_nothing(backend, vec![transaction("still later")]), "it stays gone");
         assert!(checker.has_left_nothing(BackendId { pid: 8, start_us: 1 }, Vec::new()));
     }
 }

@@ -148,7 +148,11 @@ impl House {
 }
 
 /// Whether a database wants what lies at that place to be cached, and as which of its shards.
-fn wants<'c>(database: &'c DatabaseConfig, place: &str, config: &Config) -> Option<(&'c DatabaseConfig, Option<usize>)> {
+fn wants<'c>(
+    database: &'c DatabaseConfig,
+    place: &str,
+    config: &Config,
+) -> Option<(&'c DatabaseConfig, Option<usize>)> {
     let is_it = |address: &ServerAddress| place_of(database, address) == place;
     if database.cache && is_it(&database.primary) {
         return Some((database, None));

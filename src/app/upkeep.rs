@@ -176,7 +176,8 @@ async fn keep_connected(house: &House, database: &Database, kept: Kept, first: &
         };
         tokio::select! {
             _ = epoch_moved => {}
-            () = database.catalog_changed.notified() => {}
+            // Whoever changes what is cached says so by the epoch.
+            () = database.catalog_changed.notified(), if !matches!(kept, Kept::CacheOf(_)) => {}
             () = tokio::time::sleep(if settled { CATALOG_ROUND } else { UNSETTLED_ROUND }) => {}
         }
     }

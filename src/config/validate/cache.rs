@@ -40,7 +40,8 @@ pub(super) fn read(table: &Table<'_>) -> Cache {
         shards: table.flag("shards"),
     };
     if cache.shards && cache.consistency == Consistency::Bounded {
-        let problem = "nothing is cached by shard: parts of an answer that are not of one moment cannot be put together";
+        let problem =
+            "nothing is cached by shard: parts of an answer that are not of one moment cannot be put together";
         table.warn("shards", problem, "use consistency = \"strict\", or shards = false");
     }
     if cache.memory_bytes < LEAST_MEMORY_BYTES {

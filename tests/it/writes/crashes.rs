@@ -130,11 +130,11 @@ async fn sums(bank: Arc<Bank>, who: usize) {
     }
 }
 
-fn file(stage: &Stage, port: u16) -> PathBuf {
+fn file(stage: &Stage, port: u16, http: u16) -> PathBuf {
     let folder = harness::ground().folder().join(harness::unique("bank"));
     std::fs::create_dir_all(&folder).expect("a folder");
     let path = folder.join("proxy.toml");
-    let listen = format!("[listen]\naddress = \"127.0.0.1:{port}\"\nhttp = \"127.0.0.1:{}\"\n", free_port());
+    let listen = format!("[listen]\naddress = \"127.0.0.1:{port}\"\nhttp = \"127.0.0.1:{http}\"\n");
     std::fs::write(&path, format!("{}\n{listen}", stage.toml)).expect("a file");
     path
 }
@@ -146,6 +146,8 @@ struct Targets {
     /// The shards' servers, and the primary's.
     servers: Arc<Vec<PostgresServer>>,
     redis: Option<Arc<RedisServer>>,
+    ports: [u16; 2],
+    http: [u16; 2],
 }
 
 impl Targets {
@@ -182,6 +184,60 @@ impl Targets {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn killed_pgherds_and_servers_lose_nothing_and_show_nobody_half_a_transfer() {
+    let stage = Box::pin(strikes("")).await;
+    drop(stage);
+}
+
+/// As above, with what each shard gives to an answer cached, and with nothing old in it afterwards.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nobody_is_shown_half_of_a_transfer_or_what_was_before_it_where_shards_are_cached() {
+    let Some((stage, targets, ports)) = Box::pin(strikes("olap_only = false\nshards = true\n")).await else { return };
+    let all = "select id, balance from accounts order by id";
+    let mut truth: Vec<(i32, i64)> = Vec::new();
+    for shard in &stage.shards {
+        let rows = shard.client().await.query(all, &[]).await.expect("rows");
+        truth.extend(rows.iter().map(|row| (row.get::<_, i32>(0), row.get::<_, i64>(1))));
+    }
+    truth.sort_unstable();
+    for (port, pgherd) in ports.iter().zip(&targets.pgherds) {
+        let client = harness::connect(&format!("host=127.0.0.1 port={port} user=postgres dbname=app")).await;
+        for sql in [all, "select sum(balance)::int8 from accounts"] {
+            for _ in 0..3 {
+                let rows = client.query(sql, &[]).await.expect("rows");
+                if sql == all {
+                    let told: Vec<(i32, i64)> = rows.iter().map(|row| (row.get(0), row.get(1))).collect();
+                    assert_eq!(told, truth, "{}", pgherd.log());
+                } else {
+                    assert_eq!(rows[0].get::<_, i64>(0), TOTAL);
+                }
+            }
+        }
+        // It comes back to serving from the caches.
+        harness::eventually(Duration::from_secs(60), "parts are replayed again", async || {
+            replayed(&client, &targets, *port).await
+        })
+        .await;
+    }
+}
+
+/// Whether a read of all accounts is replayed as a whole.
+async fn replayed(client: &Client, targets: &Targets, port: u16) -> bool {
+    let at = targets.ports.iter().position(|known| *known == port).expect("one of them");
+    let figure = || {
+        let text = crate::harness::serving::get(targets.http[at], "/metrics");
+        let of = |name: &str| -> f64 {
+            let lines = text.lines().filter(|line| line.starts_with(name));
+            lines.filter_map(|line| line.rsplit_once(' ')?.1.parse::<f64>().ok()).sum()
+        };
+        of("pgherd_fanout_legs_cached_total")
+    };
+    let before = figure();
+    client.query("select id, balance from accounts order by id", &[]).await.expect("rows");
+    figure() >= before + 4.0
+}
+
+/// What is left of it all: `None` where there is no Redis.
+async fn strikes(cache: &str) -> Option<(Stage, Targets, [u16; 2])> {
     let lasts = std::env::var("PGHERD_SOAK_SECONDS").ok().and_then(|text| text.parse().ok());
     let lasts = lasts.map_or(Duration::ZERO, Duration::from_secs);
     let options = harness::options().own_initdb();
@@ -200,12 +256,14 @@ async fn killed_pgherds_and_servers_lose_nothing_and_show_nobody_half_a_transfer
     if let Some(redis) = &redis {
         // Reads of the primary are cached beside it all: its loss is nobody's loss.
         let redis = format!("redis = {{ url = \"{}\", timeout = \"100ms\", lease = \"1s\" }}", redis.url());
-        stage.toml += &format!("[cache]\nenabled = true\n{redis}\n");
+        stage.toml += &format!("[cache]\nenabled = true\n{cache}{redis}\n");
     }
     let ports = [free_port(), free_port()];
-    let files = ports.map(|port| file(&stage, port));
+    let has_redis = redis.is_some();
+    let http = [free_port(), free_port()];
+    let files = [file(&stage, ports[0], http[0]), file(&stage, ports[1], http[1])];
     let pgherds = [Serving::start(&files[0]), Serving::start(&files[1])];
-    let mut targets = Targets { pgherds, files, servers, redis };
+    let mut targets = Targets { pgherds, files, servers, redis, ports, http };
     let bank = Arc::new(Bank {
         ports,
         ends: AtomicBool::new(false),
@@ -271,4 +329,5 @@ async fn killed_pgherds_and_servers_lose_nothing_and_show_nobody_half_a_transfer
         bank.sums.load(Ordering::Relaxed),
         bank.failed_sums.load(Ordering::Relaxed)
     );
+    has_redis.then_some((stage, targets, ports))
 }
