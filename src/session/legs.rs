@@ -25,6 +25,7 @@ use crate::plan::cacheable::part_is_cacheable;
 use crate::plan::distribute::Streamed;
 use crate::plan::rules::{Bound, Input, Transaction};
 use crate::plan::{CachedRead, Reason};
+use crate::sql::facts::{Facts, SharedFacts};
 use crate::wire::frame::{Frame, Frames};
 
 /// One shard's part of an answer.
@@ -224,7 +225,8 @@ impl Session {
         if self.db.shard_caches.is_empty() || !is_plain {
             return streamed.shards.iter().map(|_| None).collect();
         }
-        let question = |&shard: &usize| match self.part_as_read(execution, streamed, shard) {
+        let part = self.facts_of_part(streamed);
+        let question = |&shard: &usize| match self.part_as_read(execution, streamed, &part, shard) {
             Ok(read) => Some(Question { key: self.key_of_part(execution, streamed, shard)?, read }),
             Err(reason) => {
                 self.db.shared.metrics.cache_refusal(reason.code);
@@ -234,9 +236,18 @@ impl Session {
         streamed.shards.iter().map(question).collect()
     }
 
+    fn facts_of_part(&self, streamed: &Streamed) -> SharedFacts {
+        self.db.shared.analyzer.facts(streamed.sql.as_bytes(), self.conforming_strings())
+    }
+
     /// What that shard is sent, as its cache is to know it.
-    fn part_as_read(&self, execution: &Execution<'_>, streamed: &Streamed, shard: usize) -> Result<CachedRead, Reason> {
-        let facts = self.db.shared.analyzer.facts(streamed.sql.as_bytes(), self.conforming_strings());
+    fn part_as_read(
+        &self,
+        execution: &Execution<'_>,
+        streamed: &Streamed,
+        facts: &Facts,
+        shard: usize,
+    ) -> Result<CachedRead, Reason> {
         let unknown = || Reason { code: "no-catalog", text: "the shard is not known yet".into() };
         let (asked, part) = execution.facts.single().zip(facts.single()).ok_or_else(unknown)?;
         let catalog = self.db.shard_caches.get(shard).ok_or_else(unknown)?.catalog.current();
@@ -267,7 +278,8 @@ impl Session {
 
     /// Whether the shards' parts of an answer may be kept, for people.
     pub(super) fn cached_by_shard(&self, execution: &Execution<'_>, streamed: &Streamed) -> String {
-        let judged = streamed.shards.iter().map(|&shard| self.part_as_read(execution, streamed, shard));
+        let part = self.facts_of_part(streamed);
+        let judged = streamed.shards.iter().map(|&shard| self.part_as_read(execution, streamed, &part, shard));
         match judged.collect::<Result<Vec<_>, _>>() {
             Ok(_) => "yes: a write to one shard has that one asked again".to_owned(),
             Err(reason) => format!("no: {}", reason.text),
@@ -349,7 +361,7 @@ impl Session {
         join_all(looks).await
     }
 
-    /// Gives the legs of a statement back, and keeps what those gave that ended well. Returns those that are wanted on.
+    /// Gives the legs of a statement back, and keeps what those gave that ended well.
     pub(super) async fn end_parts(&self, parts: Vec<Part>, broken: &[usize], given: &[Given], has_succeeded: bool) {
         let mut fillings = Vec::new();
         for (at, part) in parts.into_iter().enumerate() {

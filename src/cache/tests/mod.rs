@@ -2,6 +2,7 @@
 
 mod fleet;
 mod interest;
+mod legs;
 mod loss;
 mod memory;
 mod model;

@@ -14,19 +14,15 @@ pub(super) struct Twins {
 
 impl Twins {
     pub(super) async fn set(shards: usize) -> Self {
-        Self::with(shards, "", "").await
+        Self::with(shards, "").await
     }
 
-    /// With more in every database's schema, and more TOML at the end.
-    pub(super) async fn with(shards: usize, schema: &str, rest: &str) -> Self {
+    /// With more TOML at the end.
+    pub(super) async fn with(shards: usize, rest: &str) -> Self {
         let mut stage = Stage::set(shards).await;
         stage.toml += rest;
-        for shard in &stage.shards {
-            shard.execute(schema).await;
-        }
         let whole = harness::fresh_database().await;
         whole.execute(&super::stage::SCHEMA.replace("%shards%", "1").replace("%shard%", "0")).await;
-        whole.execute(schema).await;
         let pgherd = stage.pgherd().await;
         Self { stage, pgherd, whole }
     }
