@@ -152,6 +152,25 @@ async fn what_a_trigger_writes_unseen_is_asked_for_again() {
 }
 
 #[tokio::test]
+async fn rows_that_move_to_another_shard_show_where_they_are() {
+    let mut stage = Stage::set(3).await;
+    stage.toml += &format!("{CACHE}[fanout]\nkey_moves = \"move\"\n");
+    let pgherd = stage.pgherd().await;
+    let keys = "select sum(id), count(*) from accounts";
+    warm(&pgherd, 3, keys).await;
+    let mut client = pgherd.wire("app").await;
+    let mut sum = 820;
+    for account in stage.one_of_each().await {
+        ok(&mut client, &format!("update accounts set id = id + 1000 where id = {account}")).await;
+        sum += 1000;
+        for _ in 0..2 {
+            let answer = say(&mut client, keys).await;
+            assert_eq!((first(&answer), answer.column(1)[0].as_deref()), (sum.to_string(), Some("40")));
+        }
+    }
+}
+
+#[tokio::test]
 async fn answers_are_those_of_one_postgresql_whatever_is_written() {
     let twins = Twins::with(3, CACHE).await;
     warm(&twins.pgherd, 3, SUM).await;
