@@ -78,6 +78,7 @@ fn config(redis: Option<u16>) -> Cache {
         audit_one_in: 0,
         stale_on_error: false,
         share_roles: false,
+        shards: false,
     }
 }
 

@@ -1,6 +1,7 @@
 //! The only place that wires the parts together: configuration in, a running pgherd out.
 
 mod accept;
+mod checker;
 mod console;
 mod databases;
 mod door;
@@ -8,6 +9,7 @@ mod figures;
 mod flags;
 mod follow;
 mod handover;
+mod homes;
 mod solo;
 mod transactions;
 mod upkeep;
@@ -18,7 +20,6 @@ use std::net::SocketAddr;
 use std::os::fd::AsFd as _;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -31,13 +32,12 @@ use tokio_util::task::TaskTracker;
 use self::databases::Databases;
 use self::door::Door;
 use self::handover::{Handover, Predecessor};
+use self::homes::{Home, Names};
 use self::workers::Workers;
 use crate::admin::Shutdown;
 use crate::auth::scram::ScramStore;
 use crate::backend::gate::Gate;
 use crate::backend::ledger::Bounds;
-use crate::cache::ResultCache;
-use crate::catalog::refresh::CatalogHandle;
 use crate::config::model::{Config, Database as DatabaseConfig};
 use crate::config::reload::{self, Reload};
 use crate::error::{Error, ErrorKind};
@@ -59,8 +59,9 @@ struct House {
     handshake: ArcSwap<HandshakeContext>,
     door: Arc<Door>,
     databases: Databases,
-    /// By primary.
+    /// By primary or shard.
     homes: Mutex<HashMap<String, Home>>,
+    names: Names,
     /// By database, kept over reloads.
     gates: Mutex<HashMap<String, Arc<Gate>>>,
     console: console::Controls,
@@ -81,20 +82,6 @@ struct House {
     tasks: TaskTracker,
     #[cfg(feature = "faults")]
     faults: crate::cache::Faults,
-}
-
-/// What all databases of one primary share.
-#[derive(Clone, Default)]
-struct Home {
-    cache: Option<Arc<ResultCache>>,
-    solo: Arc<AtomicBool>,
-    catalog: Arc<CatalogHandle>,
-}
-
-/// The database on a server that a `[[database]]` means, whatever clients call it.
-fn primary_of(database: &DatabaseConfig) -> String {
-    let primary = &database.primary;
-    format!("{}:{}/{}", primary.host, primary.port, primary.dbname.as_deref().unwrap_or(&database.name))
 }
 
 /// A running pgherd.
@@ -134,6 +121,7 @@ pub async fn start(config: Arc<Config>, path: Option<PathBuf>) -> Result<Running
         handshake: ArcSwap::from_pointee(handshake),
         databases: Databases::default(),
         homes: Mutex::default(),
+        names: Names::default(),
         gates: Mutex::default(),
         console: console::Controls::default(),
         shared,
@@ -339,6 +327,7 @@ impl House {
         let shared = Arc::clone(&self.shared);
         let mut database = Database::new(Arc::clone(wanted), shared, config, home.cache, home.solo);
         database.catalog = home.catalog;
+        database.shard_caches = self.shard_caches(wanted, config);
         database.gate = self.gate(&wanted.name);
         let database = Arc::new(database);
         if wanted.split_scans.is_some() {
@@ -356,6 +345,10 @@ impl House {
             let (house, kept) = (Arc::clone(self), Arc::clone(&database));
             self.tasks.spawn(upkeep::keep_catalog(house, kept, upkeep::Kept::Shards));
         }
+        for shard in 0..database.shard_caches.len() {
+            let (house, kept) = (Arc::clone(self), Arc::clone(&database));
+            self.tasks.spawn(upkeep::keep_catalog(house, kept, upkeep::Kept::CacheOf(shard)));
+        }
         if database.coordinator_catalog.is_some() {
             let (house, kept) = (Arc::clone(self), Arc::clone(&database));
             self.tasks.spawn(upkeep::keep_catalog(house, kept, upkeep::Kept::Coordinator));
@@ -367,55 +360,6 @@ impl House {
     fn gate(&self, database: &str) -> Arc<Gate> {
         let ids = Arc::clone(&self.shared.clients.ids);
         Arc::clone(self.gates.lock().entry(database.to_owned()).or_insert_with(|| Arc::new(Gate::new(ids))))
-    }
-
-    /// What the databases of that primary share; made when the first of them is opened. There is a cache if any of them wants
-    /// one: the others only mark what they write.
-    fn home(self: &Arc<Self>, wanted: &DatabaseConfig, config: &Config) -> Home {
-        let primary = primary_of(wanted);
-        let mut homes = self.homes.lock();
-        let home = homes.entry(primary.clone()).or_default();
-        let is_wanted = |database: &&Arc<DatabaseConfig>| database.cache && primary_of(database) == primary;
-        if home.cache.is_none()
-            && config.cache.enabled
-            && let Some(database) = config.databases.values().find(is_wanted)
-        {
-            home.cache = self.open_cache(database, config, &home.solo);
-        }
-        home.clone()
-    }
-
-    fn open_cache(
-        self: &Arc<Self>,
-        wanted: &DatabaseConfig,
-        config: &Config,
-        solo: &Arc<AtomicBool>,
-    ) -> Option<Arc<ResultCache>> {
-        #[cfg(feature = "faults")]
-        let cache = ResultCache::with_faults(&wanted.name, &config.cache, Arc::clone(solo), self.faults);
-        #[cfg(not(feature = "faults"))]
-        let cache = ResultCache::new(&wanted.name, &config.cache, Arc::clone(solo));
-        let cache = match cache {
-            Ok(cache) => cache,
-            Err(error) => {
-                tracing::error!(%error, database = wanted.name, "no cache");
-                return None;
-            }
-        };
-        self.metrics.register_cache(&wanted.name, figures::of_cache(&cache));
-        let checker = upkeep::Checker { house: Arc::downgrade(self), database: wanted.name.clone() };
-        self.tasks.spawn(Arc::clone(&cache).run(Arc::new(checker), self.stop.clone()));
-        if let Some(redis) = &config.cache.redis {
-            // Nothing is served before it has looked for the first time.
-            cache.begin_watch();
-            let (house, name) = (Arc::downgrade(self), wanted.name.clone());
-            self.tasks.spawn(flags::keep_watch(house, name, Arc::clone(&cache), redis.lease));
-        }
-        if let Some(wal) = &config.cache.wal {
-            let (house, name) = (Arc::downgrade(self), wanted.name.clone());
-            self.tasks.spawn(follow::keep_following(house, name, Arc::clone(&cache), wal.clone()));
-        }
-        Some(cache)
     }
 
     /// Accepts clients from now on, and lets a later process have the sockets.

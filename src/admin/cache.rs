@@ -67,7 +67,7 @@ const FIGURES: [Figure; 49] = [
     ("shared_lookups", |stats| stats.shared_lookups),
 ];
 
-pub(super) const ENTRIES: [Column; 13] = [
+pub(super) const ENTRIES: [Column; 14] = [
     ("database", Text),
     ("fingerprint", Text),
     ("bytes", Numeric),
@@ -81,32 +81,49 @@ pub(super) const ENTRIES: [Column; 13] = [
     ("freshness", Text),
     ("current", Int),
     ("pinned", Int),
+    ("server", Text),
 ];
 
-pub(super) const QUARANTINE: [Column; 2] = [("database", Text), ("fingerprint", Text)];
+pub(super) const QUARANTINE: [Column; 3] = [("database", Text), ("fingerprint", Text), ("server", Text)];
 
 pub(super) fn columns() -> Vec<Column> {
-    std::iter::once(("database", Text)).chain(FIGURES.iter().map(|(name, _)| (*name, Numeric))).collect()
+    let figures = FIGURES.iter().map(|(name, _)| (*name, Numeric));
+    std::iter::once(("database", Text)).chain(figures).chain([("server", Text)]).collect()
 }
 
 pub(super) fn rows(world: &dyn World) -> Vec<Row> {
-    let row = |(database, cache): (Arc<Database>, Arc<ResultCache>)| {
-        let stats = cache.stats();
+    let row = |known: Known| {
+        let stats = known.cache.stats();
         let figures = FIGURES.iter().map(|(_, figure)| Value::from(figure(&stats)));
-        std::iter::once(database.config.name.as_str().into()).chain(figures).collect()
+        let server = Value::from(known.server());
+        std::iter::once(known.database.config.name.as_str().into()).chain(figures).chain([server]).collect()
     };
     distinct(world).into_iter().map(row).collect()
 }
 
-/// Databases of one primary share a cache: it is shown under the first of them.
-pub(super) fn distinct(world: &dyn World) -> Vec<(Arc<Database>, Arc<ResultCache>)> {
-    let mut found: Vec<(Arc<Database>, Arc<ResultCache>)> = Vec::new();
+/// A cache, and whose answers it keeps.
+pub(super) struct Known {
+    pub(super) database: Arc<Database>,
+    /// Those of that shard; of the primary without.
+    pub(super) shard: Option<usize>,
+    pub(super) cache: Arc<ResultCache>,
+}
+
+impl Known {
+    fn server(&self) -> String {
+        self.shard.map_or_else(|| "primary".to_owned(), |shard| format!("shard {shard}"))
+    }
+}
+
+/// Databases of one server share a cache: it is shown under the first of them.
+pub(super) fn distinct(world: &dyn World) -> Vec<Known> {
+    let mut found: Vec<Known> = Vec::new();
     for database in world.databases() {
-        if let Some(cache) = &database.cache
-            && !found.iter().any(|(_, known)| Arc::ptr_eq(known, cache))
-        {
-            let cache = Arc::clone(cache);
-            found.push((database, cache));
+        let shards = database.shard_caches.iter().enumerate().map(|(shard, known)| (Some(shard), &known.cache));
+        for (shard, cache) in database.cache.iter().map(|cache| (None, cache)).chain(shards) {
+            if !found.iter().any(|known| Arc::ptr_eq(&known.cache, cache)) {
+                found.push(Known { database: Arc::clone(&database), shard, cache: Arc::clone(cache) });
+            }
         }
     }
     found
@@ -115,8 +132,10 @@ pub(super) fn distinct(world: &dyn World) -> Vec<(Arc<Database>, Arc<ResultCache
 /// What memory holds, those that have saved most first.
 pub(super) fn entries(world: &dyn World) -> Vec<Row> {
     let mut rows = Vec::new();
-    for (database, cache) in distinct(world) {
-        let catalog = database.catalog.current();
+    for known in distinct(world) {
+        let (cache, database) = (&known.cache, &known.database);
+        let of_shard = known.shard.and_then(|shard| database.shard_caches.get(shard));
+        let catalog = of_shard.map_or(&database.catalog, |of_shard| &of_shard.catalog).current();
         let name = |oid: &u32| match catalog.relations.get(oid) {
             Some(relation) => format!("{}.{}", relation.schema, relation.name),
             // Dropped since, or not known yet.
@@ -138,6 +157,7 @@ pub(super) fn entries(world: &dyn World) -> Vec<Row> {
                 entry.freshness.label().into(),
                 entry.is_current.into(),
                 entry.is_pinned.into(),
+                known.server().into(),
             ]);
         }
     }
@@ -147,9 +167,10 @@ pub(super) fn entries(world: &dyn World) -> Vec<Row> {
 /// Statements whose answers are not served any more because a check found another one.
 pub(super) fn quarantine(world: &dyn World) -> Vec<Row> {
     let mut rows = Vec::new();
-    for (database, cache) in distinct(world) {
-        for fingerprint in cache.quarantined() {
-            rows.push(vec![database.config.name.as_str().into(), format!("{fingerprint:032x}").into()]);
+    for known in distinct(world) {
+        for fingerprint in known.cache.quarantined() {
+            let (database, fingerprint) = (known.database.config.name.as_str(), format!("{fingerprint:032x}"));
+            rows.push(vec![database.into(), fingerprint.into(), known.server().into()]);
         }
     }
     rows

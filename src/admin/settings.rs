@@ -85,6 +85,7 @@ fn own(config: &Config) -> Vec<(&'static str, String)> {
         ("cache.audit_one_in", cache.audit_one_in.to_string()),
         ("cache.stale_on_error", cache.stale_on_error.to_string()),
         ("cache.share_roles", cache.share_roles.to_string()),
+        ("cache.shards", cache.shards.to_string()),
         ("limits.server_connections", optional(limits.server_connections.map(|count| count.to_string()))),
         ("limits.reserved_server_connections", limits.reserved_server_connections.to_string()),
         ("limits.reserved_clients", limits.reserved_clients.to_string()),

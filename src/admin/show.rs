@@ -145,10 +145,11 @@ fn memory(world: &dyn World) -> Vec<Row> {
         slot("client_slots", size_of::<Client>(), world.clients().count()),
         slot("server_slots", size_of::<crate::backend::roster::Listed>(), servers),
     ];
-    for (database, cache) in cache::distinct(world) {
-        let stats = cache.stats();
+    for known in cache::distinct(world) {
+        let (stats, name) = (known.cache.stats(), known.database.config.name.as_str());
+        let shard = known.shard.map_or_else(String::new, |shard| format!("_shard{shard}"));
         rows.push(vec![
-            format!("cache_{}", database.config.name).into(),
+            format!("cache_{name}{shard}").into(),
             Value::from(stats.bytes.checked_div(stats.entries).unwrap_or(0)),
             stats.entries.into(),
             0_u64.into(),

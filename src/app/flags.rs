@@ -10,25 +10,33 @@ use tokio::sync::watch;
 use tokio_postgres::Client;
 
 use super::House;
+use super::homes::target_at;
 use super::solo::read_scope;
 use super::upkeep::connect_control;
 use crate::cache::ResultCache;
 use crate::error::Error;
-use crate::session::context::{Database, Target};
+use crate::session::context::Database;
 
 /// Between attempts to connect.
 const RETRY: Duration = Duration::from_millis(100);
 
 /// Keeps the flag and looks at the others', until the cache's database is gone or pgherd ends. `database` is its name: a reload
-/// may put another in its place, with the same cache.
-pub(super) async fn keep_watch(house: Weak<House>, database: String, cache: Arc<ResultCache>, lease: Duration) {
+/// may put another in its place, with the same cache. `place` is which of its servers.
+pub(super) async fn keep_watch(
+    house: Weak<House>,
+    database: String,
+    place: String,
+    cache: Arc<ResultCache>,
+    lease: Duration,
+) {
     let Some(mut changes) = cache.registrations() else { return };
     cache.begin_watch();
     let Some(stop) = house.upgrade().map(|house| house.stop.clone()) else { return };
     loop {
         let round = async {
             let Some((house, database)) = present(&house, &database) else { return Ok(()) };
-            let control = connect_control(&house, &database, Target::Primary).await?;
+            let Some(target) = target_at(&database, &place) else { return Ok(()) };
+            let control = connect_control(&house, &database, target).await?;
             drop((house, database));
             // A connection leads to one process of the server, for as long as it lasts.
             let scope = read_scope(&control.client).await?;

@@ -3,17 +3,35 @@
 //! Without Redis whoever holds the lock answers `strict`. With Redis everybody who is to register there holds it shared first.
 //! One who has not reached Redis yet may hold it exclusively: then nobody else can be registered, so that it may write.
 
-use std::sync::atomic::Ordering;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use tokio_postgres::Client;
 
+use super::checker::Predecessors;
 use crate::cache::ResultCache;
+use crate::config::model::ServerAddress;
 use crate::error::Error;
-use crate::session::context::Database;
 
 /// How long Redis may take before this pgherd asks to be the only one.
 const PATIENCE: Duration = Duration::from_secs(1);
+
+/// A server whose answers are cached, or are not.
+pub(super) struct Place<'a> {
+    /// The name of the database, as clients call it.
+    pub(super) database: &'a str,
+    pub(super) address: &'a ServerAddress,
+    pub(super) cache: Option<&'a Arc<ResultCache>>,
+    /// Whether this pgherd is the only one there.
+    pub(super) solo: &'a AtomicBool,
+    /// Which server the cache believes it answers for.
+    pub(super) scope: &'a Mutex<Option<String>>,
+    pub(super) has_redis: bool,
+    /// What a pgherd that was killed has left there may be prepared, and be committed much later.
+    pub(super) is_shard: bool,
+}
 
 /// What one control connection holds; all of it goes with the connection.
 #[derive(Debug, Default)]
@@ -24,20 +42,18 @@ pub(super) struct SoloLock {
     scope_is_told: bool,
     /// Since when it waits for a pgherd that holds the lock for itself, and whether that was said.
     shut_out: Option<(Instant, bool)>,
+    /// What may still be committed for a pgherd that held the lock before.
+    predecessors: Predecessors,
 }
 
 impl SoloLock {
     /// Takes and gives back what the present state asks for. Returns whether it is what it should be.
-    pub(super) async fn keep(
-        &mut self,
-        database: &Database,
-        cache: &ResultCache,
-        client: &Client,
-    ) -> Result<bool, Error> {
-        if database.cache_config.redis.is_none() {
-            self.hold_exclusively(database, client).await?;
-            self.tell_scope(database, cache, client).await?;
-            return Ok(true);
+    pub(super) async fn keep(&mut self, place: &Place<'_>, client: &Client) -> Result<bool, Error> {
+        let Some(cache) = place.cache else { return Ok(true) };
+        if !place.has_redis {
+            let is_settled = self.hold_exclusively(place, client).await?;
+            self.tell_scope(place, cache, client).await?;
+            return Ok(is_settled);
         }
         if !self.shared {
             self.shared = ask(client, "pg_try_advisory_lock_shared").await?;
@@ -45,14 +61,14 @@ impl SoloLock {
         }
         if !self.shared {
             // Somebody writes who has not reached Redis: nothing may be served beside that one.
-            self.complain(database);
+            self.complain(place);
             return Ok(false);
         }
         self.shut_out = None;
-        self.tell_scope(database, cache, client).await?;
+        self.tell_scope(place, cache, client).await?;
         if cache.is_registered() {
             if self.exclusive {
-                database.solo.store(false, Ordering::Release);
+                place.solo.store(false, Ordering::Release);
                 ask(client, "pg_advisory_unlock").await?;
                 self.exclusive = false;
             }
@@ -60,18 +76,19 @@ impl SoloLock {
         }
         let is_late = self.shared_since.is_some_and(|since| since.elapsed() > PATIENCE);
         if is_late {
-            self.hold_exclusively(database, client).await?;
+            self.hold_exclusively(place, client).await?;
         }
         Ok(is_late)
     }
 
     /// Says once who is in the way, if that lasts.
-    fn complain(&mut self, database: &Database) {
+    fn complain(&mut self, place: &Place<'_>) {
         let (since, is_said) = self.shut_out.get_or_insert_with(|| (Instant::now(), false));
         if !*is_said && since.elapsed() > PATIENCE {
             *is_said = true;
             tracing::warn!(
-                database = database.config.name,
+                database = place.database,
+                server = %place.address,
                 "another pgherd caches this database of this server without this Redis: nothing is served from the cache and writes \
                  wait or are refused, until it ends or is given the same cache.redis"
             );
@@ -79,10 +96,10 @@ impl SoloLock {
     }
 
     /// Tells the cache which server it is about, if that is another one than before.
-    async fn tell_scope(&mut self, database: &Database, cache: &ResultCache, client: &Client) -> Result<(), Error> {
+    async fn tell_scope(&mut self, place: &Place<'_>, cache: &ResultCache, client: &Client) -> Result<(), Error> {
         if !self.scope_is_told {
             let scope = read_scope(client).await?;
-            let mut known = database.scope.lock();
+            let mut known = place.scope.lock();
             if known.as_ref() != Some(&scope) {
                 cache.set_scope(&scope);
                 *known = Some(scope);
@@ -92,12 +109,21 @@ impl SoloLock {
         Ok(())
     }
 
-    async fn hold_exclusively(&mut self, database: &Database, client: &Client) -> Result<(), Error> {
-        if !self.exclusive && ask(client, "pg_try_advisory_lock").await? {
-            self.exclusive = true;
-            database.solo.store(true, Ordering::Release);
+    /// False is that somebody must be waited for who held it before.
+    async fn hold_exclusively(&mut self, place: &Place<'_>, client: &Client) -> Result<bool, Error> {
+        if !self.exclusive {
+            self.exclusive = ask(client, "pg_try_advisory_lock").await?;
+            if !self.exclusive {
+                return Ok(true);
+            }
+            self.predecessors = Predecessors::default();
         }
-        Ok(())
+        // With Redis it is for writing alone: who serves from there has waited.
+        if place.is_shard && !place.has_redis && !self.predecessors.have_ended(client).await? {
+            return Ok(false);
+        }
+        place.solo.store(true, Ordering::Release);
+        Ok(true)
     }
 }
 

@@ -5,9 +5,9 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::House;
-use super::solo::SoloLock;
+use super::solo::{Place, SoloLock};
 use crate::backend::control::{self, Control};
-use crate::cache::{BackendChecker, BackendId, OpenTransaction, ResultCache, WriteSetView};
+use crate::cache::{BackendId, ResultCache, WriteSetView};
 use crate::error::Error;
 use crate::session::context::{Database, Target};
 
@@ -89,8 +89,10 @@ const UNSETTLED_ROUND: Duration = Duration::from_millis(250);
 pub(super) enum Kept {
     /// The primary's, which the cache depends on.
     Primary,
-    /// Shard 0's.
+    /// Shard 0's, by which statements are planned.
     Shards,
+    /// That shard's own, which its cache depends on. Without it nothing of that shard is served; all statements go on.
+    CacheOf(usize),
     /// The coordinator's. Without it statements that need one are refused; all others go on.
     Coordinator,
 }
@@ -113,8 +115,8 @@ pub(super) async fn keep_catalog(house: Arc<House>, database: Arc<Database>, kep
                 tracing::warn!(%error, database = database.config.name, ?kept, "cannot read the catalog");
             },
         }
-        if kept == Kept::Primary {
-            database.solo.store(false, Ordering::Release);
+        if let Some(place) = place_of(&database, kept) {
+            place.solo.store(false, Ordering::Release);
         }
         tokio::select! {
             () = database.closed.cancelled() => return,
@@ -128,16 +130,28 @@ async fn keep_connected(house: &House, database: &Database, kept: Kept, first: &
     let (target, handle) = match (kept, &database.shard_catalog, &database.coordinator_catalog) {
         (Kept::Shards, Some(handle), _) => (Target::Shard(0), handle),
         (Kept::Coordinator, _, Some(handle)) => (Target::Coordinator, handle),
+        (Kept::CacheOf(shard), ..) => match database.shard_caches.get(shard) {
+            Some(known) => (Target::Shard(shard), &known.catalog),
+            None => return Err(Error::internal("a shard without its cache")),
+        },
         _ => (Target::Primary, &database.catalog),
     };
     let control = connect_control(house, database, target).await?;
-    let cache = database.cache.as_ref().filter(|_| kept == Kept::Primary);
+    let place = place_of(database, kept);
+    let mut name = None;
+    if let Some(place) = place.as_ref().filter(|_| !database.shard_caches.is_empty()) {
+        name = Some(house.names.note(place, &control.client).await?);
+    }
+    let cache = place.as_ref().and_then(|place| place.cache);
     let mut changes = cache.map(|cache| cache.catalog_epoch());
     let mut known = None;
     let mut solo = SoloLock::default();
     loop {
-        let settled = match cache {
-            Some(cache) => solo.keep(database, cache, &control.client).await?,
+        if let (Kept::CacheOf(_), Some(name), Some(cache)) = (kept, &name, cache) {
+            house.names.see_that_it_has_one(name).inspect_err(|_| cache.catalog_changed())?;
+        }
+        let settled = match &place {
+            Some(place) => solo.keep(place, &control.client).await?,
             None => true,
         };
         let as_of = changes.as_mut().map(|changes| *changes.borrow_and_update());
@@ -151,7 +165,7 @@ async fn keep_connected(house: &House, database: &Database, kept: Kept, first: &
             cache.catalog_loaded(handle.current().version, as_of);
             known = Some(as_of);
         }
-        if std::mem::take(first) && kept != Kept::Coordinator {
+        if std::mem::take(first) && matches!(kept, Kept::Primary | Kept::Shards) {
             database.catalog_is_there();
         }
         let epoch_moved = async {
@@ -162,9 +176,39 @@ async fn keep_connected(house: &House, database: &Database, kept: Kept, first: &
         };
         tokio::select! {
             _ = epoch_moved => {}
-            () = database.catalog_changed.notified() => {}
+            // Whoever changes what is cached says so by the epoch.
+            () = database.catalog_changed.notified(), if !matches!(kept, Kept::CacheOf(_)) => {}
             () = tokio::time::sleep(if settled { CATALOG_ROUND } else { UNSETTLED_ROUND }) => {}
         }
+    }
+}
+
+/// The server whose cache depends on that catalog, if any does.
+fn place_of(database: &Database, kept: Kept) -> Option<Place<'_>> {
+    let (has_redis, database_name) = (database.cache_config.redis.is_some(), database.config.name.as_str());
+    match kept {
+        Kept::Primary => Some(Place {
+            database: database_name,
+            address: &database.config.primary,
+            cache: database.cache.as_ref(),
+            solo: &database.solo,
+            scope: &database.scope,
+            has_redis,
+            is_shard: false,
+        }),
+        Kept::CacheOf(shard) => {
+            let known = database.shard_caches.get(shard)?;
+            Some(Place {
+                database: database_name,
+                address: database.config.shards.get(shard)?,
+                cache: Some(&known.cache),
+                solo: &known.solo,
+                scope: &known.scope,
+                has_redis,
+                is_shard: true,
+            })
+        }
+        Kept::Shards | Kept::Coordinator => None,
     }
 }
 
@@ -191,50 +235,4 @@ pub(super) async fn connect_control(house: &House, database: &Database, target: 
         }
     }
     result
-}
-
-/// Asks PostgreSQL whether a server process is gone.
-pub(super) struct Checker {
-    /// The house, for logging in.
-    pub(super) house: std::sync::Weak<House>,
-    /// The name of the database whose primary is asked.
-    pub(super) database: String,
-}
-
-#[async_trait::async_trait]
-impl BackendChecker for Checker {
-    async fn backend_gone(&self, backend: BackendId) -> Result<bool, Error> {
-        let Some(house) = self.house.upgrade() else { return Ok(false) };
-        let Some(database) = house.databases.get(&self.database) else { return Ok(false) };
-        let control = connect_control(&house, &database, Target::Primary).await?;
-        let sql = "SELECT pg_catalog.floor(EXTRACT(EPOCH FROM backend_start) * 1000000)::pg_catalog.int8 \
-                   FROM pg_catalog.pg_stat_activity WHERE pid = $1";
-        let failed = |error| Error::internal("cannot ask for a server process").cause(error);
-        let rows = control.client.query(sql, &[&backend.pid]).await.map_err(failed)?;
-        // A start that may not be seen is not known to be another's.
-        let started: Option<Option<i64>> = rows.first().map(|row| row.try_get(0).unwrap_or(None));
-        Ok(match started {
-            None => true,
-            Some(None) => false,
-            Some(Some(start_us)) => start_us != backend.start_us,
-        })
-    }
-
-    async fn open_transactions(&self) -> Result<Vec<OpenTransaction>, Error> {
-        let gone = || Error::internal("the database is gone");
-        let house = self.house.upgrade().ok_or_else(gone)?;
-        let database = house.databases.get(&self.database).ok_or_else(gone)?;
-        let control = connect_control(&house, &database, Target::Primary).await?;
-        // Autovacuum has no user. Whoever is in a transaction holds the lock of its virtual id.
-        let sql = "SELECT l.pid, l.virtualtransaction FROM pg_catalog.pg_locks l \
-                   JOIN pg_catalog.pg_stat_activity a ON a.pid = l.pid \
-                   WHERE l.locktype = 'virtualxid' AND l.mode = 'ExclusiveLock' AND a.usesysid IS NOT NULL \
-                   AND a.datname = pg_catalog.current_database() AND l.pid <> pg_catalog.pg_backend_pid()";
-        let failed = |error| Error::internal("cannot ask for open transactions").cause(error);
-        let rows = control.client.query(sql, &[]).await.map_err(failed)?;
-        let transaction = |row: &tokio_postgres::Row| {
-            Ok(OpenTransaction { pid: row.try_get(0).map_err(failed)?, name: row.try_get(1).map_err(failed)? })
-        };
-        rows.iter().map(transaction).collect()
-    }
 }

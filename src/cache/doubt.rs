@@ -38,19 +38,27 @@ pub struct WriteSetView<'a> {
 /// A transaction of a client of this database.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct OpenTransaction {
-    /// Its server process.
+    /// Its server process; 0 if it is prepared, and needs none.
     pub pid: i32,
-    /// Its virtual transaction id.
+    /// Its virtual transaction id, or what it was prepared as.
     pub name: String,
+}
+
+impl OpenTransaction {
+    /// Whether it is prepared: it ends when somebody ends it.
+    pub fn is_prepared(&self) -> bool {
+        self.pid == 0
+    }
 }
 
 /// Asks PostgreSQL about its server processes; given by `app`, which has a connection for it.
 #[async_trait::async_trait]
 pub trait BackendChecker: Send + Sync {
-    /// Whether that very process is gone, so that nothing it was doing can commit any more. An error means not known.
+    /// Whether that very process is gone, and with it what it had prepared, so that nothing it was doing can commit any more. An error
+    /// means not known.
     async fn backend_gone(&self, backend: BackendId) -> Result<bool, Error>;
 
-    /// All transactions that clients have open in this database.
+    /// All transactions that clients have open in this database; then, asked after them, those that are prepared, where pgherd prepares any.
     async fn open_transactions(&self) -> Result<Vec<OpenTransaction>, Error>;
 }
 

@@ -34,7 +34,7 @@ impl Failure {
 /// The fills under way.
 #[derive(Debug, Default)]
 pub(crate) struct Flights {
-    under_way: Mutex<HashMap<Key, watch::Receiver<Option<Failure>>>>,
+    under_way: Mutex<HashMap<Key, Waiting>>,
 }
 
 /// Whoever holds it fills; dropping it lets the waiters go on.
@@ -45,13 +45,16 @@ pub(crate) struct Turn {
     done: watch::Sender<Option<Failure>>,
 }
 
+/// Closes, with its failure if it has one, when another's fill has ended.
+pub(crate) type Waiting = watch::Receiver<Option<Failure>>;
+
 /// What `Flights::join` gives.
 #[derive(Debug)]
 pub(crate) enum Joined {
     /// Nobody was filling: it is the caller's turn.
     Mine(Turn),
     /// Somebody is: wait until this closes, then look again.
-    Theirs(watch::Receiver<Option<Failure>>),
+    Theirs(Waiting),
 }
 
 impl Flights {

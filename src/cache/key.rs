@@ -17,6 +17,8 @@ pub enum Protocol {
     Extended,
     /// Bind, Describe of the portal, Execute.
     ExtendedDescribed,
+    /// One shard's part of an answer: the statement's RowDescription, rows, CommandComplete.
+    Leg,
 }
 
 /// A finished key: cheap to clone, compared in full.
@@ -103,6 +105,7 @@ impl KeyBuilder {
             Protocol::Simple => b's',
             Protocol::Extended => b'e',
             Protocol::ExtendedDescribed => b'd',
+            Protocol::Leg => b'l',
         });
         Self { bytes, fingerprint: 0, faults }
     }

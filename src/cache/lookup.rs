@@ -7,7 +7,7 @@ use tokio::time::Instant;
 
 use super::epochs::{CatalogEpoch, Noted, Unsettled};
 use super::fill::FillTicket;
-use super::flight::{self, Joined, Turn};
+use super::flight::{self, Joined, Turn, Waiting};
 use super::key::Key;
 use super::memory::Held;
 use super::redis::{Found, Shared};
@@ -38,43 +38,10 @@ impl ResultCache {
     pub async fn lookup(self: &Arc<Self>, key: &Key, relations: &[u32], catalog_version: u64) -> Lookup {
         let mut deadline = None;
         loop {
-            if self.is_quarantined(key) {
-                self.stats.add(|stats| &stats.bypass_quarantine);
-                return Lookup::Bypass("a check found another answer");
-            }
-            if self.elsewhere.as_ref().is_some_and(|elsewhere| !elsewhere.is_known()) {
-                self.stats.add(|stats| &stats.bypass_elsewhere);
-                return Lookup::Bypass("writes made elsewhere are not known");
-            }
             let label = self.label(relations);
-            let noted = self.epochs.local.note(relations, catalog_version);
-            let catalog = self.epochs.local.current(catalog_version);
-            let (noted, catalog) = match (noted, catalog) {
-                (Ok(noted), Some(catalog)) => (noted, catalog),
-                (Err(Unsettled::Doubt), _) => return self.in_doubt(),
-                (_, None) | (Err(Unsettled::Catalog), _) => return self.old_catalog(),
-            };
-            let asked = Asked { key, relations, catalog, label };
-            if let Some(held) = self.recall(key, &noted)
-                && let Some(answer) = self.confirm(asked, held.clone(), &noted).await
-            {
-                if is_due(&held)
-                    && matches!(answer, Lookup::Hit { .. })
-                    && let Joined::Mine(turn) = self.flights.join(key)
-                {
-                    self.stats.add(|stats| &stats.refreshes);
-                    return self.fill(asked, turn, noted, (held.shared.clone(), false));
-                }
-                return answer;
-            }
-            // Asked after memory: a hit need not.
-            if let Some(reason) = self.uncacheable.get(&key.hash()) {
-                self.stats.add(|stats| &stats.bypass_uncacheable);
-                return Lookup::Bypass(reason);
-            }
-            let waiting = match self.flights.join(key) {
-                Joined::Mine(turn) => return self.take_turn(asked, turn, noted).await,
-                Joined::Theirs(waiting) => waiting,
+            let waiting = match self.look(key, relations, catalog_version, label).await {
+                Ok(found) => return found,
+                Err(waiting) => waiting,
             };
             self.stats.add(|stats| &stats.waits);
             let until = *deadline.get_or_insert_with(|| Instant::now() + self.fill_wait);
@@ -89,6 +56,53 @@ impl ResultCache {
                     return Lookup::Bypass("another fill is slow");
                 }
             }
+        }
+    }
+
+    /// As [`ResultCache::lookup`], once: `Err` is another session's turn to fill the same key. `label` was asked for before.
+    pub(super) async fn look(
+        self: &Arc<Self>,
+        key: &Key,
+        relations: &[u32],
+        catalog_version: u64,
+        label: Freshness,
+    ) -> Result<Lookup, Waiting> {
+        if self.is_quarantined(key) {
+            self.stats.add(|stats| &stats.bypass_quarantine);
+            return Ok(Lookup::Bypass("a check found another answer"));
+        }
+        if self.elsewhere.as_ref().is_some_and(|elsewhere| !elsewhere.is_known()) {
+            self.stats.add(|stats| &stats.bypass_elsewhere);
+            return Ok(Lookup::Bypass("writes made elsewhere are not known"));
+        }
+        let noted = self.epochs.local.note(relations, catalog_version);
+        let catalog = self.epochs.local.current(catalog_version);
+        let (noted, catalog) = match (noted, catalog) {
+            (Ok(noted), Some(catalog)) => (noted, catalog),
+            (Err(Unsettled::Doubt), _) => return Ok(self.in_doubt()),
+            (_, None) | (Err(Unsettled::Catalog), _) => return Ok(self.old_catalog()),
+        };
+        let asked = Asked { key, relations, catalog, label };
+        if let Some(held) = self.recall(key, &noted)
+            && let Some(answer) = self.confirm(asked, held.clone(), &noted).await
+        {
+            if is_due(&held)
+                && matches!(answer, Lookup::Hit { .. })
+                && let Joined::Mine(turn) = self.flights.join(key)
+            {
+                self.stats.add(|stats| &stats.refreshes);
+                return Ok(self.fill(asked, turn, noted, (held.shared.clone(), false)));
+            }
+            return Ok(answer);
+        }
+        // Asked after memory: a hit need not.
+        if let Some(reason) = self.uncacheable.get(&key.hash()) {
+            self.stats.add(|stats| &stats.bypass_uncacheable);
+            return Ok(Lookup::Bypass(reason));
+        }
+        match self.flights.join(key) {
+            Joined::Mine(turn) => Ok(self.take_turn(asked, turn, noted).await),
+            Joined::Theirs(waiting) => Err(waiting),
         }
     }
 

@@ -275,6 +275,7 @@ static CACHE: Section = Section {
         fixed("audit_one_in", Count, Some("0")),
         fixed("stale_on_error", Flag, Some("false")),
         fixed("share_roles", Flag, Some("false")),
+        fixed("shards", Flag, Some("false")),
         fixed("on_redis_loss", Choice(&["wait", "refuse-write"]), Some("wait")),
         fixed("redis", Table(&REDIS), None),
         fixed("wal", Table(&WAL), None),

@@ -377,6 +377,8 @@ pub struct Cache {
     pub stale_on_error: bool,
     /// Whether roles that may read the same are given the same answer.
     pub share_roles: bool,
+    /// Whether each shard's part of an answer is cached, by shard.
+    pub shards: bool,
 }
 
 /// How answers are kept that read a table, or that a statement gives.

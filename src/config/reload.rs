@@ -142,6 +142,7 @@ fn cache_changes(before: &Cache, after: &Cache) -> Vec<(&'static str, bool)> {
         ("cache.audit_one_in", before.audit_one_in != after.audit_one_in),
         ("cache.stale_on_error", before.stale_on_error != after.stale_on_error),
         ("cache.share_roles", before.share_roles != after.share_roles),
+        ("cache.shards", before.shards != after.shards),
         ("cache.tables", before.tables != after.tables),
         ("cache.statements", before.statements != after.statements),
         ("cache.on_redis_loss", on_loss(old) != on_loss(new)),

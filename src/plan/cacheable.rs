@@ -16,6 +16,20 @@ use crate::sql::facts::Statement;
 /// The first reason why not.
 pub fn cacheable(input: &Input<'_>, statement: &Statement) -> Result<CachedRead, Reason> {
     session(input, statement)?;
+    judged(input, statement)
+}
+
+/// Decides the same of what one shard gives to an answer. `input` is the client's, but for the text, which is what the shard is
+/// sent, and the catalog, which is that shard's; `part` is the statement of that text. Whether it is worth it the client's own tells.
+///
+/// # Errors
+/// As [`cacheable`].
+pub fn part_is_cacheable(input: &Input<'_>, asked: &Statement, part: &Statement) -> Result<CachedRead, Reason> {
+    session(input, asked)?;
+    judged(input, part)
+}
+
+fn judged(input: &Input<'_>, statement: &Statement) -> Result<CachedRead, Reason> {
     let catalog = input.catalog.ok_or_else(|| no("no-catalog", "the server's catalog has not been read yet"))?;
     syntax(statement)?;
     let read = relations(input, statement, catalog)?;

@@ -126,7 +126,7 @@ pub struct Reason {
 /// What the cache needs to know of a read.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CachedRead {
-    /// Every relation that the answer depends on (views' bases and partitions included), sorted; oids of the primary.
+    /// Every relation that the answer depends on (views' bases and partitions included), sorted; oids of the server that answers.
     pub relations: Vec<Oid>,
     /// The catalog version that `relations` was computed from.
     pub catalog_version: u64,

@@ -57,6 +57,7 @@ impl World {
                 audit_one_in: 0,
                 stale_on_error: false,
                 share_roles: false,
+                shards: false,
             },
             fanout: config::Fanout {
                 max_parallel: 4,

@@ -16,6 +16,7 @@ use crate::cache::{Audit, Entry, Failure, FillTicket, Key, Lookup, Protocol};
 use crate::error::{Error, ErrorKind};
 use crate::exec::readonly::{self, Captured, Read};
 use crate::limits;
+use crate::plan::distribute::Streamed;
 use crate::plan::{CachedRead, Plan};
 use crate::wire::sqlstate::SqlState;
 use crate::wire::writer;
@@ -101,14 +102,9 @@ impl Session {
         let current: &Settings = &self.settings.current;
         let login = self.db.login_role(&self.user);
         let authorization = current.get("session_authorization").unwrap_or(login);
-        let at_login = baseline.settings.iter().map(|(name, value)| {
-            let value = current.get(name).unwrap_or(value);
-            (name.as_str(), value)
-        });
-        let set_besides =
-            current.iter().filter(|(name, _)| baseline.setting(name).is_none() && *name != "application_name");
-        let set_besides =
-            set_besides.filter(|(name, _)| shared.is_none() || !matches!(*name, "role" | "session_authorization"));
+        let settings = settings_of(&baseline.settings, current);
+        let settings =
+            settings.filter(|(name, _)| shared.is_none() || !matches!(*name, "role" | "session_authorization"));
         let protocol = if execution.bind.is_some() { Protocol::ExtendedDescribed } else { Protocol::Simple };
         let role = self.effective_role();
         // No role has an empty name.
@@ -122,7 +118,7 @@ impl Session {
             .statement(execution.text)
             .fingerprint(execution.facts.fingerprint.0)
             // What ALTER ROLE gives to the login role's sessions stays theirs under another authorization.
-            .settings(at_login.chain(set_besides).chain(at_another_login));
+            .settings(settings.chain(at_another_login));
         Some(match execution.bind {
             None => key.build(),
             Some((_, bind)) => key
@@ -131,6 +127,41 @@ impl Session {
                 .result_formats(&bind.result_formats)
                 .build(),
         })
+    }
+
+    /// As [`Session::cache_key`], of what that shard is sent for a part of the answer.
+    pub(super) fn key_of_part(&self, execution: &Execution<'_>, streamed: &Streamed, shard: usize) -> Option<Key> {
+        let cache = &self.db.shard_caches.get(shard)?.cache;
+        let baseline = self.pool(Target::Shard(shard)).baseline()?;
+        let current: &Settings = &self.settings.current;
+        let login = self.login_role_of_shard(shard);
+        let authorization = current.get("session_authorization").unwrap_or(login);
+        let key = cache
+            .key(Protocol::Leg)
+            .identity(&self.db.config.name, &self.role_on_shard(shard), authorization)
+            .statement(streamed.sql.as_bytes())
+            .fingerprint(execution.facts.fingerprint.0)
+            .settings(settings_of(&baseline.settings, current).chain([("", login)]));
+        let (formats, values, result_formats) = match execution.bind {
+            Some((_, bind)) => (bind.formats.as_slice(), bind.values.as_slice(), bind.result_formats.as_slice()),
+            None => (&[][..], &[][..], &[][..]),
+        };
+        // The columns at the end that the client does not see travel in a form of their own.
+        let hidden = i16::try_from(streamed.hidden).ok()?;
+        let result_formats: Vec<i16> = result_formats.iter().copied().chain([-1, hidden]).collect();
+        let key = key.parameter_types(execution.types, formats).parameters(values.iter().copied());
+        Some(key.result_formats(&result_formats).build())
+    }
+
+    fn login_role_of_shard(&self, shard: usize) -> &str {
+        self.db.address(Target::Shard(shard)).user.as_deref().unwrap_or(&self.user.name)
+    }
+
+    /// `current_user` on a shard.
+    pub(super) fn role_on_shard(&self, shard: usize) -> String {
+        let set = |name| self.settings.current.get(name).filter(|role| *role != "none");
+        let role = set("role").or_else(|| set("session_authorization"));
+        role.unwrap_or_else(|| self.login_role_of_shard(shard)).to_owned()
     }
 
     /// Counts a read that is not cached where there is a cache.
@@ -267,4 +298,16 @@ impl Session {
         });
         Ok(())
     }
+}
+
+/// Every setting that can change an answer: as at login on that server, or as set since.
+fn settings_of<'s>(
+    at_login: &'s [(String, String)],
+    current: &'s Settings,
+) -> impl Iterator<Item = (&'s str, &'s str)> {
+    let is_besides = |name: &str| {
+        at_login.binary_search_by(|(known, _)| known.as_str().cmp(name)).is_err() && name != "application_name"
+    };
+    let at_login = at_login.iter().map(|(name, value)| (name.as_str(), current.get(name).unwrap_or(value.as_str())));
+    at_login.chain(current.iter().filter(move |(name, _)| is_besides(name)))
 }

@@ -107,6 +107,8 @@ pub struct Database {
     pub slow_statement: Option<Duration>,
     /// The result cache, where it is on.
     pub cache: Option<Arc<ResultCache>>,
+    /// What is cached of each shard, by number; empty where nothing is.
+    pub shard_caches: Vec<ShardCache>,
     /// How transactions over several servers end, where that is configured.
     pub two_phase: Option<Arc<TwoPhase>>,
     /// Whether this pgherd is known to be the only one that writes to this database.
@@ -151,7 +153,19 @@ pub enum Leak {
     Unnamed,
 }
 
-/// Tells the cache of the primary's processes.
+/// A shard as its cache knows it: a server of its own, whose oids and catalog are nobody else's.
+pub struct ShardCache {
+    /// Parts of answers, with the epochs and doubts of that shard.
+    pub cache: Arc<ResultCache>,
+    /// That shard's catalog.
+    pub catalog: Arc<CatalogHandle>,
+    /// Whether this pgherd is known to be the only one that writes there.
+    pub solo: Arc<AtomicBool>,
+    /// Which server the cache believes it answers for.
+    pub scope: Mutex<Option<String>>,
+}
+
+/// Tells the cache of a server's processes.
 struct Published(Arc<ResultCache>);
 
 impl ProcessObserver for Published {
@@ -195,6 +209,7 @@ impl Database {
             fanout: whole.fanout.clone(),
             slow_statement: whole.telemetry.slow_statement,
             cache,
+            shard_caches: Vec::new(),
             two_phase: has_shards.then(|| two_phase(&config, &shared)).flatten(),
             solo,
             scope: Mutex::default(),
@@ -272,10 +287,28 @@ impl Database {
         pool
     }
 
-    /// The fleet must know which processes of the primary this pgherd may be writing through.
+    /// The fleet must know which processes of a server whose answers are cached this pgherd may be writing through.
     fn observer(&self, target: Target) -> Option<Arc<dyn ProcessObserver>> {
-        let cache = self.cache.as_ref().filter(|_| target == Target::Primary)?;
+        let cache = match target {
+            Target::Primary => self.cache.as_ref()?,
+            Target::Shard(shard) => &self.shard_caches.get(shard)?.cache,
+            Target::Replica(_) | Target::Coordinator => return None,
+        };
         Some(Arc::new(Published(Arc::clone(cache))))
+    }
+
+    /// Whose answers a write through a connection to that target may change: the coordinator may be a shard, by the same address.
+    pub fn written_at(&self, target: Target) -> Target {
+        match (target, &self.config.coordinator) {
+            (Target::Coordinator, Some(address)) => {
+                let is_it = |shard: &ServerAddress| {
+                    (&shard.host, shard.port, &shard.dbname) == (&address.host, address.port, &address.dbname)
+                };
+                self.config.shards.iter().position(is_it).map_or(Target::Primary, Target::Shard)
+            }
+            (Target::Shard(_), _) => target,
+            _ => Target::Primary,
+        }
     }
 
     /// Who listens at the primary for all clients.

@@ -58,6 +58,7 @@ impl Session {
             self.attach(Target::Shard(shard)).await.map_err(Failure::Own)?;
         }
         self.come_to_rest().await.map_err(Failure::Own)?;
+        self.note_writes_on_shards(0..plan.shards, execution.facts).map_err(Failure::Own)?;
         self.written = true;
         if let Some(attached) = &mut self.server {
             attached.lease.server().spill(&mut self.client.outbuf);

@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::cancel::deliver;
 use super::context::Target;
+use super::legs::Part;
 use super::planned::Execution;
 use super::portals::{Halt, Stream, rows_of};
 use super::{Attached, Session};
@@ -88,27 +89,19 @@ impl Session {
         described: bool,
         streamed: &Arc<Streamed>,
     ) -> Result<Ran, Error> {
-        let mut legs = Vec::with_capacity(streamed.shards.len());
-        for &shard in &streamed.shards {
-            match self.lease_leg(Target::Shard(shard)).await {
-                Ok(leg) => legs.push(leg),
-                Err(error) => {
-                    self.forget_unparsed(execution);
-                    return Err(error);
-                }
-            }
-        }
-        self.db.metrics.fanout_legs.inc_by(legs.len() as u64);
         let work = CancellationToken::new();
         self.cancel.slot.aim_at_work(work.clone());
-        let latch = match self.latch_snapshots(streamed.shards.len(), &work).await {
-            Ok(latch) => latch,
+        let (mut legs, latch) = match Box::pin(self.parts_of(execution, streamed, &work)).await {
+            Ok(begun) => begun,
             Err(error) => {
                 self.cancel.slot.work_is_over();
-                release(legs, &[]);
+                self.forget_unparsed(execution);
                 return Err(error);
             }
         };
+        let fresh = legs.iter().filter(|leg| matches!(leg, Part::Fresh(..))).count();
+        self.db.metrics.fanout_legs.inc_by(fresh as u64);
+        self.db.metrics.fanout_legs_cached.inc_by((legs.len() - fresh) as u64);
         let (formats, values, result_formats) = match execution.bind {
             Some((_, bind)) => (bind.formats.as_slice(), bind.values.as_slice(), bind.result_formats.as_slice()),
             None => (&[][..], &[][..], &[][..]),
@@ -145,10 +138,12 @@ impl Session {
         match (outcome.course, execution.bind) {
             (Some(course), Some((frame, bind))) => {
                 let (plan, types) = (Arc::clone(streamed), execution.types.to_vec());
+                // With a row limit all legs are run.
+                let legs = legs.into_iter().filter_map(Part::into_leg).collect();
                 let stream = Stream { legs, course, plan, types, bind: frame.clone() };
                 self.keep_halted(bind.portal, Halt::Stream(Box::new(stream)));
             }
-            _ => release(legs, &outcome.broken),
+            _ => self.end_parts(legs, &outcome.broken, &outcome.given, outcome.result.is_ok()).await,
         }
         let untold = &execution.unanswered[execution.unanswered.len() - outcome.untold..];
         match &outcome.result {

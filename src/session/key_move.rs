@@ -30,6 +30,7 @@ impl Session {
 
     pub(super) async fn move_within(&mut self, execution: &Execution<'_>, plan: &KeyMove) -> Result<Answer, Failure> {
         self.assemble(plan.shards().into_iter().map(Target::Shard)).await.map_err(Failure::Own)?;
+        self.note_writes_on_shards(plan.shards().into_iter(), execution.facts).map_err(Failure::Own)?;
         let work = self.begin_work().await;
         let outcome = Box::pin(self.run_moves(execution, plan, &work)).await;
         self.cancel.slot.work_is_over();

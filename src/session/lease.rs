@@ -318,7 +318,7 @@ impl Session {
         self.untie_cancel().await;
         if attached.lease.server().is_reusable() {
             // The transaction is over on the server, one way or the other. Else the doubt stays until its process is gone.
-            self.settle_writes();
+            self.settle_writes_on(self.db.written_at(attached.target));
         }
         attached.lease.release();
     }

@@ -23,6 +23,7 @@ mod insert_select;
 mod key_move;
 mod late_begin;
 mod lease;
+mod legs;
 mod listen;
 mod meaning;
 mod memo;
@@ -76,7 +77,7 @@ use crate::session::pin::Pins;
 use crate::session::pinned::Pinned;
 use crate::session::span::Span;
 use crate::session::state::SessionSettings;
-use crate::session::writes::Writes;
+use crate::session::writes::AllWrites;
 use crate::shutdown::Drain;
 use crate::sql::facts::SharedFacts;
 use crate::wire::writer::TransactionStatus;
@@ -229,7 +230,7 @@ pub struct Session {
     /// The transaction may have written.
     written: bool,
     /// What it may have written.
-    writes: Option<Box<Writes>>,
+    writes: Option<Box<AllWrites>>,
     /// Where the last write stands in the primary's WAL: `None` if there was none, `Some(None)` if nobody has asked yet.
     last_write: Option<Option<Arc<replica::Position>>>,
     /// The client speaks the extended protocol at the moment.

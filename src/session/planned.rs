@@ -409,15 +409,40 @@ impl Session {
     ) -> Plan {
         let coordinator = self.db.coordinator_catalog.as_ref().map(|handle| handle.current());
         let partitions = self.db.config.split_scans.and_then(|_| self.db.catalog.partitions());
-        let role = self.effective_role();
-        let search_path = self.search_path(catalog, &role);
+        self.seen_by(&self.effective_role(), catalog, text, |view| {
+            rules::decide(&Input {
+                facts,
+                text,
+                session: view,
+                catalog: (catalog.version > 0).then_some(catalog),
+                database: &self.db.config,
+                cache: &self.db.cache_config,
+                fanout: &self.db.fanout,
+                shards,
+                bound,
+                coordinator: coordinator.as_deref().or(Some(catalog)).filter(|catalog| catalog.version > 0),
+                is_unmergeable,
+                partitions: partitions.as_deref(),
+            })
+        })
+    }
+
+    /// What a plan may ask of the session, as that role on the server of that catalog.
+    pub(super) fn seen_by<T>(
+        &self,
+        role: &str,
+        catalog: &Catalog,
+        text: &str,
+        judge: impl FnOnce(&SessionView<'_>) -> T,
+    ) -> T {
+        let search_path = self.search_path(catalog, role);
         let listed_path = match self.db.config.schemas {
-            Some(_) => listed(&self.setting("search_path").unwrap_or_else(|| DEFAULT_PATH.into()), &role),
+            Some(_) => listed(&self.setting("search_path").unwrap_or_else(|| DEFAULT_PATH.into()), role),
             None => Vec::new(),
         };
         let encoding = self.setting("client_encoding").unwrap_or_else(|| "UTF8".into());
-        let view = SessionView {
-            role: &role,
+        judge(&SessionView {
+            role,
             search_path: &search_path,
             listed_path: &listed_path,
             in_transaction: self.transaction_view(),
@@ -428,20 +453,6 @@ impl Session {
             standard_conforming_strings: self.conforming_strings(),
             same_encoding: Some(&*encoding) == self.reported_at_login("server_encoding").as_deref(),
             text_is_plain: text.is_ascii() || !DECEPTIVE_ENCODINGS.contains(&&*encoding),
-        };
-        rules::decide(&Input {
-            facts,
-            text,
-            session: &view,
-            catalog: (catalog.version > 0).then_some(catalog),
-            database: &self.db.config,
-            cache: &self.db.cache_config,
-            fanout: &self.db.fanout,
-            shards,
-            bound,
-            coordinator: coordinator.as_deref().or(Some(catalog)).filter(|catalog| catalog.version > 0),
-            is_unmergeable,
-            partitions: partitions.as_deref(),
         })
     }
 
@@ -476,7 +487,7 @@ impl Session {
     }
 
     /// Where the transaction stands, as far as a plan must know.
-    fn transaction_view(&self) -> Transaction {
+    pub(super) fn transaction_view(&self) -> Transaction {
         match self.status {
             TransactionStatus::Failed => Transaction::Failed,
             _ if self.settings.is_uncertain() => Transaction::Written,
@@ -537,7 +548,11 @@ impl Session {
         let facts = self.db.shared.analyzer.facts(inner.as_bytes(), self.conforming_strings());
         let execution = Execution { facts: &facts, text: inner.as_bytes(), ..*execution };
         let plan = self.plan(&execution).await?;
-        Ok(crate::plan::explain::render(&plan, &facts, self.conforming_strings()))
+        let mut rows = crate::plan::explain::render(&plan, &facts, self.conforming_strings());
+        if let (Plan::FanOut(streamed), false) = (&plan, self.db.shard_caches.is_empty()) {
+            rows.push(("cached by shard".to_owned(), self.cached_by_shard(&execution, streamed)));
+        }
+        Ok(rows)
     }
 }
 

@@ -83,10 +83,11 @@ pub fn fingerprint(text: &str) -> Option<u128> {
 pub async fn purge(databases: &[Arc<Database>], what: &Purge) -> Result<u64, Error> {
     // Databases of one primary may share a cache.
     let mut caches: Vec<(Arc<ResultCache>, Vec<u32>)> = Vec::new();
-    for database in databases {
-        let Some(cache) = &database.cache else { continue };
+    let of_primary = databases.iter().filter_map(|database| Some((database.cache.as_ref()?, &database.catalog)));
+    let of_shards = databases.iter().flat_map(|database| &database.shard_caches);
+    for (cache, catalog) in of_primary.chain(of_shards.map(|known| (&known.cache, &known.catalog))) {
         let relations = match what {
-            Purge::Table(table) => table.relations(&database.catalog.current()),
+            Purge::Table(table) => table.relations(&catalog.current()),
             Purge::All | Purge::Statement(_) => Vec::new(),
         };
         match caches.iter_mut().find(|(known, _)| Arc::ptr_eq(known, cache)) {

@@ -107,6 +107,9 @@ impl Session {
         self.assemble(scattered.parts.iter().map(of)).await.map_err(Failure::Own)?;
         if scattered.is_on_primary {
             self.note_writes_of_own(execution.facts).await.map_err(Failure::Own)?;
+        } else {
+            let shards = scattered.parts.iter().map(|part| part.shard);
+            self.note_writes_on_shards(shards, execution.facts).map_err(Failure::Own)?;
         }
         let work = self.begin_work().await;
         let outcome = Box::pin(self.run_scattered(execution, scattered, &work)).await;

@@ -153,7 +153,7 @@ impl Session {
                 "Use another session for it.",
             );
         }
-        if self.db.cache.is_some() && self.writes.as_ref().is_some_and(|writes| writes.any()) {
+        if self.db.cache.is_some() && self.writes.as_ref().is_some_and(|writes| writes.primary.any()) {
             return refused(
                 "that has written on the primary of a database whose answers are cached",
                 "Write on the primary in a transaction of its own, or set database.cache = false.",
@@ -357,27 +357,46 @@ impl Session {
         // What is lost here by an error is closed, and so rolled back.
         self.untie_cancel().await;
         self.spill();
+        let marked = if commit { self.before_commit_everywhere().await } else { Ok(()) };
+        // If this is given up in the middle, nobody knows what became of them.
+        let writes = self.writes.take();
         let two_phase = self.db.two_phase.clone();
         let mut parts = parts(&mut self.server, &mut self.span);
-        let ended = if commit {
-            commit::commit(two_phase.as_deref(), &mut parts).await.map(|ended| match ended {
+        let ended = match marked {
+            Ok(()) if commit => commit::commit(two_phase.as_deref(), &mut parts).await.map(|ended| match ended {
                 Ended::Committed => Ok(true),
                 Ended::RolledBack(message) => Err(message),
-            })
-        } else {
-            commit::roll_back(&mut parts).await;
-            Ok(Ok(false))
+            }),
+            marked => {
+                commit::roll_back(&mut parts).await;
+                marked.map(|()| Ok(false))
+            }
         };
         drop(parts);
+        if let Some(writes) = writes {
+            let unknown = self.servers_that_did_not_say();
+            self.settle_all_but(*writes, &unknown);
+        }
         self.status = TransactionStatus::Idle;
         let settings_are_lost = self.release_span().await;
         self.transaction_is_over();
-        self.settle_writes();
         self.db.metrics.transactions.inc();
         if settings_are_lost && matches!(ended, Ok(Ok(true))) {
             return Err(Error::internal("the settings that a transaction left were lost with its servers").fatal());
         }
         ended
+    }
+
+    /// Servers of a transaction that has ended which have not said that it has ended there.
+    fn servers_that_did_not_say(&mut self) -> Vec<Target> {
+        let others = self.span.iter_mut().flat_map(|span| span.others.iter_mut());
+        let mut silent = Vec::new();
+        for attached in self.server.iter_mut().chain(others) {
+            if !attached.lease.server().is_reusable() {
+                silent.push(self.db.written_at(attached.target));
+            }
+        }
+        silent
     }
 
     /// Gives all connections of a transaction that is over back. True if nobody is left who knows the session's settings.
@@ -417,6 +436,8 @@ impl Session {
         drop(parts);
         for mut other in span.others {
             if told.is_ok() && other.lease.server().is_reusable() {
+                // It is rolled back there. Else the doubt stays until the server process is gone.
+                self.settle_writes_on(self.db.written_at(other.target));
                 let _ = tokio::time::timeout(DEADLINE, reset::discard_all(other.lease.server())).await;
             }
             other.lease.release();

@@ -76,6 +76,11 @@ impl Pgherd {
         self.running.http_address().expect("[listen] http is set")
     }
 
+    /// The databases that it serves.
+    pub fn databases(&self) -> Vec<Arc<pgherd::session::context::Database>> {
+        self.running.databases()
+    }
+
     /// The body of `/metrics`.
     pub async fn metrics(&self) -> String {
         use tokio::io::{AsyncReadExt, AsyncWriteExt};

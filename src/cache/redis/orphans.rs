@@ -77,9 +77,14 @@ impl Shared {
         }
         let answered_for: HashSet<i32> =
             reply.texts_from(2).filter_map(backend_named).map(|backend| backend.pid).collect();
+        // One that was running at the last look may be prepared by now.
+        let may_be_prepared = before.as_ref().is_none_or(|before| !before.iter().all(OpenTransaction::is_prepared));
         open.retain(|transaction| {
-            !answered_for.contains(&transaction.pid)
-                && before.as_ref().is_none_or(|before| before.contains(transaction))
+            let was_there = before.as_ref().is_none_or(|before| before.contains(transaction));
+            match transaction.is_prepared() {
+                true => was_there || may_be_prepared,
+                false => was_there && !answered_for.contains(&transaction.pid),
+            }
         });
         if open.is_empty() {
             self.expect_ok(ask(true).await?)?;

@@ -2,6 +2,7 @@
 
 mod fleet;
 mod interest;
+mod legs;
 mod loss;
 mod memory;
 mod model;
@@ -37,6 +38,7 @@ pub(super) fn config() -> Cache {
         audit_one_in: 0,
         stale_on_error: false,
         share_roles: false,
+        shards: false,
     }
 }
 

@@ -134,7 +134,7 @@ fn what_needs_a_restart_is_what_the_list_of_keys_says() {
     let changed = format!(
         "threads = 3\n{}max_connections = 4\n[cache]\nttl = \"9s\"\nenabled = true\nmemory = \"1GiB\"\nmax_entry = \"1MiB\"\n\
          consistency = \"bounded\"\nolap_only = false\nmin_cost = \"1s\"\nin_transactions = \"never\"\n\
-         audit_one_in = 7\nstale_on_error = true\nshare_roles = true\nstatements = {{ 00112233445566778899aabbccddeeff = \"pin\" }}\non_redis_loss = \"wait\"\ntables = {{ t = \"1s\" }}\n\
+         audit_one_in = 7\nstale_on_error = true\nshare_roles = true\nshards = true\nstatements = {{ 00112233445566778899aabbccddeeff = \"pin\" }}\non_redis_loss = \"wait\"\ntables = {{ t = \"1s\" }}\n\
          redis = {{ url = \"rediss://x\", prefix = \"p\", lease = \"20s\", ca = \"ca.crt\", compress_above = \"1KiB\", max_entry = \"1MiB\", replicas = 1 }}\nwal = {{ publication = \"w\", max_lag = \"2s\" }}\n\
          [fanout]\nmax_parallel = 1\nmemory = \"1MiB\"\npure_functions = [\"public.f()\"]\nquery_timeout = \"1s\"\nmax_shipped_rows = 9\nmax_shipped_bytes = \"1MiB\"\nkey_list_max = 7\nkey_moves = \"move\"\n\
          [listen]\nshutdown_timeout = \"1s\"\ndrain_delay = \"1s\"\nhandover = \"h\"\naddress = \"127.0.0.1:1\"\nhttp = \"127.0.0.1:2\"\nunix_socket_dir = \"/tmp\"\n\

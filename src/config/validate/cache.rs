@@ -37,7 +37,13 @@ pub(super) fn read(table: &Table<'_>) -> Cache {
         audit_one_in: table.count("audit_one_in", 0..u64::MAX).unwrap_or(0),
         stale_on_error: table.flag("stale_on_error"),
         share_roles: table.flag("share_roles"),
+        shards: table.flag("shards"),
     };
+    if cache.shards && cache.consistency == Consistency::Bounded {
+        let problem =
+            "nothing is cached by shard: parts of an answer that are not of one moment cannot be put together";
+        table.warn("shards", problem, "use consistency = \"strict\", or shards = false");
+    }
     if cache.memory_bytes < LEAST_MEMORY_BYTES {
         table.fault("memory", "this is too little to hold results in", "give at least \"1MiB\"");
     }

@@ -2,6 +2,7 @@
 
 mod explain;
 mod leg;
+mod replay;
 mod resume;
 mod snapshot;
 
@@ -17,6 +18,7 @@ pub(in crate::exec) use explain::line_of;
 pub use explain::plans;
 pub use leg::{Given, Leg};
 use leg::{Progress, SINK_HIGH_BYTES, SINK_LOW_BYTES, Stage};
+pub use replay::Replay;
 pub use resume::{Course, abandon, resume};
 pub use snapshot::{Prepared, Readiness, prepare};
 

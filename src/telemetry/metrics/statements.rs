@@ -85,6 +85,7 @@ pub(super) struct Databases {
     client_bytes_out: Family<DatabaseLabels, Counter>,
     fanout_legs: Family<DatabaseLabels, Counter>,
     fanout_legs_failed: Family<DatabaseLabels, Counter>,
+    fanout_legs_cached: Family<DatabaseLabels, Counter>,
     transactions_recovered: Family<DatabaseLabels, Counter>,
     transactions_orphaned: Family<DatabaseLabels, Gauge>,
 }
@@ -103,6 +104,8 @@ pub struct DatabaseMetrics {
     pub fanout_legs: Counter,
     /// Legs of fan-outs that ended in an error or were cancelled.
     pub fanout_legs_failed: Counter,
+    /// Shards' parts of answers that were replayed from the cache: no leg was started.
+    pub fanout_legs_cached: Counter,
     /// Prepared transactions that a crash had left and recovery has finished.
     pub transactions_recovered: Counter,
     /// Prepared transactions of other configurations, found at the last look.
@@ -139,6 +142,8 @@ impl Databases {
         registry.register("fanout_legs", "Legs of fan-outs that were started", self.fanout_legs.clone());
         let help = "Legs of fan-outs that ended in an error or were cancelled";
         registry.register("fanout_legs_failed", help, self.fanout_legs_failed.clone());
+        let help = "Shards' parts of answers that were replayed from the cache";
+        registry.register("fanout_legs_cached", help, self.fanout_legs_cached.clone());
         let help = "Prepared transactions that a crash had left and recovery has finished";
         registry.register("transactions_recovered", help, self.transactions_recovered.clone());
         let help = "Prepared transactions of other configurations, found at the last look";
@@ -158,6 +163,7 @@ impl Databases {
             bytes_out: self.client_bytes_out.get_or_create_owned(&labels),
             fanout_legs: self.fanout_legs.get_or_create_owned(&labels),
             fanout_legs_failed: self.fanout_legs_failed.get_or_create_owned(&labels),
+            fanout_legs_cached: self.fanout_legs_cached.get_or_create_owned(&labels),
             transactions_recovered: self.transactions_recovered.get_or_create_owned(&labels),
             transactions_orphaned: self.transactions_orphaned.get_or_create_owned(&labels),
         })

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use pgherd::commands::demo::servers::{PostgresServer, RedisServer, StopMode};
 use rand::Rng as _;
-use tokio_postgres::Client;
+use tokio_postgres::{Client, SimpleQueryMessage};
 
 use super::stage::Stage;
 use crate::harness::serving::{Serving, free_port};
@@ -105,17 +105,29 @@ async fn notes(bank: Arc<Bank>, who: usize) {
     }
 }
 
-async fn sums(bank: Arc<Bank>, who: usize) {
+/// The sum of all balances, by way of the coordinator or merged by pgherd.
+async fn sum(client: &Client, is_streamed: bool) -> Result<i64, tokio_postgres::Error> {
+    if !is_streamed {
+        return Ok(client.query_one("select sum(balance)::int8 from accounts", &[]).await?.get(0));
+    }
+    let messages = client.simple_query("select sum(balance) from accounts").await?;
+    let sum = messages.iter().find_map(|message| match message {
+        SimpleQueryMessage::Row(row) => row.get(0)?.parse().ok(),
+        _ => None,
+    });
+    Ok(sum.expect("a sum"))
+}
+
+async fn sums(bank: Arc<Bank>, who: usize, is_streamed: bool) {
     let mut client = None;
     while bank.goes_on() {
         let Some(connected) = client.as_ref() else {
             client = bank.client(who).await;
             continue;
         };
-        match connected.query_one("select sum(balance)::int8 from accounts", &[]).await {
-            Ok(row) => {
+        match sum(connected, is_streamed).await {
+            Ok(sum) => {
                 bank.sums.fetch_add(1, Ordering::Relaxed);
-                let sum: i64 = row.get(0);
                 if sum != TOTAL {
                     bank.wrong.lock().push(format!("reader {who} saw {sum}"));
                 }
@@ -130,11 +142,11 @@ async fn sums(bank: Arc<Bank>, who: usize) {
     }
 }
 
-fn file(stage: &Stage, port: u16) -> PathBuf {
+fn file(stage: &Stage, port: u16, http: u16) -> PathBuf {
     let folder = harness::ground().folder().join(harness::unique("bank"));
     std::fs::create_dir_all(&folder).expect("a folder");
     let path = folder.join("proxy.toml");
-    let listen = format!("[listen]\naddress = \"127.0.0.1:{port}\"\nhttp = \"127.0.0.1:{}\"\n", free_port());
+    let listen = format!("[listen]\naddress = \"127.0.0.1:{port}\"\nhttp = \"127.0.0.1:{http}\"\n");
     std::fs::write(&path, format!("{}\n{listen}", stage.toml)).expect("a file");
     path
 }
@@ -146,6 +158,8 @@ struct Targets {
     /// The shards' servers, and the primary's.
     servers: Arc<Vec<PostgresServer>>,
     redis: Option<Arc<RedisServer>>,
+    ports: [u16; 2],
+    http: [u16; 2],
 }
 
 impl Targets {
@@ -182,6 +196,55 @@ impl Targets {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn killed_pgherds_and_servers_lose_nothing_and_show_nobody_half_a_transfer() {
+    let stage = Box::pin(strikes("")).await;
+    drop(stage);
+}
+
+/// As above, with what each shard gives to an answer cached, and with nothing old in it afterwards.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nobody_is_shown_half_of_a_transfer_or_what_was_before_it_where_shards_are_cached() {
+    let Some((stage, targets, ports)) = Box::pin(strikes("olap_only = false\nshards = true\n")).await else { return };
+    let all = "select id, balance from accounts order by id";
+    let mut truth: Vec<(i32, i64)> = Vec::new();
+    for shard in &stage.shards {
+        let rows = shard.client().await.query(all, &[]).await.expect("rows");
+        truth.extend(rows.iter().map(|row| (row.get::<_, i32>(0), row.get::<_, i64>(1))));
+    }
+    truth.sort_unstable();
+    for (port, pgherd) in ports.iter().zip(&targets.pgherds) {
+        let client = harness::connect(&format!("host=127.0.0.1 port={port} user=postgres dbname=app")).await;
+        for _ in 0..3 {
+            let rows = client.query(all, &[]).await.expect("rows");
+            let told: Vec<(i32, i64)> = rows.iter().map(|row| (row.get(0), row.get(1))).collect();
+            assert_eq!(told, truth, "{}", pgherd.log());
+            assert_eq!(sum(&client, true).await.expect("a sum"), TOTAL);
+        }
+        // It comes back to serving from the caches.
+        harness::eventually(Duration::from_secs(60), "parts are replayed again", async || {
+            replayed(&client, &targets, *port).await
+        })
+        .await;
+    }
+}
+
+/// Whether a read of all accounts is replayed as a whole.
+async fn replayed(client: &Client, targets: &Targets, port: u16) -> bool {
+    let at = targets.ports.iter().position(|known| *known == port).expect("one of them");
+    let figure = || {
+        let text = crate::harness::serving::get(targets.http[at], "/metrics");
+        let of = |name: &str| -> f64 {
+            let lines = text.lines().filter(|line| line.starts_with(name));
+            lines.filter_map(|line| line.rsplit_once(' ')?.1.parse::<f64>().ok()).sum()
+        };
+        of("pgherd_fanout_legs_cached_total")
+    };
+    let before = figure();
+    client.query("select id, balance from accounts order by id", &[]).await.expect("rows");
+    figure() >= before + 4.0
+}
+
+/// What is left of it all: `None` where there is no Redis.
+async fn strikes(cache: &str) -> Option<(Stage, Targets, [u16; 2])> {
     let lasts = std::env::var("PGHERD_SOAK_SECONDS").ok().and_then(|text| text.parse().ok());
     let lasts = lasts.map_or(Duration::ZERO, Duration::from_secs);
     let options = harness::options().own_initdb();
@@ -200,12 +263,14 @@ async fn killed_pgherds_and_servers_lose_nothing_and_show_nobody_half_a_transfer
     if let Some(redis) = &redis {
         // Reads of the primary are cached beside it all: its loss is nobody's loss.
         let redis = format!("redis = {{ url = \"{}\", timeout = \"100ms\", lease = \"1s\" }}", redis.url());
-        stage.toml += &format!("[cache]\nenabled = true\n{redis}\n");
+        stage.toml += &format!("[cache]\nenabled = true\n{cache}{redis}\n");
     }
     let ports = [free_port(), free_port()];
-    let files = ports.map(|port| file(&stage, port));
+    let has_redis = redis.is_some();
+    let http = [free_port(), free_port()];
+    let files = [file(&stage, ports[0], http[0]), file(&stage, ports[1], http[1])];
     let pgherds = [Serving::start(&files[0]), Serving::start(&files[1])];
-    let mut targets = Targets { pgherds, files, servers, redis };
+    let mut targets = Targets { pgherds, files, servers, redis, ports, http };
     let bank = Arc::new(Bank {
         ports,
         ends: AtomicBool::new(false),
@@ -220,7 +285,7 @@ async fn killed_pgherds_and_servers_lose_nothing_and_show_nobody_half_a_transfer
         tasks.push(tokio::spawn(transfers(Arc::clone(&bank), who)));
     }
     for who in 0..readers {
-        tasks.push(tokio::spawn(sums(Arc::clone(&bank), who)));
+        tasks.push(tokio::spawn(sums(Arc::clone(&bank), who, !cache.is_empty())));
         tasks.push(tokio::spawn(notes(Arc::clone(&bank), who)));
     }
     let end = Instant::now() + lasts;
@@ -271,4 +336,5 @@ async fn killed_pgherds_and_servers_lose_nothing_and_show_nobody_half_a_transfer
         bank.sums.load(Ordering::Relaxed),
         bank.failed_sums.load(Ordering::Relaxed)
     );
+    has_redis.then_some((stage, targets, ports))
 }

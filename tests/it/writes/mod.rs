@@ -1,5 +1,6 @@
 //! Writes and transactions over shards.
 
+mod cached;
 mod commits;
 mod copies;
 mod crashes;

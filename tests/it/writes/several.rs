@@ -14,7 +14,13 @@ pub(super) struct Twins {
 
 impl Twins {
     pub(super) async fn set(shards: usize) -> Self {
-        let stage = Stage::set(shards).await;
+        Self::with(shards, "").await
+    }
+
+    /// With more TOML at the end.
+    pub(super) async fn with(shards: usize, rest: &str) -> Self {
+        let mut stage = Stage::set(shards).await;
+        stage.toml += rest;
         let whole = harness::fresh_database().await;
         whole.execute(&super::stage::SCHEMA.replace("%shards%", "1").replace("%shard%", "0")).await;
         let pgherd = stage.pgherd().await;
