@@ -179,7 +179,8 @@ select v.oid, v.definition from (
   select c.oid, pg_catalog.pg_get_viewdef(c.oid) as definition
   from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
   where c.relkind = 'v' and c.relpersistence <> 't' and n.nspname not in ('pg_catalog', 'information_schema')) v
-where pg_catalog.length(v.definition) <= 65536";
+where pg_catalog.length(v.definition) <= 65536
+  and (pg_catalog.getdatabaseencoding() = 'UTF8' or v.definition !~ '[^\\x01-\\x7f]')";
 
 /// A text that changes whenever one of the catalogs above does.
 ///

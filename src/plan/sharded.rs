@@ -167,11 +167,7 @@ fn ddl(input: &Input<'_>, statement: &Statement) -> Result<Option<Plan>, Refusal
     };
     match distribute::ddl(&for_shards(input, input.text, statement, shards, false), on_shards)? {
         Distributed::Scattered(scattered) => {
-            let view = distribute::created_view(input.text, input.session.standard_conforming_strings);
-            if view.is_some_and(|view| matches!(place(input, &view), Ok(Place::Primary))) {
-                let message = "a view over tables of the shards that is called as a relation of the primary is";
-                return Err(refusal("mixed", message.into(), "Give the view another name."));
-            }
+            ddl_of_views(input)?;
             Ok(Some(Plan::Scatter(scattered)))
         }
         Distributed::Shard { shard, reason } => Ok(Some(Plan::Shard { shard, detachable: false, reason })),
@@ -264,7 +260,7 @@ fn touches(input: &Input<'_>, statement: &Statement) -> Result<bool, Refusal> {
         let found = match place(input, name) {
             Err(refusal) if refusal.code == "unknown-on-primary" => {
                 let is_view = reads_views && !statement.writes.contains(name) && is_view_over_tables(input, name);
-                if is_view { Place::Shards } else { return Err(refusal) }
+                if is_view && !is_hidden_elsewhere(input, name) { Place::Shards } else { return Err(refusal) }
             }
             found => found?,
         };
@@ -330,6 +326,43 @@ fn place(input: &Input<'_>, name: &Name) -> Result<Place, Refusal> {
         )),
         (false, false) => Ok(Place::Nowhere),
     }
+}
+
+/// Views are made and dropped alone, and not as what the primary or a session has already: whoever reads them next must know of it.
+fn ddl_of_views(input: &Input<'_>) -> Result<(), Refusal> {
+    let scs = input.session.standard_conforming_strings;
+    let made = distribute::created_view(input.text, scs);
+    if made.is_none() && !distribute::drops_views(input.text, scs) {
+        return Ok(());
+    }
+    if input.session.in_transaction != Transaction::Outside {
+        let message = "a view over tables of the shards is made or dropped in a transaction of its own";
+        return Err(refusal("ddl", message.into(), "Send it outside of a transaction."));
+    }
+    let Some(view) = made else { return Ok(()) };
+    let is_temporary = |schema: &str| schema.starts_with("pg_temp");
+    let path = input.session.search_path;
+    if view.schema.as_deref().is_some_and(is_temporary) || path.iter().any(|schema| is_temporary(schema)) {
+        let message = "a temporary view over tables of the shards";
+        return Err(refusal("ddl", message.into(), "Leave pg_temp out of its name and of search_path."));
+    }
+    if matches!(place(input, &view), Ok(Place::Primary)) {
+        let message = "a view over tables of the shards cannot be called as a relation of the primary";
+        return Err(refusal("mixed", message.into(), "Give the view another name."));
+    }
+    Ok(())
+}
+
+/// Whether a schema that only the shards have, so that it is not known where in the path it stands, has another relation of an unqualified
+/// name.
+fn is_hidden_elsewhere(input: &Input<'_>, name: &Name) -> bool {
+    let Some(shards) = input.shards.filter(|_| name.schema.is_none()) else { return false };
+    let is_configured =
+        |schema: &str| input.database.tables.iter().any(|table| *table.schema == *schema && *table.name == *name.name);
+    shards
+        .schemas
+        .iter()
+        .any(|schema| !exists(input, schema) && shards.relation(schema, &name.name).is_some() && !is_configured(schema))
 }
 
 /// Whether a name that the primary does not know means a view over the tables of the shards.

@@ -63,8 +63,9 @@ impl Session {
     /// own would come too early, and a server would have to run what the cache may know.
     pub(super) async fn waits_to_look_up(&mut self, execution: &Execution<'_>, read: &CachedRead) -> bool {
         let Some(cache) = self.db.cache.clone() else { return false };
-        let is_behind =
-            self.held_server().is_some_and(|server| !server.expects.is_unsynced() && !server.expects.is_empty());
+        let is_behind = self
+            .held_server()
+            .is_some_and(|server| !server.expects.is_unsynced() && !server.expects.is_empty() && !server.copying_in);
         let is_whole = execution.max_rows == 0 && (execution.bind.is_some() || !self.in_extended);
         if !is_behind || !is_whole {
             return false;

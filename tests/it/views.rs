@@ -28,6 +28,7 @@ create view by_key as select o.customer, o.id, o.amount, count(l.n) as n from or
 create view stepwise as with recursive steps(n) as (values (1) union all select n + 1 from steps where n < 5)
   select s.n, count(o.id) as orders from steps s left join orders o on o.id % 5 = s.n % 5 group by s.n;
 create view labels as select upper(label) as label from countries;
+create view rows_of as select region, json_agg(o order by o.id) as rows from orders o where o.id < 40 group by region;
 create view locked as select id from orders for update;
 "#;
 
@@ -113,6 +114,12 @@ async fn are_read_as_their_queries_are() {
     for text in [
         "select d.id, l.label from shop.deep d join labelled l on l.id = d.id and l.customer = d.customer where d.customer = 3",
         "select count(*) from by_key",
+        // Whole rows, and columns that nobody names.
+        "select rows from rows_of where region = 'r3'",
+        "select region, json_agg(o.* order by o.id) from orders o where o.id < 20 group by region",
+        "select count(distinct o.*) from orders o",
+        "select count(*) from (orders natural join lines)",
+        "select count(*) from (recent natural join orders)",
         "select key, sum(total), min(\"Odd name\") from renamed group by key",
         "select v.a, v.c from renamed as v(a, b, c) where v.c > 240",
         "select public.recent.id from public.recent where public.recent.amount > 120",
@@ -143,6 +150,7 @@ async fn are_refused_where_shards_cannot_say() {
     let (_, mut client) = herd.clients().await;
     for text in [
         "select * from locked",
+        "create view pg_temp.passing as select * from orders",
         "with recent as (select 1 as one) select one, count(*) from recent, orders group by one",
         "select * from recent for update",
         "select * from recent tablesample system (10)",
@@ -270,6 +278,15 @@ async fn are_made_and_dropped_on_every_shard() {
         }
         plan_of(&mut oracle, &mut client, probe).await;
     }
+    ask(&mut client, Manner::Simple, "begin").await;
+    let within = ask(
+        &mut client,
+        Manner::Simple,
+        "create or replace view cheap as select id, customer - 1 as customer from orders",
+    )
+    .await;
+    assert_eq!(within.code(), Some("0A000"), "{within:?}");
+    ask(&mut client, Manner::Simple, "rollback").await;
     let gone = ask(&mut client, Manner::Simple, "select * from over_cheap").await;
     assert_eq!(gone.code(), Some("42P01"), "{gone:?}");
     for shard in &herd.shards {

@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 use super::line::Line;
 use super::order::{KeptTo, Order};
 use super::ship::{Shipped, ship};
-use super::{Leg, Run, bind, cancelled, make_views, of_pgherds_own, open, prepare, tune};
+use super::{Leg, Run, bind, cancelled, make_views, of_pgherds_own, of_views, open, prepare, tune};
 use crate::error::Error;
 use crate::exec::fanout::{Failure, line_of};
 use crate::plan::distribute::Shipment;
@@ -83,11 +83,12 @@ async fn tell<L: Leg>(
         let shipment = &run.plan.shipments[turn.at];
         let one = &mut told.shipments[turn.at];
         let select = if asked.analyze { &turn.select } else { shipment.select.as_bytes() };
-        one.plans = plans(shipment, select, asked, shards).await?;
+        one.plans = plans(shipment, select, asked, shards).await.map_err(|failure| of_views(shipment, failure))?;
         one.kept = turn.kept.clone();
         if asked.analyze {
             let since = Instant::now();
-            one.shipped = ship(shipment, &turn.select, shards, coordinator, &mut sum, run.budget).await?;
+            let shipping = ship(shipment, &turn.select, shards, coordinator, &mut sum, run.budget);
+            one.shipped = shipping.await.map_err(|failure| of_views(shipment, failure))?;
             one.took = since.elapsed();
             tune(shipment, &one.shipped, coordinator).await?;
             order.note(&turn, &one.shipped, coordinator).await?;

@@ -237,7 +237,7 @@ async fn ship_all<L: Leg>(
     while let Some(turn) = order.next(shards).await? {
         let shipment = &run.plan.shipments[turn.at];
         let shipping = ship(shipment, &turn.select, shards, coordinator, sum, run.budget);
-        let shipped = shipping.await.map_err(|failure| of_views(run, failure))?;
+        let shipped = shipping.await.map_err(|failure| of_views(shipment, failure))?;
         tune(shipment, &shipped, coordinator).await?;
         order.note(&turn, &shipped, coordinator).await?;
     }
@@ -254,10 +254,10 @@ async fn make_views<L: Leg>(run: &Run<'_>, coordinator: &mut Line<'_, L>) -> Res
 }
 
 /// A view is read with its owner's rights, its tables' rows are shipped with the client's.
-fn of_views(run: &Run<'_>, failure: Failure) -> Failure {
+fn of_views(shipment: &Shipment, failure: Failure) -> Failure {
     const DENIED: &[u8] = b"42501";
     match failure {
-        Failure::Server(frame) if !run.plan.views.is_empty() && code_of(&frame) == Some(DENIED) => {
+        Failure::Server(frame) if shipment.is_of_views && code_of(&frame) == Some(DENIED) => {
             let message = "a view whose tables its reader may not read, over several shards";
             let hint = "Grant SELECT on its tables, or tie the statement to one shard key.";
             Failure::Own(Error::refused(message).hint(hint))

@@ -86,6 +86,12 @@ fn tables(tree: &Statement) -> Option<Vec<ObjectName>> {
     }
 }
 
+/// Whether a text drops views.
+pub fn drops_views(text: &str, standard_conforming_strings: bool) -> bool {
+    let tree = parse::parse(text.as_bytes(), standard_conforming_strings);
+    matches!(tree, Some(Statement::Drop { object_type: ObjectType::View, .. }))
+}
+
 /// The name of the view that a text makes.
 pub fn created_view(text: &str, standard_conforming_strings: bool) -> Option<Name> {
     match parse::parse(text.as_bytes(), standard_conforming_strings)? {

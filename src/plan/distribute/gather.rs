@@ -45,13 +45,17 @@ pub(super) fn plan(
     if input.parameters.is_none() && input.statement.parameters > 0 {
         return Ok(Distributed::NeedsBind);
     }
-    let named = named(tree, input)?;
+    let mut named = named(tree, input)?;
     if named.relations.is_empty() {
         return Err(why);
     }
+    named.takes_all |= source.means_unnamed_columns();
+    for seen in &named.views {
+        named.takes_all |= Definition::of(&seen.view)?.source.means_unnamed_columns();
+    }
     let texts = named.texts(tree, source)?;
     for text in texts.iter().skip(1) {
-        super::gather_check::check(&text.source, functions, coordinator)?;
+        views::check(input, &text.source, functions, coordinator)?;
     }
     let shipping = Shipping { catalog: input.catalog, coordinator };
     shipping.check_default_collation()?;
@@ -90,6 +94,7 @@ pub(super) fn plan(
             if named.takes_all || use_.takes_all { Columns::All } else { Columns::Named(identifiers.clone()) };
         let (indexes, filter) = (indexes.get(&relation.name), filters.get(&relation.name));
         let mut shipment = shipping.shipment(relation, &columns, from, has_group_by, indexes, filter)?;
+        shipment.is_of_views = !use_.texts.contains(&0);
         if let Some(bonds) = bonds.get(&relation.name) {
             shipment.key_lists = key_lists::key_lists(bonds, &tables, &relation.name, is_shipped);
         }

@@ -41,7 +41,7 @@ mod write;
 
 pub use carrier::{Carried, Carrier};
 pub use copy::{CopiedIn, Form, Placed, copy_in};
-pub use ddl::{created_view, ddl};
+pub use ddl::{created_view, ddl, drops_views};
 pub use insert_select::{Answered, InsertSelect, create_on_primary, insert_into_primary};
 pub use key_move::KeyMove;
 pub use model::{

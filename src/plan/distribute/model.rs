@@ -184,6 +184,8 @@ pub struct Shipment {
     pub table: Box<str>,
     /// The temporary table's name, quoted.
     pub name: Box<str>,
+    /// Whether only views name it.
+    pub is_of_views: bool,
     /// Which of the plan's shards it is read from, by place in `Gathered::shards`.
     pub from: Vec<usize>,
     /// Makes the temporary table.

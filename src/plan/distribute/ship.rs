@@ -170,6 +170,7 @@ impl Shipping<'_> {
             select: select(&rows),
             select_all: (!rows.is_empty()).then(|| select("")),
             name: name.as_str().into(),
+            is_of_views: false,
             load: format!("COPY pg_temp.{name} FROM STDIN{format}").into(),
             key,
             tune,

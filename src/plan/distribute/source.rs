@@ -422,6 +422,23 @@ impl<'a> Source<'a> {
         self.tokens.iter().any(|token| is_name(token.kind) && token.end - token.start > LONGEST)
     }
 
+    /// Whether columns are meant that are not named: by `t.*`, which may be a whole row within a call, or by NATURAL.
+    pub(super) fn means_unnamed_columns(&self) -> bool {
+        let is_star = |at: usize| self.range_of(at, at).is_some_and(|range| self.slice(&range) == "*");
+        (0..self.len()).any(|at| self.is(at, "natural") || (self.is_punctuation(at, b'.') && is_star(at + 1)))
+    }
+
+    /// The first operator, or function that is called without its schema, for which that holds.
+    pub(super) fn unqualified(&self, is_meant: impl Fn(&str) -> bool) -> Option<String> {
+        (0..self.len()).find_map(|at| {
+            let name = match self.operator_at(at) {
+                Some(operator) => operator.to_owned(),
+                None => self.name_at(at).filter(|_| self.is_call(at) && self.schema_at(at).is_none())?,
+            };
+            is_meant(&name).then_some(name)
+        })
+    }
+
     /// Whether the name of the database is asked for.
     pub(super) fn asks_for_database(&self) -> bool {
         (0..self.len()).any(|at| match self.name_at(at).as_deref() {

@@ -9,13 +9,14 @@ use sqlparser::ast::{ObjectNamePart, Query, Statement, TableFactor, Visit, Visit
 
 use super::analysis::Analysis;
 use super::constant::Constants;
+use super::functions::Functions;
 use super::gather::{self, ctes};
 use super::model::{Distributed, Input, Streamed};
 use super::refuse::refuse;
 use super::scope::parts;
 use super::ship::quoted;
 use super::source::Source;
-use super::{LONG_NAME, planned};
+use super::{LONG_NAME, gather_check, planned};
 use crate::catalog::model::{Catalog, Relation, RelationKind};
 use crate::config::model::Database;
 use crate::plan::{Reason, Refusal};
@@ -182,6 +183,40 @@ fn query_of(input: &Input<'_>, view: &Relation, depth: usize) -> Result<String, 
 /// The input that a definition is read with: it was written down by PostgreSQL, under no search path.
 pub(super) fn as_written<'a>(input: &Input<'a>, text: &'a str) -> Input<'a> {
     Input { text, search_path: &[], ..*input }
+}
+
+/// Whether a view's query can be read anew on the coordinator, under the client's settings.
+///
+/// # Errors
+/// What in it could mean something else there.
+pub(super) fn check(
+    input: &Input<'_>,
+    source: &Source<'_>,
+    functions: Functions<'_>,
+    coordinator: &Catalog,
+) -> Result<(), Refusal> {
+    gather_check::check(source, functions, coordinator)?;
+    if !input.session.same_encoding && !source.text.is_ascii() {
+        let message =
+            "a view whose query has other letters than ASCII's, under another client_encoding than the servers'";
+        return Err(refuse("view", message, "SET client_encoding to the servers' encoding"));
+    }
+    // It was written for PostgreSQL's own, and one of a user's could fit better under the client's search path.
+    let is_users = |name: &str| {
+        [input.catalog, coordinator].iter().any(|catalog| {
+            catalog.user_operators.contains_key(name)
+                || catalog.functions.get(name).into_iter().flatten().any(|function| function.user_defined)
+        })
+    };
+    match source.unqualified(is_users) {
+        None => Ok(()),
+        Some(name) => {
+            let message = format!(
+                "a view that uses PostgreSQL's own {name}, of which there is a user's as well, over several shards"
+            );
+            Err(refuse("view", message, "name the tables that the view is made of"))
+        }
+    }
 }
 
 /// A view's query as it was read.
