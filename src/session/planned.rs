@@ -183,7 +183,9 @@ impl Session {
     pub(super) async fn way(&mut self, execution: &Execution<'_>) -> Result<Way, Error> {
         if self.db.config.is_distributed() && self.held_server().is_some_and(|server| !server.expects.is_unsynced()) {
             // A pipeline: where the transaction stands is known when what was synced before has been answered.
-            self.wait_for_answers().await?;
+            if !self.is_as_bound_after_answers(execution).await? {
+                return Ok(Way::Relay(self.default_target()));
+            }
         }
         self.show_that_it_has_read(execution.facts);
         let spans = self.span.is_some() || (!self.lazy_begin.is_empty() && self.db.two_phase.is_some());
@@ -223,8 +225,10 @@ impl Session {
             Plan::Replica(_) => self.way_of_replica().await,
             Plan::Cached(read) => {
                 if self.waits_to_look_up(execution, &read).await {
-                    self.wait_for_answers().await?;
-                    return Box::pin(self.way(execution)).await;
+                    return match self.is_as_bound_after_answers(execution).await? {
+                        true => Box::pin(self.way(execution)).await,
+                        false => Ok(Way::Relay(self.default_target())),
+                    };
                 }
                 self.way_of_cached(execution, read).await
             }
@@ -241,6 +245,15 @@ impl Session {
             Plan::Local(Local::ExplainRoute(inner)) => self.explain(execution, &inner).await.map(Way::Explain),
             Plan::Refuse(refusal) => Err(self.refused(refusal)),
         }
+    }
+
+    /// Waits for all answers that are owed. False if the statement is not what it was then: its Parse was among what failed, and what
+    /// becomes of it is the server's to say.
+    async fn is_as_bound_after_answers(&mut self, execution: &Execution<'_>) -> Result<bool, Error> {
+        let bound = |session: &Self| Some(session.statement(execution.bind?.1.statement)?.serial);
+        let before = bound(self);
+        self.wait_for_answers().await?;
+        Ok(bound(self) == before)
     }
 
     /// SET TRANSACTION behind a query is an error: the server must know of one where all were answered aside.

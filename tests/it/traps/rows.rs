@@ -195,7 +195,7 @@ const TRAPS: &[Trap] = &[
             "= select id from sales where region in (select code from countries) order by id",
             "= select id from sales where region not in (select code from countries) order by id",
             "= select id from sales s where not exists (select 1 from lines l where l.sale_id = s.id) order by id",
-            "! select count(*) from recent",
+            "= select count(*) from recent",
         ],
     ),
     trap(
