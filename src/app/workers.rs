@@ -1,8 +1,9 @@
 //! The threads that serve clients: as many as the load needs, up to `threads`.
 //!
 //! Every thread has a reactor and sockets of its own, so that nothing wakes another thread while one transaction runs. One busy
-//! thread costs less than two half idle ones: clients are put on another only while the ones in use have no processor time left,
-//! and come back when it is quiet.
+//! thread costs less than two half idle ones: clients are put on another only while the ones in use have no processor time left
+//! and the machine has some, and come back when it is quiet. On a machine without any left, another thread takes from the servers
+//! and clients beside it what it then spends on sleeping and waking more often.
 
 use std::io;
 use std::path::PathBuf;
@@ -27,6 +28,10 @@ const IMBALANCE: f64 = 0.30;
 const QUIET: f64 = 0.50;
 /// Rounds that it must be quiet before one less does it.
 const QUIET_ROUNDS: u32 = 20;
+/// Processors' worth of idle time from which the machine counts as having some left.
+const SPARE: f64 = 0.15;
+/// Of so many processors, one is taken even from a machine that has nothing left.
+const FAIR_SHARE: usize = 4;
 
 /// One thread.
 struct Worker {
@@ -167,6 +172,24 @@ impl Worker {
     }
 }
 
+/// How many threads there may be, and what the machine has for them.
+#[derive(Debug, Clone, Copy)]
+struct Room {
+    /// Threads, at most.
+    max: usize,
+    /// Threads that are used when they are needed, whether or not anything is idle.
+    fair: usize,
+    /// Processors' worth of time that was idle in the last round.
+    spare: f64,
+}
+
+impl Room {
+    /// Another thread beside so many would run in time that nobody else uses, or that pgherd may well take.
+    fn is_there_for_more_than(&self, count: usize) -> bool {
+        count < self.max && (self.spare >= SPARE || count < self.fair)
+    }
+}
+
 /// What is to be done about the loads of the threads in use.
 #[derive(Debug, PartialEq)]
 enum Step {
@@ -180,23 +203,59 @@ enum Step {
 }
 
 /// Decides what to do about those loads, each the share of a processor that a thread in use has taken.
-fn step(loads: &[f64], max: usize, quiet_rounds: u32) -> Step {
+fn step(loads: &[f64], room: Room, quiet_rounds: u32) -> Step {
     let total: f64 = loads.iter().sum();
     let by_load = |a: &(usize, &f64), b: &(usize, &f64)| a.1.total_cmp(b.1);
     let Some((busiest, most)) = loads.iter().enumerate().max_by(by_load) else { return Step::Nothing };
     let least = loads.iter().copied().fold(f64::INFINITY, f64::min);
     let is_full = *most >= FULL;
-    if is_full && loads.len() < max && total >= FULL * loads.len() as f64 - IMBALANCE {
+    if is_full && total >= FULL * loads.len() as f64 - IMBALANCE && room.is_there_for_more_than(loads.len()) {
         return Step::Grow;
     }
     if is_full && most - least >= IMBALANCE {
         return Step::Move(busiest, (most - least) / 2.0 / most);
     }
-    let fewer = loads.len().saturating_sub(1);
-    if fewer > 0 && total < QUIET * fewer as f64 && quiet_rounds >= QUIET_ROUNDS {
+    if is_quiet(loads, room) && quiet_rounds >= QUIET_ROUNDS {
         return Step::Shrink;
     }
     Step::Nothing
+}
+
+/// One thread less could do it: by far, or just so where the machine has no time left for the last one.
+fn is_quiet(loads: &[f64], room: Room) -> bool {
+    let fewer = loads.len().saturating_sub(1);
+    let is_crowded = room.spare < SPARE && fewer >= room.fair;
+    let enough = if is_crowded { 1.0 } else { QUIET };
+    fewer > 0 && loads.iter().sum::<f64>() < enough * fewer as f64
+}
+
+/// How long the machine's processors have run and been idle, in ticks of the kernel.
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Ticks {
+    idle: u64,
+    all: u64,
+    processors: u32,
+}
+
+impl Ticks {
+    /// What the kernel says now; `None` where no kernel does.
+    fn now() -> Option<Self> {
+        Self::parse(&std::fs::read_to_string("/proc/stat").ok()?)
+    }
+
+    /// Source: proc_stat(5). The first eight numbers are user, nice, system, idle, iowait, irq, softirq and steal.
+    fn parse(text: &str) -> Option<Self> {
+        let all = text.lines().next()?.strip_prefix("cpu ")?;
+        let ticks: Vec<u64> = all.split_whitespace().take(8).map_while(|number| number.parse().ok()).collect();
+        let processors = text.lines().skip(1).take_while(|line| line.starts_with("cpu")).count();
+        Some(Self { idle: ticks.get(3)? + ticks.get(4)?, all: ticks.iter().sum(), processors: processors as u32 })
+    }
+
+    /// Processors' worth of idle time since then.
+    fn idle_since(&self, then: &Self) -> f64 {
+        let all = self.all.saturating_sub(then.all).max(1);
+        self.idle.saturating_sub(then.idle) as f64 / all as f64 * f64::from(self.processors)
+    }
 }
 
 /// Compares the threads' loads, and moves clients where that helps, until pgherd ends.
@@ -204,6 +263,8 @@ pub(super) async fn balance(house: Arc<House>) {
     let workers = &house.workers;
     let mut round = tokio::time::interval(ROUND);
     let (mut before, mut at, mut quiet_rounds) = (Vec::new(), Instant::now(), 0);
+    let mut ticks = Ticks::now();
+    let fair = std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get) / FAIR_SHARE;
     loop {
         tokio::select! {
             () = house.stop.cancelled() => return,
@@ -220,9 +281,12 @@ pub(super) async fn balance(house: Arc<House>) {
         let loads: Vec<f64> = now.iter().enumerate().take(workers.in_use()).map(load).collect();
         before = now;
         house.metrics.threads.set(loads.len() as i64);
-        let is_quiet = loads.iter().sum::<f64>() < QUIET * loads.len().saturating_sub(1) as f64;
-        quiet_rounds = if is_quiet { quiet_rounds + 1 } else { 0 };
-        carry_out(workers, &running, &step(&loads, workers.max, quiet_rounds), &loads);
+        let then = std::mem::replace(&mut ticks, Ticks::now());
+        // Where the kernel does not say, threads are used as if there were no end of processors.
+        let spare = ticks.zip(then).map_or(f64::INFINITY, |(now, then)| now.idle_since(&then));
+        let room = Room { max: workers.max, fair, spare };
+        quiet_rounds = if is_quiet(&loads, room) { quiet_rounds + 1 } else { 0 };
+        carry_out(workers, &running, &step(&loads, room, quiet_rounds), &loads);
     }
 }
 
@@ -259,26 +323,64 @@ fn carry_out(workers: &Workers, running: &[Arc<Worker>], step: &Step, loads: &[f
 mod tests {
     use super::*;
 
+    /// A machine with idle processors.
+    fn up_to(max: usize) -> Room {
+        Room { max, fair: 1, spare: 1.0 }
+    }
+
+    /// A machine without.
+    fn crowded(max: usize, fair: usize) -> Room {
+        Room { max, fair, spare: 0.02 }
+    }
+
     #[test]
     fn a_second_thread_is_used_when_the_first_is_full_and_not_before() {
-        assert_eq!(step(&[0.5], 4, 100), Step::Nothing);
-        assert_eq!(step(&[0.9], 4, 0), Step::Grow);
-        assert_eq!(step(&[0.9], 1, 0), Step::Nothing);
+        assert_eq!(step(&[0.5], up_to(4), 100), Step::Nothing);
+        assert_eq!(step(&[0.9], up_to(4), 0), Step::Grow);
+        assert_eq!(step(&[0.9], up_to(1), 0), Step::Nothing);
     }
 
     #[test]
     fn clients_move_from_a_full_thread_to_an_idle_one_before_another_is_used() {
-        assert!(matches!(step(&[0.9, 0.1], 4, 0), Step::Move(0, share) if (0.4..0.5).contains(&share)));
-        assert!(matches!(step(&[0.2, 1.0], 2, 0), Step::Move(1, _)));
-        assert_eq!(step(&[0.9, 0.8], 4, 0), Step::Grow);
-        assert_eq!(step(&[0.9, 0.8], 2, 0), Step::Nothing);
+        assert!(matches!(step(&[0.9, 0.1], up_to(4), 0), Step::Move(0, share) if (0.4..0.5).contains(&share)));
+        assert!(matches!(step(&[0.2, 1.0], up_to(2), 0), Step::Move(1, _)));
+        assert_eq!(step(&[0.9, 0.8], up_to(4), 0), Step::Grow);
+        assert_eq!(step(&[0.9, 0.8], up_to(2), 0), Step::Nothing);
     }
 
     #[test]
     fn a_thread_is_given_up_when_it_has_been_quiet_for_a_while() {
-        assert_eq!(step(&[0.2, 0.1], 4, 0), Step::Nothing);
-        assert_eq!(step(&[0.2, 0.1], 4, QUIET_ROUNDS), Step::Shrink);
-        assert_eq!(step(&[0.1], 4, QUIET_ROUNDS), Step::Nothing);
+        assert_eq!(step(&[0.2, 0.1], up_to(4), 0), Step::Nothing);
+        assert_eq!(step(&[0.2, 0.1], up_to(4), QUIET_ROUNDS), Step::Shrink);
+        assert_eq!(step(&[0.1], up_to(4), QUIET_ROUNDS), Step::Nothing);
+    }
+
+    #[test]
+    fn a_machine_without_time_to_spare_gets_no_thread_beyond_a_fair_share() {
+        assert_eq!(step(&[0.98], crowded(2, 0), 0), Step::Nothing);
+        assert_eq!(step(&[0.98], crowded(16, 4), 0), Step::Grow);
+        assert_eq!(step(&[0.98; 4], crowded(16, 4), 0), Step::Nothing);
+        assert_eq!(step(&[0.98, 0.2], crowded(2, 0), 0), step(&[0.98, 0.2], up_to(2), 0), "what there is, is shared");
+    }
+
+    #[test]
+    fn a_machine_without_time_to_spare_gets_a_thread_back_that_the_others_can_do_without() {
+        assert_eq!(step(&[0.5, 0.4], crowded(2, 0), QUIET_ROUNDS), Step::Shrink);
+        assert_eq!(step(&[0.5, 0.4], crowded(2, 0), 0), Step::Nothing);
+        assert_eq!(step(&[0.5, 0.4], crowded(16, 4), QUIET_ROUNDS), Step::Nothing);
+        assert_eq!(step(&[0.5, 0.4], up_to(2), QUIET_ROUNDS), Step::Nothing);
+        assert_eq!(step(&[0.7, 0.6], crowded(2, 0), QUIET_ROUNDS), Step::Nothing);
+    }
+
+    #[test]
+    fn the_kernel_says_how_much_is_idle() {
+        let then = Ticks::parse("cpu  100 0 50 800 50 0 0 0 7 0\ncpu0 1\ncpu1 1\nintr 5\n").expect("three lines");
+        assert_eq!(then, Ticks { idle: 850, all: 1000, processors: 2 });
+        let now = Ticks::parse("cpu  180 0 60 810 50 0 0 0 7 0\ncpu0 1\ncpu1 1\n").expect("three lines");
+        assert!((now.idle_since(&then) - 0.2).abs() < 1e-9);
+        assert_eq!(then.idle_since(&then), 0.0);
+        assert_eq!(Ticks::parse("intr 5\n"), None);
+        assert_eq!(Ticks::parse("cpu  100 0\n"), None);
     }
 
     #[tokio::test]
