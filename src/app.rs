@@ -303,6 +303,8 @@ impl Running {
     }
 
     async fn finish(&self) {
+        // A second signal may have come before the first had any effect.
+        self.house.drain.begin();
         self.house.stop.cancel();
         for database in self.house.databases.all() {
             database.close();

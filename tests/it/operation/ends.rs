@@ -94,6 +94,17 @@ async fn a_transaction_that_never_ends_is_given_its_time_and_a_second_signal_giv
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_second_signal_cuts_the_drain_delay_short() {
+    let mut scene = Scene::new("drain_delay = \"1h\"\n").await;
+    let idle = scene.client().await;
+    scene.serving.signal("-TERM");
+    wait_until(PATIENCE, "it is not ready", || !scene.is_ready());
+    scene.serving.signal("-TERM");
+    assert_eq!(scene.serving.ended(PATIENCE), Some(0), "{}", scene.serving.log());
+    eventually(PATIENCE, "its client is gone", async || idle.is_closed()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_console_ends_it_at_once_or_when_clients_have_left_or_when_transactions_have_ended() {
     let mut scene = Scene::new("").await;
     let (client, console) = (scene.client().await, scene.console().await);
