@@ -1,4 +1,4 @@
-//! Four shards on one machine: databases of one server, with pgherd in front of them together and of each by itself.
+//! Shards on one machine: databases of one server, with pgherd in front of them together and of each by itself.
 
 use std::fmt::Write as _;
 use std::io;
@@ -13,7 +13,7 @@ use pgherd::wire::writer;
 use crate::client::Door;
 use crate::targets::{Entrance, Running, Yard, door, resident_kib};
 
-/// How many shards there are.
+/// How many shards there are where nothing else is said.
 pub const SHARDS: usize = 4;
 /// How often memory is looked at.
 const LOOKING: Duration = Duration::from_millis(10);
@@ -55,10 +55,10 @@ impl Herd {
     /// # Errors
     /// Something does not start.
     pub fn start(yard: &Yard<'_>, definitions: &str, tables: &[(&str, &str)]) -> Result<Self, ServerError> {
-        Self::start_with(yard, definitions, tables, &[])
+        Self::start_with(yard, definitions, tables, &[], SHARDS)
     }
 
-    /// The same with reference tables.
+    /// The same with reference tables, over so many shards.
     ///
     /// # Errors
     /// As [`Self::start`].
@@ -67,18 +67,19 @@ impl Herd {
         definitions: &str,
         tables: &[(&str, &str)],
         references: &[&str],
+        shards: usize,
     ) -> Result<Self, ServerError> {
         let role = format!(
             "do $$ begin if not exists (select from pg_roles where rolname = '{DECIDER}') then create role {DECIDER} login superuser; end if; end $$"
         );
         yard.server.sql("postgres", &role)?;
-        for shard in 0..SHARDS {
+        for shard in 0..shards {
             let name = shard_name(shard);
             yard.server.sql("postgres", &format!("drop database if exists {name}"))?;
             yard.server.sql("postgres", &format!("create database {name}"))?;
             yard.server.sql(&name, definitions)?;
         }
-        let running = yard.start_pgherd_of(&toml(yard, tables, references))?;
+        let running = yard.start_pgherd_of(&toml(yard, tables, references, shards))?;
         Ok(Self { running, server: yard.server.port() })
     }
 
@@ -93,23 +94,23 @@ impl Herd {
     }
 }
 
-fn toml(yard: &Yard<'_>, tables: &[(&str, &str)], references: &[&str]) -> String {
+fn toml(yard: &Yard<'_>, tables: &[(&str, &str)], references: &[&str], shards: usize) -> String {
     let server =
         |name: &str| format!("host=127.0.0.1 port={} dbname={name} user=postgres sslmode=disable", yard.server.port());
     let mut toml = String::from("[pool]\nmin_connections = 1\nmax_connections = 16\n");
     toml += "[telemetry]\nlog = \"warn\"\n[fanout]\nquery_timeout = \"10m\"\nmax_shipped_bytes = \"64GiB\"\nmax_shipped_rows = 1000000000\n";
     toml += "[[user]]\nname = \"postgres\"\nauth = \"trust\"\n";
     let _ = write!(toml, "[[database]]\nname = \"bench\"\nprimary = \"{}\"\n", server("bench"));
-    let names: Vec<String> = (0..SHARDS).map(shard_name).collect();
+    let names: Vec<String> = (0..shards).map(shard_name).collect();
     for name in &names {
         let _ = write!(toml, "[[database]]\nname = \"{name}\"\nprimary = \"{}\"\n", server(name));
     }
-    let shards: Vec<String> = names.iter().map(|name| format!("\"{}\"", server(name))).collect();
+    let all: Vec<String> = names.iter().map(|name| format!("\"{}\"", server(name))).collect();
     let _ = write!(
         toml,
         "[[database]]\nname = \"herd\"\nprimary = \"{0}\"\ncoordinator = \"{0}\"\nshards = [{1}]\ntwo_phase = {{ user = \"{DECIDER}\" }}\n",
         server("bench"),
-        shards.join(", ")
+        all.join(", ")
     );
     for (name, key) in tables {
         let _ =

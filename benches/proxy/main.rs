@@ -62,6 +62,9 @@ struct Options {
     /// Scale factor of `tpch`: 1 is some 1 GiB of data.
     #[arg(long, default_value_t = 0.1)]
     tpch_scale: f64,
+    /// Shards of `tpch`, one after the other.
+    #[arg(long, value_delimiter = ',', default_value = "2,4")]
+    tpch_shards: Vec<usize>,
     /// Rows of `bulk`, `merge` and `copy`.
     #[arg(long, default_value_t = 2_000_000)]
     rows: u64,

@@ -1,5 +1,7 @@
-//! TPC-H over four shards of one server beside one database of it with everything: each query's time, and where it goes.
+//! TPC-H over two and four shards of one server beside one database of it with everything: each query's time, and where it goes.
 
+#[path = "../../tests/it/tpch/answers.rs"]
+mod answers;
 #[path = "../../tests/it/tpch/queries.rs"]
 mod queries;
 
@@ -10,14 +12,15 @@ use std::time::Instant;
 use bytes::Bytes;
 use futures_util::SinkExt;
 use pgherd::commands::demo::servers::ServerError;
-use tokio_postgres::{Client, NoTls, SimpleQueryMessage};
+use tokio_postgres::{Client, NoTls};
 use tpchgen::generators::{
     CustomerGenerator, LineItemGenerator, NationGenerator, OrderGenerator, PartGenerator, PartSuppGenerator,
     RegionGenerator, SupplierGenerator,
 };
 
+use self::answers::{Answer, extended, same, simple};
 use self::queries::{Tpch, queries};
-use crate::herd::{Herd, Place, SHARDS, shard_name};
+use crate::herd::{Herd, Place, shard_name};
 use crate::targets::Yard;
 use crate::{Options, failed};
 
@@ -63,27 +66,39 @@ pub(crate) fn run(options: &Options, yard: &Yard<'_>) -> Result<(), ServerError>
     let whole = yard.server.conninfo("whole");
     runtime.block_on(load(&whole, options.tpch_scale)).map_err(|error| failed("whole", words(&error)))?;
     yard.server.sql("whole", "vacuum analyze")?;
-    for layout in [Layout::References, Layout::OwnKeys] {
-        let references: Vec<&str> =
-            TABLES.into_iter().filter(|name| !layout.keys().iter().any(|(table, _)| table == name)).collect();
-        let herd = Herd::start_with(yard, SCHEMA, layout.keys(), &references)?;
-        let door = herd.through(Place::Together);
-        let through = format!("host=127.0.0.1 port={} user=postgres dbname={}", door.port, door.database);
-        let began = Instant::now();
-        runtime.block_on(load(&through, options.tpch_scale)).map_err(|error| failed("the shards", words(&error)))?;
-        eprintln!("{layout:?}: loaded in {:.0} s", began.elapsed().as_secs_f64());
-        for shard in 0..SHARDS {
-            yard.server.sql(&shard_name(shard), "vacuum analyze")?;
+    for &shards in &options.tpch_shards {
+        for layout in [Layout::References, Layout::OwnKeys] {
+            over(options, yard, &runtime, (&whole, shards, layout))?;
         }
-        yard.server.sql("bench", "checkpoint")?;
-        println!("\n### TPC-H, scale {}, {layout:?}, {SHARDS} shards\n", options.tpch_scale);
-        println!(
-            "| query | how | one PostgreSQL, s | through pgherd, s | ratio | slowest shard, s | shipping, s | MiB | coordinator, s | pgherd : shard + shipping + coordinator |"
-        );
-        println!("|---|---|---:|---:|---:|---:|---:|---:|---:|---:|");
-        runtime.block_on(all(&whole, &through, options.tpch_scale))?;
     }
     Ok(())
+}
+
+/// Loads so many shards in that layout, and asks them.
+fn over(
+    options: &Options,
+    yard: &Yard<'_>,
+    runtime: &tokio::runtime::Runtime,
+    (whole, shards, layout): (&str, usize, Layout),
+) -> Result<(), ServerError> {
+    let references: Vec<&str> =
+        TABLES.into_iter().filter(|name| !layout.keys().iter().any(|(table, _)| table == name)).collect();
+    let herd = Herd::start_with(yard, SCHEMA, layout.keys(), &references, shards)?;
+    let door = herd.through(Place::Together);
+    let through = format!("host=127.0.0.1 port={} user=postgres dbname={}", door.port, door.database);
+    let began = Instant::now();
+    runtime.block_on(load(&through, options.tpch_scale)).map_err(|error| failed("the shards", words(&error)))?;
+    eprintln!("{layout:?}, {shards} shards: loaded in {:.0} s", began.elapsed().as_secs_f64());
+    for shard in 0..shards {
+        yard.server.sql(&shard_name(shard), "vacuum analyze")?;
+    }
+    yard.server.sql("bench", "checkpoint")?;
+    println!("\n### TPC-H, scale {}, {layout:?}, {shards} shards\n", options.tpch_scale);
+    println!(
+        "| query | how | one PostgreSQL, s | through pgherd, s | ratio | slowest shard, s | shipping, s | MiB | coordinator, s | pgherd : shard + shipping + coordinator |"
+    );
+    println!("|---|---|---:|---:|---:|---:|---:|---:|---:|---:|");
+    runtime.block_on(all(whole, &through, options.tpch_scale))
 }
 
 async fn connect(conninfo: &str) -> Result<Client, tokio_postgres::Error> {
@@ -134,22 +149,11 @@ async fn copy(
     sink.finish().await.map(drop)
 }
 
-type Rows = Vec<Vec<Option<String>>>;
-
-async fn rows(client: &Client, text: &str) -> Result<Rows, tokio_postgres::Error> {
-    let messages = client.simple_query(text).await?;
-    let rows = messages.into_iter().filter_map(|message| match message {
-        SimpleQueryMessage::Row(row) => Some((0..row.len()).map(|at| row.get(at).map(str::to_owned)).collect()),
-        _ => None,
-    });
-    Ok(rows.collect())
-}
-
-/// Every query once to warm up and once for its time.
+/// Every query once to warm up, once for its time, and once more in the extended protocol.
 async fn all(whole: &str, through: &str, scale: f64) -> Result<(), ServerError> {
     let oracle = connect(whole).await.map_err(|error| failed("whole", error))?;
     let pgherd = connect(through).await.map_err(|error| failed("pgherd", error))?;
-    let (mut sums, mut differ) = ([0.0; 2], Vec::new());
+    let (mut sums, mut differ, mut equal) = ([0.0; 2], Vec::new(), 0);
     for query in queries(scale) {
         let name = format!("Q{}", query.number);
         let (wanted, direct) = timed(&oracle, &query).await.map_err(|error| failed(&name, words(&error)))?;
@@ -161,10 +165,12 @@ async fn all(whole: &str, through: &str, scale: f64) -> Result<(), ServerError> 
                 continue;
             }
         };
-        if sorted(given) != sorted(wanted) {
+        if [0, 1].iter().all(|&at| same(&query, &given[at], &wanted[at])) {
+            equal += 1;
+        } else {
             differ.push(name.clone());
         }
-        let plan = rows(&pgherd, &format!("explain (analyze) {}", query.text)).await;
+        let plan = simple(&pgherd, &format!("explain (analyze) {}", query.text)).await;
         let parts = Parts::read(&plan.map_err(|error| failed(&name, words(&error)))?);
         let all = parts.shard + parts.shipping + parts.coordinator;
         println!(
@@ -180,19 +186,17 @@ async fn all(whole: &str, through: &str, scale: f64) -> Result<(), ServerError> 
         sums = [sums[0] + direct, sums[1] + taken];
     }
     println!("| all | | {:.1} | {:.1} | {:.2} | | | | | |", sums[0], sums[1], sums[1] / sums[0]);
+    println!("\n{equal} of 22 equal in both protocols");
     if differ.is_empty() { Ok(()) } else { Err(ServerError(format!("answers differ: {differ:?}"))) }
 }
 
-fn sorted(mut rows: Rows) -> Rows {
-    rows.sort();
-    rows
-}
-
-async fn timed(client: &Client, query: &Tpch) -> Result<(Rows, f64), tokio_postgres::Error> {
-    rows(client, &query.text).await?;
+/// The answers in both protocols, and how long the simple one took.
+async fn timed(client: &Client, query: &Tpch) -> Result<([Answer; 2], f64), tokio_postgres::Error> {
+    simple(client, &query.text).await?;
     let began = Instant::now();
-    let rows = rows(client, &query.text).await?;
-    Ok((rows, began.elapsed().as_secs_f64()))
+    let answer = simple(client, &query.text).await?;
+    let taken = began.elapsed().as_secs_f64();
+    Ok(([answer, extended(client, &query.text).await?], taken))
 }
 
 /// What EXPLAIN ANALYZE says of a distributed query.
@@ -206,9 +210,10 @@ struct Parts {
 }
 
 impl Parts {
-    fn read(plan: &Rows) -> Self {
+    fn read(plan: &Answer) -> Self {
         let mut parts = Self { how: "shard", ..Self::default() };
-        for line in plan.iter().filter_map(|row| row.first()?.as_deref()) {
+        for line in plan.rows.iter().filter_map(|row| row.first()?.as_deref()) {
+            let line = String::from_utf8_lossy(line);
             let line = line.trim_start();
             let figure = |name: &str| -> f64 {
                 let rest = line.split_once(name).map_or("", |(_, rest)| rest);

@@ -7,7 +7,6 @@ pub(super) struct Tpch {
     pub(super) number: u32,
     pub(super) text: String,
     /// Columns of the answer that its ORDER BY names, by index.
-    #[allow(dead_code, reason = "the benchmark has no use for it")]
     pub(super) sorted_by: &'static [usize],
 }
 
