@@ -76,6 +76,13 @@ pub enum Expect {
     Inject(Bytes),
 }
 
+impl Expect {
+    /// A ReadyForQuery ends it.
+    fn brings_ready(&self) -> bool {
+        matches!(self, Self::Query | Self::Spliced(_) | Self::FunctionCall | Self::HiddenQuery | Self::Sync { .. })
+    }
+}
+
 /// What becomes of a server's message.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Verdict {
@@ -112,6 +119,8 @@ pub struct Expects {
     skipping: bool,
     /// Extended messages were sent since the last Sync.
     unsynced: bool,
+    /// Among them an Execute that may leave its portal suspended.
+    suspending: bool,
 }
 
 impl Expects {
@@ -130,6 +139,17 @@ impl Expects {
         self.unsynced || self.skipping
     }
 
+    /// An Execute with a row limit was sent: what it writes is seen by what is parsed after it, and not by what was (each Parse is a
+    /// command of its own to PostgreSQL, and the end of a suspended portal is not).
+    pub fn note_row_limit(&mut self) {
+        self.suspending = true;
+    }
+
+    /// Whether such an Execute was sent since the last Sync.
+    pub fn may_suspend(&self) -> bool {
+        self.suspending
+    }
+
     /// How many answers are owed.
     pub fn len(&self) -> usize {
         self.queue.len()
@@ -137,12 +157,18 @@ impl Expects {
 
     /// Whether a ReadyForQuery is to come, with a transaction status that is not known yet.
     pub fn owes_ready(&self) -> bool {
-        self.queue.iter().any(|expect| {
-            matches!(
-                expect,
-                Expect::Query | Expect::Spliced(_) | Expect::FunctionCall | Expect::HiddenQuery | Expect::Sync { .. }
-            )
-        })
+        self.queue.iter().any(Expect::brings_ready)
+    }
+
+    /// Whether that Parse is on its way and may be skipped, for an error before it, while what is sent now is not: a Sync stands between.
+    pub fn may_skip(&self, serial: u64) -> bool {
+        let is_it = |expect: &Expect| match expect {
+            Expect::Parse { client_name: Some((_, it)), .. } | Expect::Reparse(_, _, it) | Expect::HeldParse(_, it) => {
+                *it == serial
+            }
+            _ => false,
+        };
+        self.queue.iter().skip_while(|expect| !is_it(expect)).any(Expect::brings_ready)
     }
 
     /// Whether something runs that may ask for COPY data.
@@ -213,7 +239,7 @@ impl Expects {
     /// Notes that something was sent which will be answered.
     pub fn push(&mut self, expect: Expect) {
         match expect {
-            Expect::Sync { .. } => (self.skipping, self.unsynced) = (false, false),
+            Expect::Sync { .. } => (self.skipping, self.unsynced, self.suspending) = (false, false, false),
             // They end an implicit transaction as a Sync does, unless the server is skipping.
             Expect::Query | Expect::Spliced(_) | Expect::FunctionCall | Expect::HiddenQuery => self.unsynced = false,
             Expect::Inject(_) | Expect::HeldParse(..) => {}
@@ -264,7 +290,7 @@ impl Expects {
             return false;
         }
         self.queue.pop_front();
-        matches!(self.queue.front(), Some(Expect::Inject(_)))
+        matches!(self.queue.front(), Some(Expect::Inject(_) | Expect::HeldParse(..)))
     }
 
     /// Matches one server message (not one of N, A, S) with what is owed.
@@ -395,6 +421,22 @@ mod tests {
         assert!(!owed.is_skipping());
         assert_eq!(owed.answer(b'Z', &mut consequences), Ok(Verdict::Forward));
         assert!(owed.is_empty());
+    }
+
+    #[test]
+    fn a_parse_of_what_the_server_holds_is_answered_behind_a_plain_answer() {
+        let mut owed = expects([Expect::Execute, Expect::HeldParse(Bytes::from_static(b"s1"), 1)]);
+        assert!(owed.is_plain_answer(b'C') && owed.note_plain_answer(b'C'));
+        assert_eq!(owed.take_injection().as_deref(), Some(PARSE_COMPLETE));
+    }
+
+    #[test]
+    fn a_parse_may_be_skipped_where_a_sync_stands_behind_it() {
+        let parse = || Expect::HeldParse(Bytes::from_static(b"s1"), 7);
+        let sync = || Expect::Sync { hidden: false };
+        assert!(expects([Expect::Execute, parse(), sync()]).may_skip(7));
+        assert!(!expects([Expect::Execute, parse(), sync()]).may_skip(8));
+        assert!(!expects([sync(), Expect::Execute, parse()]).may_skip(7), "what follows is skipped with it");
     }
 
     #[test]

@@ -53,8 +53,10 @@ pub struct Seen {
     pub farewell: bool,
     /// Rows passed on.
     pub rows: u64,
-    /// Errors passed on.
+    /// Errors passed on behind the last ReadyForQuery that is the client's.
     pub errors: u32,
+    /// Those before it.
+    pub errors_of_turns: u32,
     /// A notice was passed on.
     pub notices: u32,
     /// SQLSTATE of the last error of a hidden query.
@@ -63,6 +65,15 @@ pub struct Seen {
     pub reported: Vec<(String, String)>,
     /// What failed Parses left behind.
     pub consequences: Consequences,
+}
+
+impl Seen {
+    /// A ReadyForQuery came that is the client's: errors from here on are of another turn.
+    fn turn_is_over(&mut self, status: TransactionStatus) {
+        self.ready = Some(status);
+        self.turns += 1;
+        self.errors_of_turns += std::mem::take(&mut self.errors);
+    }
 }
 
 impl ServerConn {
@@ -98,8 +109,8 @@ impl ServerConn {
                     let Some(status) = TransactionStatus::from_byte(status).filter(|_| len == READY_LEN) else {
                         return;
                     };
-                    (self.status, seen.ready) = (status, Some(status));
-                    seen.turns += 1;
+                    self.status = status;
+                    seen.turn_is_over(status);
                     self.copying_in = false;
                 }
                 _ => {}
@@ -258,8 +269,7 @@ impl ServerConn {
                 if self.expects.is_hidden_ready() {
                     seen.hidden_ready = true;
                 } else {
-                    seen.ready = Some(self.status);
-                    seen.turns += 1;
+                    seen.turn_is_over(self.status);
                 }
             }
             _ => {}

@@ -196,6 +196,7 @@ mod moment;
 mod names;
 mod partitions;
 mod sharded;
+mod unnamed;
 mod wrapped;
 mod write_set;
 

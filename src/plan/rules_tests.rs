@@ -360,6 +360,52 @@ fn what_might_reach_the_shards_unseen_is_refused() {
 }
 
 #[test]
+fn ddl_that_reaches_the_shards_without_naming_a_table_is_refused() {
+    let refused = "refuse/ddl-beyond-names";
+    let mut world = sharded();
+    world.all(&[
+        ("alter type mood rename value 'a' to 'b'", refused),
+        ("ALTER TYPE public.\"mood\" ADD VALUE 'x' BEFORE 'a'", refused),
+        ("alter type elsewhere.mood add value 'x'", "primary/ddl"),
+        ("alter type unknown add value 'x'", "primary/ddl"),
+        ("alter domain short add constraint c check (value <> '')", refused),
+        ("drop domain if exists unknown, short cascade", refused),
+        ("create domain longer as text", "primary/ddl"),
+        ("grant select on all tables in schema other, public to bob", refused),
+        ("revoke all on all tables in schema other from bob", "primary/ddl"),
+        ("grant usage on schema public to bob", refused),
+        ("grant usage on type mood to bob", refused),
+        ("revoke execute on function pure(int, numeric(1, 2)) from bob", refused),
+        ("grant select on u to bob", "primary/ddl"),
+        ("drop owned by bob", refused),
+        ("reassign owned by bob to ann", refused),
+        ("alter default privileges in schema public grant select on tables to bob", refused),
+        ("alter database app set timezone = 'UTC'", refused),
+        ("drop schema other, public cascade", refused),
+        ("alter schema public rename to p", refused),
+        ("create schema other", "primary/ddl"),
+        ("drop extension if exists citext cascade", refused),
+        ("create or replace function pure(i int) returns int language sql as 'select 1'", refused),
+        ("create function purer(i int) returns int language sql as 'select 1'", "primary/ddl"),
+        ("drop function purer(), public.pure(int)", refused),
+        ("select 1; drop owned by bob", refused),
+        ("grant bob to ann", "primary/ddl"),
+        ("alter role bob set timezone = 'UTC'", "primary/ddl"),
+        ("alter role bob in database app set timezone = 'UTC'", refused),
+    ]);
+    // Roles belong to a server: here the shards have others.
+    world.database.shards[1].port += 1;
+    world.all(&[
+        ("grant bob to ann", refused),
+        ("revoke bob from ann", refused),
+        ("alter user bob nosuperuser", refused),
+        ("create role carl", "primary/ddl"),
+    ]);
+    // Without shards there is nothing beyond.
+    World::new().all(&[("drop owned by bob", "primary/ddl"), ("alter type mood add value 'x'", "primary/ddl")]);
+}
+
+#[test]
 fn scans_of_large_partitions_are_split_where_they_may_be() {
     let mut world = World::new();
     world.cache.enabled = false;

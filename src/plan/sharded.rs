@@ -3,7 +3,7 @@
 use super::distribute::{self, Distributed, Parameters};
 use super::functions::{self, Conduct};
 use super::rules::{Input, Transaction};
-use super::{Plan, Reason, Refusal, names, wrapped};
+use super::{Plan, Reason, Refusal, names, unnamed, wrapped};
 use crate::catalog::model::{Catalog, RelationKind};
 use crate::sql::facts::{Class, Name, Statement};
 
@@ -20,6 +20,12 @@ pub(super) fn decide(input: &Input<'_>) -> Option<Plan> {
         }
     }
     let mut distributed = false;
+    let changes = |statement: &Statement| matches!(statement.class, Class::Ddl | Class::Opaque);
+    if input.facts.statements.iter().any(changes)
+        && let Err(refusal) = unnamed::check(input)
+    {
+        return Some(Plan::Refuse(refusal));
+    }
     for statement in &input.facts.statements {
         match touches(input, statement) {
             Ok(touched) => distributed |= touched,

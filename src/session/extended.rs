@@ -34,14 +34,14 @@ impl Session {
         Ok(())
     }
 
-    /// A statement whose Parse is not answered yet may turn out not to be there, if a Sync stands between: an error there must
-    /// speak of the client's name for it.
-    async fn wait_for_doubtful_parse(&mut self, name: &[u8]) -> Result<(), Error> {
-        let accepted = self.statement(name).is_none_or(|it| it.identity.as_ref().is_none_or(|it| it.is_accepted()));
-        if accepted || self.held_server().is_none_or(|it| it.expects.is_unsynced() || it.expects.is_empty()) {
-            return Ok(());
+    /// A statement whose Parse is not answered yet may turn out not to be there, if a Sync stands between: nothing may run under its name
+    /// then, and an error must speak of that name.
+    pub(super) async fn wait_for_doubtful_parse(&mut self, name: &[u8]) -> Result<(), Error> {
+        let Some(serial) = self.statement(name).map(|statement| statement.serial) else { return Ok(()) };
+        match self.held_server().is_some_and(|server| server.expects.may_skip(serial)) {
+            true => self.wait_for_answers().await,
+            false => Ok(()),
         }
-        self.wait_for_answers().await
     }
 
     /// Reads a Parse and notes what it prepares.
@@ -138,8 +138,11 @@ impl Session {
                 let client_name = Some((name, prepared.serial));
                 server.expects.push(Expect::Parse { hidden: false, statement: None, client_name });
             }
-            Some(identity) if server.held.touch(identity.id) && server.expects.owes_ready() => {
-                // What was synced before may have failed the transaction: only the server knows, so it is asked in earnest.
+            Some(identity)
+                if server.held.touch(identity.id) && (server.expects.owes_ready() || server.expects.may_suspend()) =>
+            {
+                // What was synced before may have failed the transaction: only the server knows, so it is asked in earnest. So it is where
+                // a Parse makes rows visible.
                 writer::close(&mut server.outbuf, b'S', identity.server_name.as_bytes());
                 server.expects.push(Expect::Close { hidden: true });
                 identity.write_parse(&mut server.outbuf);
@@ -300,6 +303,9 @@ impl Session {
             server.outbuf.extend_from_slice(&frame.bytes);
             server.add_kept(&frame.bytes);
             server.expects.push(Expect::Execute);
+            if execute.max_rows > 0 {
+                server.expects.note_row_limit();
+            }
             if let Some(sql) = restored {
                 super::restore::queue(server, &sql);
             }

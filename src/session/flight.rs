@@ -132,6 +132,12 @@ impl Session {
     /// Handles the messages up to one Execute, or those at the end that execute nothing; `behind` is what follows them,
     /// and whether nothing more is executed before a Sync.
     async fn run_unit(&mut self, unit: &[Frame], behind: &[Frame], is_last: bool) -> Result<(), Error> {
+        for (at, frame) in unit.iter().enumerate() {
+            let named = statement_of(frame).filter(|name| !unit[..at].iter().any(|before| prepares(before, name)));
+            if let Some(name) = named {
+                self.wait_for_doubtful_parse(name).await?;
+            }
+        }
         if self.is_known_unit(unit)? {
             return self.relay_unit(unit, super::context::Target::Primary).await;
         }
@@ -548,6 +554,20 @@ fn executes_again(behind: &[Frame]) -> bool {
         _ => false,
     });
     next.is_some_and(|frame| frame.tag() != b'B')
+}
+
+/// The statement that a Bind or a Describe names.
+fn statement_of(frame: &Frame) -> Option<&[u8]> {
+    match frame.tag() {
+        b'B' => frontend::bind_names(frame.body()).map(|(_, statement)| statement),
+        b'D' => frontend::target(frame.body()).ok().filter(|target| !target.is_portal).map(|target| target.name),
+        _ => None,
+    }
+}
+
+/// Whether it is a Parse that gives a statement that name.
+fn prepares(frame: &Frame, name: &[u8]) -> bool {
+    frame.tag() == b'P' && frontend::parse_names(frame.body()).is_some_and(|(prepared, _)| prepared == name)
 }
 
 /// Whether a unit is (Parse), Bind, (Describe), Execute of one statement and the unnamed portal.

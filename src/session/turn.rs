@@ -313,8 +313,13 @@ impl Session {
     /// Acts on what the server said.
     async fn absorb(&mut self) -> Result<(), Error> {
         self.seen.calls = false;
-        if self.seen.errors > 0 {
+        let mut errors_of_turns = 0;
+        if self.seen.errors > 0 || self.seen.errors_of_turns > 0 || self.errors_in_turn > 0 {
             self.tell_statement_errors()?;
+            if self.seen.ready.is_some() {
+                errors_of_turns = std::mem::take(&mut self.errors_in_turn);
+            }
+            errors_of_turns += std::mem::take(&mut self.seen.errors_of_turns);
             self.errors_in_turn += std::mem::take(&mut self.seen.errors);
         }
         for (name, serial) in std::mem::take(&mut self.seen.consequences.lost_names) {
@@ -344,8 +349,7 @@ impl Session {
         for _ in 0..std::mem::take(&mut self.seen.turns) {
             self.note_time(class, took);
         }
-        let succeeded = std::mem::take(&mut self.errors_in_turn) == 0;
-        self.note_turn_outcome(succeeded);
+        self.note_turn_outcome(errors_of_turns == 0);
         // Behind this answer more may be under way already, whose writes and portals are noted with those that are done.
         let more = self.held_server().is_some_and(|server| !server.expects.is_empty() || server.expects.is_unsynced());
         if status == TransactionStatus::InTransaction && !more {

@@ -19,7 +19,7 @@ use super::ship::{Columns, Shipping, quoted};
 use super::source::Source;
 use super::views::{self, Definition};
 use super::{correlated, filters, key_lists};
-use crate::catalog::model::Relation;
+use crate::catalog::model::{Relation, RelationKind};
 use crate::config::model::Distribution;
 use crate::plan::{Reason, Refusal};
 
@@ -40,6 +40,7 @@ pub(super) fn plan(
     if !input.statement.effects.is_empty() || !input.statement.writes.is_empty() {
         return Err(why);
     }
+    super::check_settings(source)?;
     let functions = Functions { catalog: input.catalog, pure_functions: input.pure_functions };
     super::gather_check::check(source, functions, coordinator)?;
     if input.parameters.is_none() && input.statement.parameters > 0 {
@@ -54,6 +55,8 @@ pub(super) fn plan(
         named.takes_all |= Definition::of(&seen.view)?.source.means_unnamed_columns();
     }
     let texts = named.texts(tree, source)?;
+    named.check_row_types(input)?;
+    let row_types = named.row_types(&texts);
     for text in texts.iter().skip(1) {
         views::check(input, &text.source, functions, coordinator)?;
     }
@@ -73,8 +76,10 @@ pub(super) fn plan(
     let tables: Vec<Box<str>> = named.relations.keys().cloned().collect();
     let identifiers: BTreeSet<String> = texts.iter().flat_map(|text| text.source.identifiers()).collect();
     let has_group_by = texts.iter().any(|text| text.source.has_group_by());
+    let takes_all =
+        |table: &str, use_: &Use| named.takes_all || use_.takes_all || row_types.iter().any(|name| **name == *table);
     let is_shipped = |table: &str, column: &str| {
-        let takes_all = named.takes_all || named.relations.get(table).is_some_and(|(_, use_)| use_.takes_all);
+        let takes_all = named.relations.get(table).is_some_and(|(_, use_)| takes_all(table, use_));
         takes_all || identifiers.contains(column)
     };
     let all: Vec<usize> = (0..input.database.shards.len()).collect();
@@ -90,8 +95,7 @@ pub(super) fn plan(
                 all.clone()
             }
         };
-        let columns =
-            if named.takes_all || use_.takes_all { Columns::All } else { Columns::Named(identifiers.clone()) };
+        let columns = if takes_all(&relation.name, use_) { Columns::All } else { Columns::Named(identifiers.clone()) };
         let (indexes, filter) = (indexes.get(&relation.name), filters.get(&relation.name));
         let mut shipment = shipping.shipment(relation, &columns, from, has_group_by, indexes, filter)?;
         shipment.is_of_views = !use_.texts.contains(&0);
@@ -121,6 +125,8 @@ struct Use {
     takes_all: bool,
     /// Which texts name it: 0 is the statement's, the others are those of views.
     texts: BTreeSet<usize>,
+    /// How often it is read from by name.
+    count: usize,
 }
 
 /// Relations that a statement names.
@@ -160,6 +166,38 @@ impl Named {
         let tables = self.relations.values().map(|(relation, _)| relation);
         let mut known = tables.chain(self.views.iter().map(|seen| &seen.view));
         known.any(|known| known.name == relation.name && known.oid != relation.oid)
+    }
+
+    /// Relations whose names may also stand for the types of their rows (`null::orders`): what is shipped is such a type, too.
+    fn row_types(&self, texts: &[Text<'_>]) -> BTreeSet<Box<str>> {
+        let is_more = |(name, (_, use_)): &(&Box<str>, &(Arc<Relation>, Use))| {
+            texts.iter().map(|text| text.source.count_of(name)).sum::<usize>() > use_.count
+        };
+        self.relations.iter().filter(is_more).map(|(name, _)| name.clone()).collect()
+    }
+
+    /// Refuses the type of a relation's rows where the relation is not shipped: the coordinator has none, or another.
+    fn check_row_types(&self, input: &Input<'_>) -> Result<(), Refusal> {
+        let is_unknown = |cast: &&crate::sql::facts::Name| {
+            let found = match &cast.schema {
+                Some(schema) => input.catalog.relation(schema, &cast.name),
+                None => input.catalog.resolve(input.search_path, &cast.name),
+            };
+            let is_here = |relation: &Arc<Relation>| {
+                self.relations.contains_key(&relation.name)
+                    || self.views.iter().any(|seen| seen.view.oid == relation.oid)
+                    || matches!(relation.kind, RelationKind::Sequence | RelationKind::Other)
+            };
+            found.is_some_and(|relation| !is_here(relation))
+        };
+        match input.statement.casts.iter().find(is_unknown) {
+            Some(cast) => Err(refuse(
+                "cast",
+                format!("the type of a row of \"{}\", which the statement does not read", cast.name),
+                "leave it out, or tie the statement to one shard key",
+            )),
+            None => Ok(()),
+        }
     }
 
     /// The statement, and the views' queries.
@@ -303,6 +341,7 @@ impl Reader<'_> {
         let entry = || (Arc::clone(relation), Use::default());
         let (_, use_) = self.named.relations.entry(relation.name.clone()).or_insert_with(entry);
         use_.texts.insert(self.text);
+        use_.count += 1;
         Ok(Some(relation.name.clone()))
     }
 

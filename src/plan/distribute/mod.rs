@@ -184,6 +184,7 @@ fn planned(
                     "sort and group by plain types",
                 ));
             }
+            check_settings(source)?;
             streamed(input, query, block.as_ref(), analysis, findings.one_shard, source, functions)
         }
     }
@@ -202,6 +203,16 @@ fn check_names(input: &Input<'_>, source: &Source<'_>) -> Result<(), Refusal> {
             message,
             "ask for it in a statement that names no sharded or reference table",
         ));
+    }
+    Ok(())
+}
+
+/// Refuses to tell of a setting that statements over several shards have another value of: they are read in READ ONLY transactions.
+fn check_settings(source: &Source<'_>) -> Result<(), Refusal> {
+    const OWN: &str = "transaction_read_only";
+    if source.names_setting(OWN) {
+        let message = format!("{OWN} is not told by a statement over several shards");
+        return Err(refuse("server-function", message, format!("use SHOW {OWN}")));
     }
     Ok(())
 }

@@ -448,6 +448,19 @@ impl<'a> Source<'a> {
         })
     }
 
+    /// Whether a constant is the name of that setting, which `current_setting` may be asked for.
+    pub(super) fn names_setting(&self, setting: &str) -> bool {
+        let value = |token: &Token| literal::string(*token, self.text.as_bytes());
+        self.tokens.iter().filter_map(value).any(|value| value.eq_ignore_ascii_case(setting))
+    }
+
+    /// How often that name stands where it qualifies no other.
+    pub(super) fn count_of(&self, name: &str) -> usize {
+        (0..self.len())
+            .filter(|&at| !self.is_punctuation(at + 1, b'.') && self.name_at(at).is_some_and(|it| it == name))
+            .count()
+    }
+
     /// Every identifier, keywords included.
     pub(super) fn identifiers(&self) -> BTreeSet<String> {
         (0..self.len()).filter_map(|at| self.name_at(at)).collect()

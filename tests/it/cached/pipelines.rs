@@ -120,3 +120,51 @@ async fn an_error_before_it_is_told_first() {
     assert_eq!(told, ["12TEZ", "12TDCZ", "CZ", "12TEZ", "EZ", "CZ"]);
     assert_eq!(sum(&answers[1]), "55");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_error_of_one_pipeline_is_not_that_of_the_next_one_that_is_flushed() {
+    let stage = Stage::set(SCENE, &[]).await;
+    let mut wire = stage.wire().await;
+    for before in ["release s", "select 1 / 0", "select pg_sleep(0.05), 1 / 0"] {
+        let answers = at_once(&mut wire, 3, |out| {
+            writer::query(out, before.as_bytes());
+            for value in [1, 2] {
+                writer::parse(out, b"", format!("insert into u values ({value})").as_bytes(), &[]);
+                writer::flush(out);
+                bind(out, "", "", &[], 0);
+                writer::execute(out, b"", 0);
+                writer::sync(out);
+            }
+        })
+        .await;
+        let told: Vec<String> = answers.iter().map(|answer| tags(answer)).collect();
+        assert!(told[0].ends_with("EZ"), "{before}: {told:?}");
+        assert_eq!(told[1..], ["12CZ", "12CZ"], "{before}");
+    }
+    let answer = at_once(&mut wire, 1, |out| writer::query(out, b"select count(*) from u")).await;
+    assert_eq!(sum(&answer[0]), "6");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_error_of_what_was_flushed_skips_up_to_its_sync() {
+    let stage = Stage::set(SCENE, &[]).await;
+    let mut wire = stage.wire().await;
+    let answers = at_once(&mut wire, 3, |out| {
+        writer::query(out, b"select 1");
+        writer::parse(out, b"", b"insert into nowhere values (1)", &[]);
+        writer::flush(out);
+        run_insert(out);
+        writer::sync(out);
+        run_insert(out);
+        writer::sync(out);
+    })
+    .await;
+    let told: Vec<String> = answers.iter().map(|answer| tags(answer)).collect();
+    assert_eq!(told, ["TDCZ", "EZ", "12CZ"]);
+}
+
+fn run_insert(out: &mut BytesMut) {
+    writer::parse(out, b"", b"insert into u values (7)", &[]);
+    bind(out, "", "", &[], 0);
+    writer::execute(out, b"", 0);
+}

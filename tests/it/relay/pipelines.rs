@@ -1,9 +1,10 @@
 //! Messages sent ahead of their answers: what pgherd believes at the time of asking may be wrong by the time of the answer.
 
+use bytes::BytesMut;
 use pgherd::wire::writer;
 
 use super::proxy::Proxy;
-use crate::harness::wire::{bind, rows, tags};
+use crate::harness::wire::{Message, bind, rows, tags};
 
 /// What a session asked for before its DISCARD ALL has changed the server, whoever answers the DISCARD ALL.
 #[tokio::test]
@@ -105,6 +106,102 @@ async fn a_pipeline_without_its_sync_is_undone() {
         drop(client);
         let mut other = proxy.wire().await;
         assert_eq!(rows(&other.query("select count(*) from t").await), [[Some("0".to_owned())]]);
+    }
+    proxy.examine().await;
+}
+
+/// Parse, Bind and Execute of a statement.
+fn run(out: &mut BytesMut, name: &str, text: &str) {
+    writer::parse(out, name.as_bytes(), text.as_bytes(), &[]);
+    bind(out, "", name, &[], 0);
+    writer::execute(out, b"", 0);
+}
+
+#[tokio::test]
+async fn a_statement_that_the_server_has_is_prepared_anywhere_in_a_pipeline() {
+    let proxy = Proxy::start("max_connections = 1").await;
+    for _ in 0..3 {
+        let mut client = proxy.wire().await;
+        client
+            .say(|out| {
+                run(out, "", "select 1");
+                run(out, "k", "select 2");
+                writer::parse(out, b"", b"select 3", &[]);
+                writer::parse(out, b"l", b"select 4", &[]);
+                writer::sync(out);
+            })
+            .await;
+        assert_eq!(tags(&client.until_ready().await), "12DC12DC11Z");
+        client
+            .say(|out| {
+                bind(out, "", "l", &[], 0);
+                writer::execute(out, b"", 0);
+                writer::sync(out);
+            })
+            .await;
+        assert_eq!(rows(&client.until_ready().await), [[Some("4".to_owned())]]);
+    }
+    proxy.examine().await;
+}
+
+#[tokio::test]
+async fn a_statement_whose_parse_was_skipped_does_not_run() {
+    let proxy = Proxy::start("max_connections = 1").await;
+    proxy.database.execute("create table t (a int)").await;
+    const INSERT: &str = "insert into t values (1)";
+    // The server has it, by somebody else.
+    let mut other = proxy.wire().await;
+    other
+        .say(|out| {
+            writer::parse(out, b"mine", INSERT.as_bytes(), &[]);
+            writer::sync(out)
+        })
+        .await;
+    assert_eq!(tags(&other.until_ready().await), "1Z");
+    for name in ["s", ""] {
+        let mut client = proxy.wire().await;
+        client
+            .say(|out| {
+                writer::execute(out, b"nowhere", 0);
+                writer::parse(out, name.as_bytes(), INSERT.as_bytes(), &[]);
+                writer::sync(out);
+                bind(out, "", name, &[], 0);
+                writer::execute(out, b"", 0);
+                writer::sync(out);
+                writer::describe(out, b'S', name.as_bytes());
+                writer::sync(out);
+            })
+            .await;
+        let answers = [client.until_ready().await, client.until_ready().await, client.until_ready().await];
+        let code = |answer: &[Message]| answer.first().and_then(|message| message.field(b'C'));
+        let codes: Vec<_> = answers.iter().map(|answer| (tags(answer), code(answer))).collect();
+        let said = |code: &str| ("EZ".to_owned(), Some(code.to_owned()));
+        assert_eq!(codes, [said("34000"), said("26000"), said("26000")], "{name:?}");
+    }
+    let mut client = proxy.wire().await;
+    assert_eq!(rows(&client.query("select count(*) from t").await), [[Some("0".to_owned())]]);
+    proxy.examine().await;
+}
+
+#[tokio::test]
+async fn a_parse_shows_what_a_suspended_portal_has_written() {
+    let proxy = Proxy::start("max_connections = 1").await;
+    proxy.database.execute("create table t (a int); insert into t values (1), (2)").await;
+    for round in 0..3 {
+        let mut client = proxy.wire().await;
+        client
+            .say(|out| {
+                let update = format!("update t set a = a + 10 where a % 10 > 0 returning {round}");
+                writer::parse(out, b"", update.as_bytes(), &[]);
+                bind(out, "p", "", &[], 0);
+                writer::execute(out, b"p", 1);
+                run(out, "k", "select sum(a) from t");
+                writer::sync(out);
+            })
+            .await;
+        let answer = client.until_ready().await;
+        assert_eq!(tags(&answer), "12Ds12DCZ");
+        assert_eq!(rows(&answer)[1], [Some((3 + 20 * (round + 1)).to_string())]);
     }
     proxy.examine().await;
 }

@@ -287,6 +287,9 @@ async fn shadowed_and_qualified_names_mean_what_they_mean_on_one_server() {
         "select region, id, count(*) over (partition by region) from sales where (region, qty) in (select sku, n from lines union select region, qty from sales) order by id",
         "values (1, (select count(*) from sales)), (2, (select max(n) from lines))",
         "select exists (select from sales), (select string_agg(code, ',' order by code) from countries)",
+        "select json_populate_record(null::sales, '{\"id\":3}')::text, percentile_disc(0.5) within group (order by id) from sales",
+        "select r.qty, string_agg(s.region, ',' order by s.id) from sales s, jsonb_populate_recordset(null::public.sales, '[{\"qty\":3}]') r group by 1",
+        "select array_length('{}'::sales[], 1), string_agg(region, ',' order by id) from sales",
     ] {
         for manner in MANNERS {
             let wanted = ask(&mut oracle, manner, text).await;
@@ -304,6 +307,60 @@ async fn shadowed_and_qualified_names_mean_what_they_mean_on_one_server() {
                 "{text} {manner:?}:\n{given:?}\n{wanted:?}"
             );
         }
+    }
+    is_well(&herd, &mut client).await;
+}
+
+#[tokio::test]
+async fn a_row_type_of_what_is_not_read_is_refused_and_so_is_the_mode_that_only_the_shards_are_in() {
+    let herd = Herd::start(2, false).await;
+    let mut client = herd.client().await;
+    for text in [
+        "select json_populate_record(null::lines, '{}')::text, percentile_disc(0.5) within group (order by id) from sales",
+        "select current_setting('transaction_read_only'), count(*) from sales group by 1",
+        "select current_setting('Transaction_Read_Only'), percentile_disc(0.5) within group (order by id) from sales",
+    ] {
+        for manner in MANNERS {
+            assert_eq!(ask(&mut client, manner, text).await.code(), Some("0A000"), "{text}");
+        }
+    }
+    is_well(&herd, &mut client).await;
+}
+
+#[tokio::test]
+async fn of_equal_values_that_differ_every_row_sees_the_same() {
+    let herd = Herd::start(2, false).await;
+    for (at, database) in herd.shards.iter().chain([&herd.whole]).enumerate() {
+        let rates = if at == 0 { "(1.0), (1.00)" } else { "(1.00), (1.0)" };
+        let rows =
+            format!("insert into countries (code, rate) select 'r' || rate, rate from (values {rates}) v (rate)");
+        database.execute(&format!("alter table countries add rate numeric; {rows}")).await;
+    }
+    let mut client = herd.client().await;
+    let all = ask(&mut client, Manner::Text, "select count(*) from sales").await.rows;
+    let none = vec![vec![Some(b"0".to_vec())]];
+    harness::eventually(DEADLINE, "the column is known", async || {
+        ask(&mut herd.client().await, Manner::Text, "select count(rate) from countries, sales where sales.id < 0")
+            .await
+            .error
+            .is_none()
+    })
+    .await;
+    for condition in [
+        "(select max(rate)::text from countries) = '1.00'",
+        "'1.0' in (select rate::text from (select distinct rate from countries) q)",
+        "(select rate::text from countries where rate is not null group by rate) = '1.00'",
+        "'1.0' in (select q.r::text from (select rate r from countries union select rate from countries) q)",
+    ] {
+        let answer = ask(&mut client, Manner::Text, &format!("select count(*) from sales where {condition}")).await;
+        assert!(answer.rows == all || answer.rows == none, "{condition}: {answer:?}");
+    }
+    for write in [
+        "update countries set title = (select max(rate)::text from countries)",
+        "insert into countries (code, rate) select distinct 'x', rate from countries",
+        "update sales set label = 'x' where (select max(rate)::text from countries) = '1.00'",
+    ] {
+        assert_eq!(ask(&mut client, Manner::Text, write).await.code(), Some("0A000"), "{write}");
     }
     is_well(&herd, &mut client).await;
 }
