@@ -28,8 +28,8 @@ const IMBALANCE: f64 = 0.30;
 const QUIET: f64 = 0.50;
 /// Rounds that it must be quiet before one less does it.
 const QUIET_ROUNDS: u32 = 20;
-/// Processors' worth of idle time from which the machine counts as having some left.
-const SPARE: f64 = 0.15;
+/// Processors' worth of idle time from which the machine counts as having some left: less comes back as sleeping and waking.
+const SPARE: f64 = 0.5;
 /// Of so many processors, one is taken even from a machine that has nothing left.
 const FAIR_SHARE: usize = 4;
 

@@ -41,6 +41,27 @@ pub const RESULT_SETTINGS: [&str; 29] = [
     "xmloption",
 ];
 
+/// Of these, those that decide what rows say, and which names are found.
+pub const ANSWERING_SETTINGS: [&str; 17] = [
+    "array_nulls",
+    "bytea_output",
+    "datestyle",
+    "default_text_search_config",
+    "extra_float_digits",
+    "intervalstyle",
+    "lc_monetary",
+    "lc_numeric",
+    "lc_time",
+    "row_security",
+    "search_path",
+    "session_replication_role",
+    "standard_conforming_strings",
+    "timezone",
+    "transform_null_equals",
+    "xmlbinary",
+    "xmloption",
+];
+
 /// Reads what a fresh login has; one round trip.
 ///
 /// # Errors

@@ -208,8 +208,8 @@ pub(super) fn in_transaction(input: &Input<'_>, plan: Plan) -> Plan {
         Transaction::Outside | Transaction::VirginReadCommitted | Transaction::Failed => plan,
         Transaction::Written => Plan::Refuse(refusal(
             "own-writes",
-            "a statement over several shards in a transaction that has written".into(),
-            "Commit first, or tie the statement to one shard key.",
+            "a statement over several shards in a transaction that has written, or set something".into(),
+            "Commit first, send SET before BEGIN, or tie the statement to one shard key.",
         )),
         Transaction::Isolated => Plan::Refuse(refusal(
             "isolation",
@@ -319,6 +319,11 @@ fn place(input: &Input<'_>, name: &Name) -> Result<Place, Refusal> {
             "ambiguous-name",
             format!("{} is a table of the shards, and there is one of that name on the primary", names::display(name)),
             "Write the table's schema, or drop the one on the primary.",
+        )),
+        (true, false) if is_hidden_elsewhere(input, name) => Err(refusal(
+            "ambiguous-name",
+            format!("{} is also a relation of a schema that only the shards have", names::display(name)),
+            "Write the table's schema, or create that schema on the primary as well.",
         )),
         (true, false) => Ok(Place::Shards),
         (false, true) => Ok(Place::Primary),

@@ -182,7 +182,9 @@ impl Session {
     }
 
     pub(super) async fn lease_leg(&mut self, target: Target) -> Result<LeasedLeg, Error> {
-        let mut lease = self.wait_for_lease(&self.pool(target)).await?;
+        let pool = self.pool(target);
+        let mut lease = self.wait_for_lease(&pool).await?;
+        self.check_defaults(target, &pool)?;
         crate::backend::reset::apply(lease.server(), &self.settings.current).await?;
         let server = lease.server();
         server.unnamed = None;

@@ -439,6 +439,12 @@ impl Session {
 
     /// Handles a unit that pgherd answers itself.
     async fn answer_unit(&mut self, unit: &[Frame], way: Way) -> Result<(), Error> {
+        if describes_another(unit) {
+            return Err(Error::refused(
+                "a portal is described in front of one over several shards, or from the cache, that is executed",
+            )
+            .hint("Send Sync between the two, or describe the statement."));
+        }
         let mut way = Some(way);
         let mut described = false;
         // What a server says to the client's own Parse and Bind is told as it says it: either may be what fails.
@@ -554,6 +560,20 @@ fn executes_again(behind: &[Frame]) -> bool {
         _ => false,
     });
     next.is_some_and(|frame| frame.tag() != b'B')
+}
+
+/// Whether a portal is described that is not the one which the unit executes, or not any more.
+fn describes_another(unit: &[Frame]) -> bool {
+    let Some(executed) = unit.last().filter(|frame| frame.tag() == b'E') else { return false };
+    let Ok(executed) = frontend::execute(executed.body()).map(|execute| execute.portal) else { return false };
+    let binds = |frame: &Frame| {
+        frame.tag() == b'B' && frontend::bind_names(frame.body()).is_some_and(|(portal, _)| portal == executed)
+    };
+    let bound_at = unit.iter().rposition(binds).unwrap_or(0);
+    unit.iter().enumerate().filter(|(_, frame)| frame.tag() == b'D').any(|(at, frame)| {
+        let portal = frontend::target(frame.body()).ok().filter(|target| target.is_portal);
+        portal.is_some_and(|portal| portal.name != executed || at < bound_at)
+    })
 }
 
 /// The statement that a Bind or a Describe names.

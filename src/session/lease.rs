@@ -11,8 +11,8 @@ use tokio::time::Instant;
 use super::context::Target;
 use super::{Attached, Session};
 use crate::backend::expect::Expect;
-use crate::backend::pool::{Lease, Pool};
-use crate::backend::reset;
+use crate::backend::pool::{Baseline, Lease, Pool};
+use crate::backend::reset::{self, ANSWERING_SETTINGS};
 use crate::backend::scan::Seen;
 use crate::backend::server::ServerConn;
 use crate::config::model::PoolMode;
@@ -72,10 +72,42 @@ impl Session {
         loop {
             let mut lease = self.wait_for_lease(&pool).await?;
             self.listed.holds(lease.lent_to(self.listed.id(), self.since.into_std()));
+            self.check_defaults(target, &pool)?;
             if self.fits(lease.server()) || Box::pin(self.fit(lease.server())).await? {
                 return Ok(lease);
             }
         }
+    }
+
+    /// Whether a shard or the coordinator gives a login the settings that the primary gives, but for those that the session has set itself.
+    ///
+    /// # Errors
+    /// It does not: the client would be told of one value and be given answers under another.
+    pub(super) fn check_defaults(&mut self, target: Target, pool: &Pool) -> Result<(), Error> {
+        if !matches!(target, Target::Shard(_) | Target::Coordinator) {
+            return Ok(());
+        }
+        let (Some(ours), Some(theirs)) = (self.primary.baseline(), pool.baseline()) else { return Ok(()) };
+        let is_known =
+            |(one, other): &(Arc<Baseline>, Arc<Baseline>)| Arc::ptr_eq(one, &ours) && Arc::ptr_eq(other, &theirs);
+        if self.agreed.as_ref().is_some_and(is_known) {
+            return Ok(());
+        }
+        if ours.settings != theirs.settings {
+            let is_other =
+                |name: &&&str| ours.setting(name) != theirs.setting(name) && self.settings.current.get(name).is_none();
+            if let Some(name) = ANSWERING_SETTINGS.iter().find(is_other) {
+                let value = |of: &Baseline| of.setting(name).unwrap_or("nothing").to_owned();
+                let (ours, theirs) = (value(&ours), value(&theirs));
+                return Err(Error::refused(format!(
+                    "{name} is \"{theirs}\" at login on {}, and \"{ours}\" on the primary", pool.address()
+                ))
+                .hint(format!("Give it the same value on every server (ALTER DATABASE, ALTER ROLE, postgresql.conf), or SET {name}.")));
+            }
+            return Ok(());
+        }
+        self.agreed = Some((ours, theirs));
+        Ok(())
     }
 
     /// Whether a server connection is in this session's state as it stands. Equal settings are the same ones, as a rule: see

@@ -27,6 +27,7 @@ mod legs;
 mod listen;
 mod meaning;
 mod memo;
+mod mistyped;
 mod named;
 pub mod pin;
 mod pinned;
@@ -57,7 +58,7 @@ use tokio::time::Instant;
 
 use crate::backend::alarm::Alarm;
 use crate::backend::expect::{Expect, LearnedTypes};
-use crate::backend::pool::{Lease, Pool};
+use crate::backend::pool::{Baseline, Lease, Pool};
 use crate::backend::scan::Seen;
 use crate::backend::settings::SharedSettings;
 use crate::backend::statements::Identity;
@@ -217,6 +218,8 @@ pub struct Session {
     hidden_sync: bool,
     /// The next Sync was sent while COPY data was awaited.
     ignores_sync: bool,
+    /// The logins' settings of the primary and of another server that were found to be the same.
+    agreed: Option<(Arc<Baseline>, Arc<Baseline>)>,
     /// A BEGIN that no server knows of yet, and the savepoints behind it; empty where there is none.
     lazy_begin: Vec<Bytes>,
     /// The transaction's other servers, and what one that joins is told, in a database with shards.
@@ -297,6 +300,7 @@ impl Session {
             only_statements: true,
             hidden_sync: false,
             ignores_sync: false,
+            agreed: None,
             lazy_begin: Vec::new(),
             span: None,
             isolated: false,

@@ -243,7 +243,10 @@ impl Session {
             Plan::InsertSelect(plan) => self.way_of_fan_out(Way::InsertSelect(plan)),
             Plan::Local(Local::Empty) => Ok(Way::Empty),
             Plan::Local(Local::ExplainRoute(inner)) => self.explain(execution, &inner).await.map(Way::Explain),
-            Plan::Refuse(refusal) => Err(self.refused(refusal)),
+            Plan::Refuse(refusal) => match Box::pin(self.is_mistyped(execution, &refusal)).await {
+                true => Ok(Way::Relay(Target::Primary)),
+                false => Err(self.refused(refusal)),
+            },
         }
     }
 

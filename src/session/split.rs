@@ -165,7 +165,7 @@ impl Session {
     }
 
     /// As many connections as are free, up to that many; in the session's state, each a leg.
-    async fn free_legs(&mut self, most: usize) -> Vec<LeasedLeg> {
+    pub(super) async fn free_legs(&mut self, most: usize) -> Vec<LeasedLeg> {
         let mut legs = Vec::new();
         while legs.len() < most {
             let Some(mut lease) = self.primary.acquire_if_free().await else { break };

@@ -173,29 +173,22 @@ impl<'p> Splitter<'p> {
     fn place(&mut self, bytes: &[u8]) -> Placed {
         let plan = self.plan;
         let Some(body) = self.body(bytes) else { return Placed::Unreadable };
+        if body == b"\\." && (plan.ends_by_mark || matches!(plan.form, Form::Text { .. })) {
+            // What follows is no data.
+            self.is_over = true;
+            self.buf.clear();
+            return Placed::Everywhere;
+        }
         match &plan.form {
-            Form::Csv { delimiter, quote, escape, null } => {
-                if body == b"\\." {
-                    return Placed::Unreadable;
-                }
-                plan.place(|at| {
-                    let (value, is_quoted) = csv_field(body, at, *delimiter, *quote, *escape)?;
-                    Some(Some(value).filter(|value| is_quoted || value != null))
-                })
-            }
-            Form::Text { delimiter, null } => {
-                if body == b"\\." {
-                    // What follows is no data.
-                    self.is_over = true;
-                    self.buf.clear();
-                    return Placed::Everywhere;
-                }
-                plan.place(|at| match text_field(body, at, *delimiter)? {
-                    field if field == null.as_slice() => Some(None),
-                    field if !field.contains(&b'\\') => Some(Some(Cow::Borrowed(field))),
-                    field => Some(Some(Cow::Owned(unescaped(field)?))),
-                })
-            }
+            Form::Csv { delimiter, quote, escape, null } => plan.place(|at| {
+                let (value, is_quoted) = csv_field(body, at, *delimiter, *quote, *escape)?;
+                Some(Some(value).filter(|value| is_quoted || value != null))
+            }),
+            Form::Text { delimiter, null } => plan.place(|at| match text_field(body, at, *delimiter)? {
+                field if field == null.as_slice() => Some(None),
+                field if !field.contains(&b'\\') => Some(Some(Cow::Borrowed(field))),
+                field => Some(Some(Cow::Owned(unescaped(field)?))),
+            }),
             Form::Binary => Placed::Unreadable,
         }
     }

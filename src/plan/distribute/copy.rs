@@ -52,6 +52,8 @@ pub struct CopiedIn {
     pub form: Form,
     /// The first line is no row, and every shard gets it.
     pub has_header: bool,
+    /// A line `\.` ends the data in CSV too, as it does before PostgreSQL 18; psql of those versions sends one.
+    pub ends_by_mark: bool,
     /// How many shards there are.
     pub shards: usize,
     /// Writes under that name come in the same order on all shards.
@@ -170,6 +172,7 @@ pub fn copy_in(input: &Input<'_>) -> Result<Arc<CopiedIn>, Refusal> {
         fields,
         form,
         has_header,
+        ends_by_mark: input.catalog.server_version < 180_000,
         shards: input.database.shards.len(),
         serial: is_reference.then(|| format!("{}.{}", relation.schema, relation.name).into()),
         reason: Reason { code: "copy", text: "each row goes to the shard that it belongs to".into() },

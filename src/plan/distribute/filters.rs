@@ -6,7 +6,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
-use sqlparser::ast::{BinaryOperator, Expr, JoinConstraint, Select, SetExpr, Statement, TableFactor, Visit, Visitor};
+use sqlparser::ast::{
+    BinaryOperator, Expr, Function, FunctionArg, FunctionArgExpr, FunctionArguments, JoinConstraint, Select, SetExpr,
+    Statement, TableFactor, Visit, Visitor,
+};
 
 use super::block::{self, Side};
 use super::check::check;
@@ -275,6 +278,16 @@ impl Names {
     }
 }
 
+/// Whether a function is given `*` or `t.*`: columns that are not named.
+fn takes_rows(function: &Function) -> bool {
+    let FunctionArguments::List(list) = &function.args else { return false };
+    list.args.iter().any(|argument| match argument {
+        FunctionArg::Unnamed(arg) | FunctionArg::Named { arg, .. } | FunctionArg::ExprNamed { arg, .. } => {
+            !matches!(arg, FunctionArgExpr::Expr(_))
+        }
+    })
+}
+
 /// Where the first column of an expression stands.
 struct First(Option<usize>);
 
@@ -309,7 +322,12 @@ impl Visitor for Names {
                 [alias, name] => self.columns.push((Some(alias.value.clone()), name.value.clone())),
                 _ => self.is_plain = false,
             },
-            Expr::CompoundFieldAccess { .. } | Expr::Subquery(_) | Expr::Exists { .. } => self.is_plain = false,
+            Expr::CompoundFieldAccess { .. }
+            | Expr::Subquery(_)
+            | Expr::Exists { .. }
+            | Expr::Wildcard(_)
+            | Expr::QualifiedWildcard(..) => self.is_plain = false,
+            Expr::Function(function) => self.is_plain &= !takes_rows(function),
             _ => {}
         }
         ControlFlow::Continue(())

@@ -126,6 +126,23 @@ async fn errors_are_postgresqls_and_come_once() {
 }
 
 #[tokio::test]
+async fn a_mistyped_statement_is_told_as_postgresql_tells_it() {
+    let herd = Herd::start(2, false).await;
+    let (mut oracle, mut client) = (herd.oracle().await, herd.client().await);
+    for text in ["select * form sales", "update sales st qty = 1", "selec * from sales", "delete sales where id = 1"] {
+        for manner in MANNERS {
+            let wanted = ask(&mut oracle, manner, text).await;
+            assert_eq!(wanted.code(), Some("42601"), "{text}");
+            assert_eq!(ask(&mut client, manner, text).await, wanted, "{text}");
+        }
+    }
+    // What only pgherd cannot read is refused as before.
+    let unread = "select id from sales where qty between symmetric 3 and 1";
+    assert_eq!(ask(&mut client, Manner::Text, unread).await.code(), Some("0A000"));
+    is_well(&herd, &mut client).await;
+}
+
+#[tokio::test]
 async fn a_condition_fails_only_where_postgresql_would_have_judged_it() {
     let herd = Herd::start(2, false).await;
     let mut client = herd.client().await;
@@ -289,6 +306,9 @@ async fn shadowed_and_qualified_names_mean_what_they_mean_on_one_server() {
         "select exists (select from sales), (select string_agg(code, ',' order by code) from countries)",
         "select json_populate_record(null::sales, '{\"id\":3}')::text, percentile_disc(0.5) within group (order by id) from sales",
         "select r.qty, string_agg(s.region, ',' order by s.id) from sales s, jsonb_populate_recordset(null::public.sales, '[{\"qty\":3}]') r group by 1",
+        "select a.id, b.id from sales a, sales b where a.id > 80 and b.id = a.id - 78 and concat(b.*, b.id) like '%1%' order by 1, 2",
+        "select a.id from sales a, sales b where a.id > 80 and b.id = a.id - 78 and to_jsonb(b.*) ->> 'region' = 'north' order by 1",
+        "select count(*) from sales s where exists (select from lines l where l.n < num_nonnulls(s.*) and l.sale_id <> s.id)",
         "select array_length('{}'::sales[], 1), string_agg(region, ',' order by id) from sales",
     ] {
         for manner in MANNERS {
