@@ -11,3 +11,4 @@ mod random;
 mod recovery;
 mod several;
 mod stage;
+mod types;
