@@ -34,7 +34,7 @@ struct Rows {
 }
 
 /// Why there are none.
-enum Unread {
+pub(super) enum Unread {
     /// A server's ErrorResponse.
     Server(Bytes),
     /// pgherd's own error.
@@ -51,10 +51,11 @@ impl Session {
         described: bool,
         plan: &Arc<InsertSelect>,
     ) -> Result<Result<(), Bytes>, Error> {
+        self.check_transaction()?;
         let mut types = Vec::new();
         // Mistakes are told before anything is read, and in the client's own text, where a shard has all that it names.
         if !plan.is_on_primary() {
-            types = match self.described_by_shard(execution.text, execution.types).await? {
+            types = match self.described(execution.text, execution.types).await? {
                 Ok(whole) => whole.types,
                 Err(message) => {
                     self.tell_as_far(execution, 0);
@@ -113,13 +114,28 @@ impl Session {
         described
     }
 
+    /// The same, within a transaction that has written by its own connection: others may not see what it has made, or wait for it.
+    async fn described(&mut self, sql: &[u8], types: &[u32]) -> Result<Result<Described, Bytes>, Error> {
+        if !self.reads_within() {
+            return self.described_by_shard(sql, types).await;
+        }
+        let server = self.own_shard(0).await?;
+        server.take_over();
+        let described = insert_select::describe(server, sql, types).await;
+        match described.is_ok() {
+            true => server.hand_back(),
+            false => server.mark_broken(),
+        }
+        described
+    }
+
     /// Reads the query's rows.
     async fn rows_of_query(
         &mut self,
         execution: &Execution<'_>,
         plan: &InsertSelect,
     ) -> Result<Result<Rows, Bytes>, Error> {
-        let described = match self.described_by_shard(plan.query.as_bytes(), execution.types).await? {
+        let described = match self.described(plan.query.as_bytes(), execution.types).await? {
             Ok(described) => described,
             Err(message) => return Ok(Err(without_position(message))),
         };
@@ -144,6 +160,8 @@ impl Session {
         let formats: Vec<i16> = carriers.iter().map(Carrier::format).collect();
         let rows = match &plan.answered {
             Answered::Streamed(streamed) => match self.streamed_rows(execution, streamed, &formats).await {
+                // The coordinator does not see what the transaction has written.
+                Err(Unread::Unmergeable(error)) if self.reads_within() => return Err(error),
                 Err(Unread::Unmergeable(error)) => match self.gathered_instead(execution).await? {
                     Some(gathered) => self.gathered_rows(execution, plan, &gathered, &formats).await,
                     None => return Err(error),
@@ -196,6 +214,9 @@ impl Session {
         streamed: &Arc<Streamed>,
         formats: &[i16],
     ) -> Result<Vec<Bytes>, Unread> {
+        if self.reads_within() {
+            return self.rows_within(execution, streamed, formats).await;
+        }
         let mut legs = self.legs_of(&streamed.shards).await.map_err(Unread::Own)?;
         let work = CancellationToken::new();
         self.cancel.slot.aim_at_work(work.clone());
@@ -207,21 +228,7 @@ impl Session {
                 return Err(Unread::Own(error));
             }
         };
-        let (parameter_formats, values) = parameters(execution);
-        let run = fanout::Run {
-            plan: streamed,
-            types: execution.types,
-            parameter_formats,
-            values,
-            formats: ResultFormats { codes: formats, extra_float_digits: self.extra_float_digits() },
-            describe: false,
-            max_rows: None,
-            unanswered: b"",
-            standard_conforming_strings: self.conforming_strings(),
-            memory_bytes: self.db.fanout.memory_bytes,
-            max_parallel: self.db.fanout.max_parallel,
-            drain_timeout: DRAIN_TIMEOUT,
-        };
+        let run = self.run_of(execution, streamed, formats);
         let mut sink = Collected::new(&mut self.client, self.db.fanout.memory_bytes);
         let mut timed_out = false;
         let outcome = {
@@ -239,6 +246,30 @@ impl Session {
         self.cancel.slot.work_is_over();
         release(legs, &outcome.broken);
         collected(result, timed_out)
+    }
+
+    /// How a query that pgherd merges is run.
+    pub(super) fn run_of<'r>(
+        &self,
+        execution: &'r Execution<'_>,
+        streamed: &'r Streamed,
+        formats: &'r [i16],
+    ) -> fanout::Run<'r> {
+        let (parameter_formats, values) = parameters(execution);
+        fanout::Run {
+            plan: streamed,
+            types: execution.types,
+            parameter_formats,
+            values,
+            formats: ResultFormats { codes: formats, extra_float_digits: self.extra_float_digits() },
+            describe: false,
+            max_rows: None,
+            unanswered: b"",
+            standard_conforming_strings: self.conforming_strings(),
+            memory_bytes: self.db.fanout.memory_bytes,
+            max_parallel: self.db.fanout.max_parallel,
+            drain_timeout: DRAIN_TIMEOUT,
+        }
     }
 
     async fn gathered_rows(
@@ -330,14 +361,19 @@ impl Session {
             memory_bytes: self.db.fanout.memory_bytes,
             holds: scatter::RETURNING,
         };
-        let mut leg = self.lease_leg(Target::Shard(0)).await?;
         let work = CancellationToken::new();
-        let server = vec![leg.attached.lease.server()];
-        let answer =
-            scatter::run(server, std::slice::from_ref(&part), Tally::Sum, &statement, &work, std::future::ready(()))
-                .await;
-        let is_lost = matches!(answer, Err(scatter::Failure::Own(_)));
-        release(vec![leg], if is_lost { &[0] } else { &[] });
+        let parts = std::slice::from_ref(&part);
+        let answer = if self.reads_within() {
+            let server = vec![self.own_shard(0).await?];
+            scatter::run(server, parts, Tally::Sum, &statement, &work, std::future::ready(())).await
+        } else {
+            let mut leg = self.lease_leg(Target::Shard(0)).await?;
+            let server = vec![leg.attached.lease.server()];
+            let answer = scatter::run(server, parts, Tally::Sum, &statement, &work, std::future::ready(())).await;
+            let is_lost = matches!(answer, Err(scatter::Failure::Own(_)));
+            release(vec![leg], if is_lost { &[0] } else { &[] });
+            answer
+        };
         match answer {
             Ok(answer) => Ok(Ok(insert_select::rows_among(&answer.messages))),
             Err(scatter::Failure::Server(message, _)) => Ok(Err(message)),
@@ -350,7 +386,10 @@ pub(super) fn without_position(message: Bytes) -> Bytes {
     coordinator::without_position(&Frame { bytes: message }).bytes
 }
 
-fn collected(result: Result<Result<Vec<Bytes>, Error>, Failure>, timed_out: bool) -> Result<Vec<Bytes>, Unread> {
+pub(super) fn collected(
+    result: Result<Result<Vec<Bytes>, Error>, Failure>,
+    timed_out: bool,
+) -> Result<Vec<Bytes>, Unread> {
     match result {
         Ok(rows) => rows.map_err(Unread::Own),
         // The query is a part of the client's text at most: a place in it means nothing to the client.

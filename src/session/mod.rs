@@ -28,6 +28,7 @@ mod listen;
 mod meaning;
 mod memo;
 mod named;
+mod own_rows;
 pub mod pin;
 mod pinned;
 mod planned;
