@@ -8,6 +8,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::Session;
 use super::context::Target;
+use super::declared::{portable, types_in, values_in};
 use super::explain::parameters;
 use super::fan_out::{DRAIN_TIMEOUT, LeasedLeg, release};
 use super::planned::Execution;
@@ -52,10 +53,10 @@ impl Session {
         plan: &Arc<InsertSelect>,
     ) -> Result<Result<(), Bytes>, Error> {
         self.check_transaction()?;
-        let mut types = Vec::new();
+        let mut told = Vec::new();
         // Mistakes are told before anything is read, and in the client's own text, where a shard has all that it names.
         if !plan.is_on_primary() {
-            types = match self.described(execution.text, execution.types).await? {
+            told = match self.described(execution.text, execution.types).await? {
                 Ok(whole) => whole.types,
                 Err(message) => {
                     self.tell_as_far(execution, 0);
@@ -63,8 +64,9 @@ impl Session {
                 }
             };
         }
+        let types = portable(&told);
         let execution = &Execution { types: &types, ..*execution };
-        let parts = match self.parts_of_insert(execution, plan).await? {
+        let parts = match self.parts_of_insert(execution, &told, plan).await? {
             Ok(parts) => parts,
             Err(message) => {
                 self.tell_as_far(execution, 2);
@@ -88,9 +90,10 @@ impl Session {
     async fn parts_of_insert(
         &mut self,
         execution: &Execution<'_>,
+        told: &[u32],
         plan: &InsertSelect,
     ) -> Result<Result<Vec<Part>, Bytes>, Error> {
-        let rows = match self.rows_of_query(execution, plan).await? {
+        let rows = match self.rows_of_query(execution, told, plan).await? {
             Ok(rows) => rows,
             Err(message) => return Ok(Err(message)),
         };
@@ -99,6 +102,9 @@ impl Session {
             Err(message) => return Ok(Err(message)),
         };
         let first = execution.bind.map_or(0, |(_, bind)| bind.values.len()) + 1;
+        if let Err(message) = self.check_types_of_parts(execution, told, plan, &rows.carriers, first).await? {
+            return Ok(Err(message));
+        }
         insert_select::parts(plan, &rows.carriers, &rows.rows, &keys, first).map(Ok)
     }
 
@@ -115,7 +121,7 @@ impl Session {
     }
 
     /// The same, within a transaction that has written by its own connection: others may not see what it has made, or wait for it.
-    async fn described(&mut self, sql: &[u8], types: &[u32]) -> Result<Result<Described, Bytes>, Error> {
+    pub(super) async fn described(&mut self, sql: &[u8], types: &[u32]) -> Result<Result<Described, Bytes>, Error> {
         if !self.reads_within() {
             return self.described_by_shard(sql, types).await;
         }
@@ -133,12 +139,16 @@ impl Session {
     async fn rows_of_query(
         &mut self,
         execution: &Execution<'_>,
+        told: &[u32],
         plan: &InsertSelect,
     ) -> Result<Result<Rows, Bytes>, Error> {
-        let described = match self.described(plan.query.as_bytes(), execution.types).await? {
+        let types = types_in(&plan.query, execution.types, self.conforming_strings());
+        let execution = &Execution { types: &types, ..*execution };
+        let described = match self.described(plan.query.as_bytes(), &types).await? {
             Ok(described) => described,
             Err(message) => return Ok(Err(without_position(message))),
         };
+        self.check_types_of_query(execution, told, plan, &described.types)?;
         let columns = described.columns.map(|it| it.columns).unwrap_or_default();
         let Some(catalog) = self.db.shard_catalog.as_ref().map(|handle| handle.current()) else {
             return Err(Error::internal("the shards' catalog is gone"));
@@ -285,13 +295,14 @@ impl Session {
         let work = CancellationToken::new();
         self.cancel.slot.aim_at_work(work.clone());
         let (parameter_formats, values) = parameters(execution);
+        let values = values_in(&plan.query, values, self.conforming_strings());
         let fanout = &self.db.fanout;
         let run = coordinator::Run {
             plan: gathered,
             text: plan.query.as_bytes(),
             types: execution.types,
             parameter_formats,
-            values,
+            values: &values,
             result_formats: formats,
             describe: false,
             tells_no_data: false,

@@ -10,6 +10,7 @@ pub mod clients;
 pub mod context;
 mod copy_in;
 mod cursor;
+mod declared;
 mod explain;
 mod express;
 mod extended;

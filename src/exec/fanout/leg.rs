@@ -11,7 +11,7 @@ use super::Run;
 use crate::error::Error;
 use crate::exec::merge::description::{Description, format_of};
 use crate::limits;
-use crate::sql::lexer::{Lexer, TokenKind};
+use crate::sql::parameters;
 use crate::wire::frame::{Frame, Frames, HEADER_LEN};
 use crate::wire::writer;
 
@@ -170,19 +170,8 @@ impl Progress {
 
 /// Parameters that the shards' text still uses: a LIMIT's parameter is a number there already.
 pub(super) fn used(run: &Run<'_>) -> Vec<bool> {
-    let mut used = vec![false; run.values.len()];
-    let text = run.plan.sql.as_bytes();
-    for token in Lexer::new(text, run.standard_conforming_strings).significant() {
-        let number =
-            std::str::from_utf8(token.bytes(text)).ok().and_then(|text| text.strip_prefix('$')?.parse::<usize>().ok());
-        if let Some(used) = number
-            .filter(|_| token.kind == TokenKind::Parameter)
-            .and_then(|number| used.get_mut(number.wrapping_sub(1)))
-        {
-            *used = true;
-        }
-    }
-    used
+    let uses = parameters::uses(run.plan.sql.as_bytes(), run.values.len(), run.standard_conforming_strings);
+    uses.into_iter().map(|uses| uses > 0).collect()
 }
 
 /// Declared types; a parameter that is not used any more is given one, since PostgreSQL could not infer it.
