@@ -6,6 +6,9 @@ use std::sync::Arc;
 /// An object identifier of the server that the snapshot was read from.
 pub type Oid = u32;
 
+/// Objects with smaller oids are PostgreSQL's own, with the same oids on every server.
+pub const FIRST_USER_OID: Oid = 16384;
+
 /// One database's catalog at one moment. Names are as PostgreSQL stores them (folded, unquoted).
 #[derive(Debug, Default, PartialEq)]
 pub struct Catalog {

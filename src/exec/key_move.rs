@@ -13,14 +13,11 @@ use super::insert_select::{Described, MOST_BYTES, arrays, describe, fields};
 use super::merge::description::Description;
 use super::scatter::{Answer, Failure, Said, Statement, each};
 use crate::backend::server::ServerConn;
-use crate::catalog::model::Catalog;
+use crate::catalog::model::{Catalog, FIRST_USER_OID};
 use crate::error::{Error, ErrorKind};
 use crate::plan::distribute::{Carrier, KeyMove, Part, marker};
 use crate::wire::frame::{Body, HEADER_LEN};
 use crate::wire::sqlstate::SqlState;
-
-/// Objects with smaller oids are PostgreSQL's own, with the same oids everywhere.
-const FIRST_USER_OID: u32 = 16384;
 
 /// Whether rows may be deleted and inserted, whether the table is still what the plan was made for, whether nothing may be written.
 const READY: &str = "\

@@ -11,7 +11,7 @@ use crate::backend::server::ServerConn;
 use crate::error::{Error, ErrorKind};
 use crate::exec::merge::description::format_of;
 use crate::plan::distribute::{Part, Tally};
-use crate::sql::lexer::{Lexer, TokenKind};
+use crate::sql::parameters;
 use crate::wire::frame::{Body, Frame};
 use crate::wire::sqlstate::SqlState;
 use crate::wire::writer;
@@ -247,15 +247,8 @@ fn put_formats(out: &mut BytesMut, formats: &[i16]) {
 }
 
 fn used(sql: &str, statement: &Statement<'_>) -> Vec<bool> {
-    let mut used = vec![false; statement.values.len()];
-    for token in Lexer::new(sql.as_bytes(), statement.standard_conforming_strings).significant() {
-        let number = token.bytes(sql.as_bytes()).strip_prefix(b"$").filter(|_| token.kind == TokenKind::Parameter);
-        let number = number.and_then(|digits| std::str::from_utf8(digits).ok()?.parse::<usize>().ok());
-        if let Some(used) = number.and_then(|number| used.get_mut(number.wrapping_sub(1))) {
-            *used = true;
-        }
-    }
-    used
+    let uses = parameters::uses(sql.as_bytes(), statement.values.len(), statement.standard_conforming_strings);
+    uses.into_iter().map(|uses| uses > 0).collect()
 }
 
 /// One answer out of all.

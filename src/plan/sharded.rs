@@ -1,6 +1,8 @@
 //! The gate before the shards: which statements name sharded or reference tables, and which might reach them unseen.
 
-use super::distribute::{self, Distributed, Parameters};
+use std::sync::Arc;
+
+use super::distribute::{self, Answered, Distributed, InsertSelect, Parameters};
 use super::functions::{self, Conduct};
 use super::rules::{Input, Transaction};
 use super::{Plan, Reason, Refusal, names, unnamed, wrapped};
@@ -106,7 +108,7 @@ fn distribute(input: &Input<'_>, statement: &Statement) -> Option<Plan> {
         Ok(Distributed::Streamed(streamed)) => Some(in_transaction(input, Plan::FanOut(streamed))),
         Ok(Distributed::Gathered(gathered)) => Some(in_transaction(input, Plan::Gather(gathered))),
         Ok(Distributed::Scattered(scattered)) => Some(Plan::Scatter(scattered)),
-        Ok(Distributed::InsertSelect(moved)) => Some(in_transaction(input, Plan::InsertSelect(moved))),
+        Ok(Distributed::InsertSelect(moved)) => Some(insert_in_transaction(input, moved)),
         Ok(Distributed::KeyMove(_)) if input.session.in_transaction == Transaction::Isolated => {
             Some(Plan::Refuse(refusal(
                 "isolation",
@@ -128,7 +130,7 @@ fn made_on_primary(input: &Input<'_>, statement: &Statement) -> Option<Plan> {
     let shards = input.shards.filter(|_| input.session.text_is_plain)?;
     let created = distribute::create_on_primary(&for_shards(input, input.text, statement, shards, false));
     match created {
-        Ok(plan) => Some(in_transaction(input, Plan::InsertSelect(plan))),
+        Ok(plan) => Some(insert_in_transaction(input, plan)),
         Err(refusal) if refusal.code == "insert-select" => None,
         Err(refusal) => Some(Plan::Refuse(refusal)),
     }
@@ -152,7 +154,7 @@ fn into_primary(input: &Input<'_>) -> Option<Plan> {
         Err(refusal) => Plan::Refuse(refusal),
         Ok(()) => {
             match distribute::insert_into_primary(&for_shards(input, input.text, statement, shards, false), primary) {
-                Ok(plan) => in_transaction(input, Plan::InsertSelect(plan)),
+                Ok(plan) => insert_in_transaction(input, plan),
                 Err(refusal) => Plan::Refuse(refusal),
             }
         }
@@ -216,6 +218,20 @@ pub(super) fn in_transaction(input: &Input<'_>, plan: Plan) -> Plan {
             "a statement over several shards under REPEATABLE READ or SERIALIZABLE".into(),
             "Use READ COMMITTED, or tie the statement to one shard key.",
         )),
+    }
+}
+
+/// What pgherd merges of an INSERT's query is read by the transaction's own servers where it has written. What goes to the coordinator
+/// takes several statements of each shard, which see one moment only in a transaction of their own.
+fn insert_in_transaction(input: &Input<'_>, moved: Arc<InsertSelect>) -> Plan {
+    match (input.session.in_transaction, &moved.answered) {
+        (Transaction::Written, Answered::Streamed(_)) => Plan::InsertSelect(moved),
+        (Transaction::Written, Answered::Gathered(_)) => Plan::Refuse(refusal(
+            "own-writes",
+            "INSERT of rows that are merged on the coordinator, in a transaction that has written".into(),
+            "Commit first, or let each shard answer the query by itself: EXPLAIN (ROUTE) shows why it does not.",
+        )),
+        _ => in_transaction(input, Plan::InsertSelect(moved)),
     }
 }
 

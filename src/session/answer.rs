@@ -77,6 +77,8 @@ impl Session {
     async fn carry_out(&mut self, execution: &Execution<'_>, described: bool, way: Way) -> Result<Carried, Error> {
         self.has_read_aside |= self.status == TransactionStatus::InTransaction
             && matches!(way, Way::ReadOnly(_) | Way::Fill(..) | Way::Hit(..) | Way::FanOut(_) | Way::Gather(_));
+        let types = Box::pin(self.types_over_servers(execution, &way)).await?;
+        let execution = &Execution { types: types.as_deref().unwrap_or(execution.types), ..*execution };
         match way {
             Way::Relay(_) | Way::Resume | Way::Bind | Way::Describe => {
                 return Err(Error::internal("a relayed statement is not pgherd's to answer"));

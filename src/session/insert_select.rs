@@ -8,6 +8,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::Session;
 use super::context::Target;
+use super::declared::{portable, types_in, values_in};
 use super::explain::parameters;
 use super::fan_out::{DRAIN_TIMEOUT, LeasedLeg, release};
 use super::planned::Execution;
@@ -34,7 +35,7 @@ struct Rows {
 }
 
 /// Why there are none.
-enum Unread {
+pub(super) enum Unread {
     /// A server's ErrorResponse.
     Server(Bytes),
     /// pgherd's own error.
@@ -51,10 +52,11 @@ impl Session {
         described: bool,
         plan: &Arc<InsertSelect>,
     ) -> Result<Result<(), Bytes>, Error> {
-        let mut types = Vec::new();
+        self.check_transaction()?;
+        let mut told = Vec::new();
         // Mistakes are told before anything is read, and in the client's own text, where a shard has all that it names.
         if !plan.is_on_primary() {
-            types = match self.described_by_shard(execution.text, execution.types).await? {
+            told = match self.described(execution.text, execution.types).await? {
                 Ok(whole) => whole.types,
                 Err(message) => {
                     self.tell_as_far(execution, 0);
@@ -62,8 +64,9 @@ impl Session {
                 }
             };
         }
+        let types = portable(&told);
         let execution = &Execution { types: &types, ..*execution };
-        let parts = match self.parts_of_insert(execution, plan).await? {
+        let parts = match self.parts_of_insert(execution, &told, plan).await? {
             Ok(parts) => parts,
             Err(message) => {
                 self.tell_as_far(execution, 2);
@@ -87,9 +90,10 @@ impl Session {
     async fn parts_of_insert(
         &mut self,
         execution: &Execution<'_>,
+        told: &[u32],
         plan: &InsertSelect,
     ) -> Result<Result<Vec<Part>, Bytes>, Error> {
-        let rows = match self.rows_of_query(execution, plan).await? {
+        let rows = match self.rows_of_query(execution, told, plan).await? {
             Ok(rows) => rows,
             Err(message) => return Ok(Err(message)),
         };
@@ -98,6 +102,9 @@ impl Session {
             Err(message) => return Ok(Err(message)),
         };
         let first = execution.bind.map_or(0, |(_, bind)| bind.values.len()) + 1;
+        if let Err(message) = self.check_types_of_parts(execution, told, plan, &rows.carriers, first).await? {
+            return Ok(Err(message));
+        }
         insert_select::parts(plan, &rows.carriers, &rows.rows, &keys, first).map(Ok)
     }
 
@@ -113,16 +120,35 @@ impl Session {
         described
     }
 
+    /// The same, within a transaction that has written by its own connection: others may not see what it has made, or wait for it.
+    pub(super) async fn described(&mut self, sql: &[u8], types: &[u32]) -> Result<Result<Described, Bytes>, Error> {
+        if !self.reads_within() {
+            return self.described_by_shard(sql, types).await;
+        }
+        let server = self.own_shard(0).await?;
+        server.take_over();
+        let described = insert_select::describe(server, sql, types).await;
+        match described.is_ok() {
+            true => server.hand_back(),
+            false => server.mark_broken(),
+        }
+        described
+    }
+
     /// Reads the query's rows.
     async fn rows_of_query(
         &mut self,
         execution: &Execution<'_>,
+        told: &[u32],
         plan: &InsertSelect,
     ) -> Result<Result<Rows, Bytes>, Error> {
-        let described = match self.described_by_shard(plan.query.as_bytes(), execution.types).await? {
+        let types = types_in(&plan.query, execution.types, self.conforming_strings());
+        let execution = &Execution { types: &types, ..*execution };
+        let described = match self.described(plan.query.as_bytes(), &types).await? {
             Ok(described) => described,
             Err(message) => return Ok(Err(without_position(message))),
         };
+        self.check_types_of_query(execution, told, plan, &described.types)?;
         let columns = described.columns.map(|it| it.columns).unwrap_or_default();
         let Some(catalog) = self.db.shard_catalog.as_ref().map(|handle| handle.current()) else {
             return Err(Error::internal("the shards' catalog is gone"));
@@ -144,6 +170,8 @@ impl Session {
         let formats: Vec<i16> = carriers.iter().map(Carrier::format).collect();
         let rows = match &plan.answered {
             Answered::Streamed(streamed) => match self.streamed_rows(execution, streamed, &formats).await {
+                // The coordinator does not see what the transaction has written.
+                Err(Unread::Unmergeable(error)) if self.reads_within() => return Err(error),
                 Err(Unread::Unmergeable(error)) => match self.gathered_instead(execution).await? {
                     Some(gathered) => self.gathered_rows(execution, plan, &gathered, &formats).await,
                     None => return Err(error),
@@ -196,6 +224,9 @@ impl Session {
         streamed: &Arc<Streamed>,
         formats: &[i16],
     ) -> Result<Vec<Bytes>, Unread> {
+        if self.reads_within() {
+            return self.rows_within(execution, streamed, formats).await;
+        }
         let mut legs = self.legs_of(&streamed.shards).await.map_err(Unread::Own)?;
         let work = CancellationToken::new();
         self.cancel.slot.aim_at_work(work.clone());
@@ -207,21 +238,7 @@ impl Session {
                 return Err(Unread::Own(error));
             }
         };
-        let (parameter_formats, values) = parameters(execution);
-        let run = fanout::Run {
-            plan: streamed,
-            types: execution.types,
-            parameter_formats,
-            values,
-            formats: ResultFormats { codes: formats, extra_float_digits: self.extra_float_digits() },
-            describe: false,
-            max_rows: None,
-            unanswered: b"",
-            standard_conforming_strings: self.conforming_strings(),
-            memory_bytes: self.db.fanout.memory_bytes,
-            max_parallel: self.db.fanout.max_parallel,
-            drain_timeout: DRAIN_TIMEOUT,
-        };
+        let run = self.run_of(execution, streamed, formats);
         let mut sink = Collected::new(&mut self.client, self.db.fanout.memory_bytes);
         let mut timed_out = false;
         let outcome = {
@@ -241,6 +258,30 @@ impl Session {
         collected(result, timed_out)
     }
 
+    /// How a query that pgherd merges is run.
+    pub(super) fn run_of<'r>(
+        &self,
+        execution: &'r Execution<'_>,
+        streamed: &'r Streamed,
+        formats: &'r [i16],
+    ) -> fanout::Run<'r> {
+        let (parameter_formats, values) = parameters(execution);
+        fanout::Run {
+            plan: streamed,
+            types: execution.types,
+            parameter_formats,
+            values,
+            formats: ResultFormats { codes: formats, extra_float_digits: self.extra_float_digits() },
+            describe: false,
+            max_rows: None,
+            unanswered: b"",
+            standard_conforming_strings: self.conforming_strings(),
+            memory_bytes: self.db.fanout.memory_bytes,
+            max_parallel: self.db.fanout.max_parallel,
+            drain_timeout: DRAIN_TIMEOUT,
+        }
+    }
+
     async fn gathered_rows(
         &mut self,
         execution: &Execution<'_>,
@@ -254,13 +295,14 @@ impl Session {
         let work = CancellationToken::new();
         self.cancel.slot.aim_at_work(work.clone());
         let (parameter_formats, values) = parameters(execution);
+        let values = values_in(&plan.query, values, self.conforming_strings());
         let fanout = &self.db.fanout;
         let run = coordinator::Run {
             plan: gathered,
             text: plan.query.as_bytes(),
             types: execution.types,
             parameter_formats,
-            values,
+            values: &values,
             result_formats: formats,
             describe: false,
             tells_no_data: false,
@@ -330,14 +372,19 @@ impl Session {
             memory_bytes: self.db.fanout.memory_bytes,
             holds: scatter::RETURNING,
         };
-        let mut leg = self.lease_leg(Target::Shard(0)).await?;
         let work = CancellationToken::new();
-        let server = vec![leg.attached.lease.server()];
-        let answer =
-            scatter::run(server, std::slice::from_ref(&part), Tally::Sum, &statement, &work, std::future::ready(()))
-                .await;
-        let is_lost = matches!(answer, Err(scatter::Failure::Own(_)));
-        release(vec![leg], if is_lost { &[0] } else { &[] });
+        let parts = std::slice::from_ref(&part);
+        let answer = if self.reads_within() {
+            let server = vec![self.own_shard(0).await?];
+            scatter::run(server, parts, Tally::Sum, &statement, &work, std::future::ready(())).await
+        } else {
+            let mut leg = self.lease_leg(Target::Shard(0)).await?;
+            let server = vec![leg.attached.lease.server()];
+            let answer = scatter::run(server, parts, Tally::Sum, &statement, &work, std::future::ready(())).await;
+            let is_lost = matches!(answer, Err(scatter::Failure::Own(_)));
+            release(vec![leg], if is_lost { &[0] } else { &[] });
+            answer
+        };
         match answer {
             Ok(answer) => Ok(Ok(insert_select::rows_among(&answer.messages))),
             Err(scatter::Failure::Server(message, _)) => Ok(Err(message)),
@@ -350,7 +397,10 @@ pub(super) fn without_position(message: Bytes) -> Bytes {
     coordinator::without_position(&Frame { bytes: message }).bytes
 }
 
-fn collected(result: Result<Result<Vec<Bytes>, Error>, Failure>, timed_out: bool) -> Result<Vec<Bytes>, Unread> {
+pub(super) fn collected(
+    result: Result<Result<Vec<Bytes>, Error>, Failure>,
+    timed_out: bool,
+) -> Result<Vec<Bytes>, Unread> {
     match result {
         Ok(rows) => rows.map_err(Unread::Own),
         // The query is a part of the client's text at most: a place in it means nothing to the client.

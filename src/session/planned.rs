@@ -9,7 +9,7 @@ use super::context::Target;
 use super::late_begin::{is_plain_savepoint, savepoint_named_in};
 use super::memo::World;
 use crate::cache::{Audit, Entry, Failure, FillTicket};
-use crate::catalog::model::Catalog;
+use crate::catalog::model::{Catalog, FIRST_USER_OID};
 use crate::error::{Error, ErrorKind};
 use crate::plan::distribute::{CopiedIn, Gathered, InsertSelect, KeyMove, Scattered, Split, Streamed};
 use crate::plan::rules::{self, Bound, Input, SessionView, Transaction, resolve_search_path};
@@ -578,9 +578,15 @@ impl super::Prepared {
         self.text.clone()
     }
 
-    /// Parameter types: as a server told them where it has been asked, else as declared.
+    /// Parameter types: as a server told them where it has been asked, else as declared. What a server told of types that users
+    /// made holds there alone: others have other oids for them, and find them out from the text as it did.
     pub(super) fn known_types(&self) -> Vec<u32> {
-        self.described.get().cloned().unwrap_or_else(|| self.types.clone())
+        let declared = |at: usize| self.types.get(at).copied().unwrap_or(0);
+        let known = |(at, told)| if told < FIRST_USER_OID { told } else { declared(at) };
+        match self.described.get() {
+            Some(told) => told.iter().copied().enumerate().map(known).collect(),
+            None => self.types.clone(),
+        }
     }
 }
 

@@ -70,6 +70,9 @@ impl Session {
         if matches!(spread, Spread::Parts(scattered) if scattered.is_ddl) && committed.is_ok() {
             self.learn_changed_shards().await;
         }
+        if let (Spread::Parts(Scattered { is_ddl: true, .. }), Some(span)) = (spread, &mut self.span) {
+            span.has_changed_tables |= !is_truncate(execution.text);
+        }
         self.tell_as_far(execution, 2);
         if let Err(message) = committed {
             return Ok(Err(message));
@@ -215,6 +218,11 @@ impl Session {
         }
         Ok(())
     }
+}
+
+/// Whether a text is seen at once to leave tables what they are.
+fn is_truncate(text: &[u8]) -> bool {
+    text.trim_ascii_start().get(..8).is_some_and(|word| word.eq_ignore_ascii_case(b"truncate"))
 }
 
 /// What is written on several shards.

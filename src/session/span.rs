@@ -25,6 +25,8 @@ pub(super) struct Span {
     sets: bool,
     /// Something was run that cannot be repeated where a server joins late.
     cannot_grow: bool,
+    /// Tables of the shards were changed in it: plans know them as they were.
+    pub(super) has_changed_tables: bool,
 }
 
 /// What was run that every server of the transaction must have run.

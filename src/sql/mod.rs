@@ -8,6 +8,7 @@ mod functions;
 mod hint;
 pub mod lexer;
 pub mod literal;
+pub mod parameters;
 pub mod parse;
 mod piece;
 mod settings;

@@ -11,7 +11,7 @@ use super::Run;
 use crate::error::Error;
 use crate::exec::merge::description::{Description, format_of};
 use crate::limits;
-use crate::sql::lexer::{Lexer, TokenKind};
+use crate::sql::parameters;
 use crate::wire::frame::{Frame, Frames, HEADER_LEN};
 use crate::wire::writer;
 
@@ -54,7 +54,7 @@ pub(super) struct Progress {
     pub(super) stage: Stage,
     /// ReadyForQuery that are still to come.
     pub(super) readies: u32,
-    /// Whether the last ReadyForQuery said idle.
+    /// Whether the last ReadyForQuery said idle, or what idle is within a transaction.
     pub(super) is_idle: bool,
     /// Whether the messages sent since the last Sync end with one.
     pub(super) is_synced: bool,
@@ -62,6 +62,8 @@ pub(super) struct Progress {
     pub(super) given: Given,
     /// When its statement was sent.
     since: Option<Instant>,
+    /// Whether it is in a transaction that goes on behind the statement.
+    is_within: bool,
 }
 
 /// What one shard gave to an answer.
@@ -83,14 +85,22 @@ impl Progress {
         is_synced: true,
         given: Given { rows: 0, bytes: 0, took: Duration::ZERO },
         since: None,
+        is_within: false,
     };
+
+    /// A leg that is in a transaction which goes on behind the statement, drained.
+    pub(super) const WITHIN: Self = Self { is_within: true, ..Self::NEW };
 
     pub(super) fn is_over(&self) -> bool {
         matches!(self.stage, Stage::Done | Stage::Broken)
     }
 
-    /// Queues `BEGIN READ ONLY` and the statement's Parse and Describe.
+    /// Queues `BEGIN READ ONLY`, unless it has begun, and the statement's Parse and Describe.
     pub(super) fn open(&mut self, out: &mut BytesMut, run: &Run<'_>) {
+        if self.is_within {
+            *self = Self { is_idle: false, is_synced: false, ..Self::WITHIN };
+            return self.go_on(out, &run.plan.sql, run);
+        }
         writer::query(out, b"BEGIN READ ONLY");
         writer::parse(out, b"", run.plan.sql.as_bytes(), &types(run));
         writer::describe(out, b'S', b"");
@@ -109,7 +119,7 @@ impl Progress {
         self.stage = Stage::Describing;
     }
 
-    /// Queues Bind, Execute, Sync and COMMIT.
+    /// Queues Bind, Execute, Sync and, where the transaction is the leg's own, COMMIT.
     pub(super) fn run(&mut self, out: &mut BytesMut, run: &Run<'_>, description: &Description, is_awaited: bool) {
         bind(out, run, description.columns.len());
         if is_awaited {
@@ -134,12 +144,15 @@ impl Progress {
         self.given.took = self.since.map_or(Duration::ZERO, |since| since.elapsed());
     }
 
-    /// Queues what ends the leg's transaction.
+    /// Queues what ends the leg's own transaction.
     pub(super) fn close(&mut self, out: &mut BytesMut, command: &[u8]) {
         if !self.is_synced {
             writer::sync(out);
-            writer::query(out, command);
-            self.readies += 2;
+            self.readies += 1;
+            if !self.is_within {
+                writer::query(out, command);
+                self.readies += 1;
+            }
             self.is_synced = true;
         }
         self.stage = Stage::Ending;
@@ -148,7 +161,7 @@ impl Progress {
     /// Notes a ReadyForQuery.
     pub(super) fn ready(&mut self, status: u8) {
         self.readies = self.readies.saturating_sub(1);
-        self.is_idle = status == b'I';
+        self.is_idle = (status == b'I') != self.is_within;
         if self.readies == 0 && self.is_synced {
             self.stage = if self.is_idle { Stage::Done } else { Stage::Broken };
         }
@@ -157,19 +170,8 @@ impl Progress {
 
 /// Parameters that the shards' text still uses: a LIMIT's parameter is a number there already.
 pub(super) fn used(run: &Run<'_>) -> Vec<bool> {
-    let mut used = vec![false; run.values.len()];
-    let text = run.plan.sql.as_bytes();
-    for token in Lexer::new(text, run.standard_conforming_strings).significant() {
-        let number =
-            std::str::from_utf8(token.bytes(text)).ok().and_then(|text| text.strip_prefix('$')?.parse::<usize>().ok());
-        if let Some(used) = number
-            .filter(|_| token.kind == TokenKind::Parameter)
-            .and_then(|number| used.get_mut(number.wrapping_sub(1)))
-        {
-            *used = true;
-        }
-    }
-    used
+    let uses = parameters::uses(run.plan.sql.as_bytes(), run.values.len(), run.standard_conforming_strings);
+    uses.into_iter().map(|uses| uses > 0).collect()
 }
 
 /// Declared types; a parameter that is not used any more is given one, since PostgreSQL could not infer it.

@@ -129,6 +129,20 @@ pub async fn run_under<L: Leg, S: Sink>(
     fanout.carry_on(legs, sink, cancel).await
 }
 
+/// As [`run_under`], on legs that are in transactions which go on behind the statement: each sees what its own has written. After an
+/// error those that met it have failed, and none is idle.
+pub async fn run_within<L: Leg, S: Sink>(
+    run: &Run<'_>,
+    legs: &mut [L],
+    sink: &mut S,
+    cancel: &CancellationToken,
+    latch: Option<Guard>,
+) -> Outcome {
+    let mut fanout = Fanout::new(run, legs.len(), latch);
+    fanout.legs.fill_with(|| Progress::WITHIN);
+    fanout.carry_on(legs, sink, cancel).await
+}
+
 /// As [`run`], on legs that [`prepare`] has brought into one snapshot.
 pub async fn run_prepared<L: Leg, S: Sink>(
     run: &Run<'_>,

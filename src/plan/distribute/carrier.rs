@@ -2,11 +2,8 @@
 
 use super::refuse::refuse;
 use super::ship::{is_portable, quoted, type_name};
-use crate::catalog::model::{Catalog, Oid, Type};
+use crate::catalog::model::{Catalog, FIRST_USER_OID, Oid, Type};
 use crate::plan::Refusal;
-
-/// Objects with smaller oids are PostgreSQL's own, with the same oids everywhere.
-const FIRST_USER_OID: Oid = 16384;
 
 /// How the values of one column travel.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -20,7 +20,7 @@ use super::scope::parts;
 use super::select_into::across;
 use super::ship::{quoted, type_of};
 use super::source::Source;
-use crate::catalog::model::{Catalog, Column, DefaultKind, Relation};
+use crate::catalog::model::{Catalog, Column, DefaultKind, FIRST_USER_OID, Relation};
 use crate::plan::shard_key::{KeyColumn, Layout};
 use crate::plan::{Reason, Refusal};
 use crate::sql::facts::{Class, Facts};
@@ -39,8 +39,8 @@ pub struct InsertSelect {
     before: Box<str>,
     /// What is selected behind the query's columns: defaults that are one for all rows.
     added: Box<str>,
-    /// Columns of the query that are cast first, and to what.
-    casts: Vec<(usize, Box<str>)>,
+    /// Columns of the query that are cast first.
+    casts: Vec<Cast>,
     /// The statement's text behind its query.
     behind: Box<str>,
     /// As those of [`super::Scattered`].
@@ -55,6 +55,17 @@ pub struct InsertSelect {
     pub serial: Option<Box<str>>,
     /// Why it is so.
     pub reason: Reason,
+}
+
+/// A column of the query that is read as a text and cast to the type of what it goes to.
+#[derive(Debug, Clone, PartialEq)]
+struct Cast {
+    /// Which of the columns it is.
+    at: usize,
+    /// The type, as it is written.
+    type_name: Box<str>,
+    /// The number of the parameter that it is, if it is one.
+    parameter: Option<usize>,
 }
 
 /// Where rows go.
@@ -93,8 +104,8 @@ impl InsertSelect {
     pub fn sql(&self, columns: &[super::Carrier], first: usize) -> String {
         let value = |(at, column)| {
             let value = super::carrier::selected(column, at);
-            match self.casts.iter().find(|(cast, _)| *cast == at) {
-                Some((_, name)) => format!("CAST({value} AS {name})"),
+            match self.casts.iter().find(|cast| cast.at == at) {
+                Some(cast) => format!("CAST({value} AS {})", cast.type_name),
                 None => value,
             }
         };
@@ -138,6 +149,11 @@ impl InsertSelect {
         let key = self.key.iter().map(|place| if place.at.is_some() { given.next().copied().flatten() } else { None });
         let shard = shard_of(layout, key, unreadable)?;
         Ok(shard..shard + 1)
+    }
+
+    /// Whether the parameter of that number is a column of the query that is read as a text first.
+    pub fn casts_parameter(&self, number: usize) -> bool {
+        self.casts.iter().any(|cast| cast.parameter == Some(number))
     }
 
     /// Whether rows go to all shards.
@@ -331,12 +347,12 @@ fn defaults(
 }
 
 /// Columns of constants without a type of their own, with the types of the columns that they go to: PostgreSQL reads them as such,
-/// and not as the texts that the query alone gives.
+/// and not as the texts that the query alone gives. So are parameters that go to columns of types that users made.
 fn casts<'r>(
     insert: &Insert,
     catalog: &Catalog,
     column: impl Fn(usize) -> Option<&'r Column>,
-) -> Result<Vec<(usize, Box<str>)>, Refusal> {
+) -> Result<Vec<Cast>, Refusal> {
     let query = insert.source.as_ref().ok_or_else(across)?;
     let SetExpr::Select(select) = &*query.body else { return Ok(Vec::new()) };
     let untyped = || {
@@ -351,11 +367,15 @@ fn casts<'r>(
             is_counted = false;
             continue;
         };
-        if !is_untyped(expr) {
+        let goes_to = column(at).filter(|_| is_counted);
+        let is_made = goes_to.is_some_and(|column| column.type_oid >= FIRST_USER_OID);
+        let parameter = parameter(expr).filter(|_| is_made);
+        if !is_untyped(expr) && parameter.is_none() {
             continue;
         }
-        let goes_to = column(at).filter(|_| is_counted).ok_or_else(untyped)?;
-        casts.extend(read_as(goes_to, catalog).ok_or_else(untyped)?.map(|name| (at, name)));
+        let goes_to = goes_to.ok_or_else(untyped)?;
+        let name = read_as(goes_to, catalog).ok_or_else(untyped)?;
+        casts.extend(name.map(|type_name| Cast { at, type_name, parameter }));
     }
     Ok(casts)
 }
@@ -388,6 +408,18 @@ pub(super) fn is_untyped(expr: &Expr) -> bool {
                 | Literal::DollarQuotedString(_)
         ),
         _ => false,
+    }
+}
+
+/// The number of a parameter that stands alone.
+fn parameter(expr: &Expr) -> Option<usize> {
+    match expr {
+        Expr::Nested(inner) => parameter(inner),
+        Expr::Value(value) => match &value.value {
+            Literal::Placeholder(name) => name.strip_prefix('$')?.parse().ok(),
+            _ => None,
+        },
+        _ => None,
     }
 }
 
