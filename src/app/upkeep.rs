@@ -144,6 +144,7 @@ async fn keep_connected(house: &House, database: &Database, kept: Kept, first: &
     }
     let cache = place.as_ref().and_then(|place| place.cache);
     let mut changes = cache.map(|cache| cache.catalog_epoch());
+    let mut run = database.catalog_changed.subscribe();
     let mut known = None;
     let mut solo = SoloLock::default();
     loop {
@@ -155,6 +156,7 @@ async fn keep_connected(house: &House, database: &Database, kept: Kept, first: &
             None => true,
         };
         let as_of = changes.as_mut().map(|changes| *changes.borrow_and_update());
+        run.mark_unchanged();
         let changed = handle.refresh(&control.client).await?;
         if let (Some(cache), Some(as_of)) = (cache, as_of) {
             if changed && known == Some(as_of) {
@@ -177,7 +179,7 @@ async fn keep_connected(house: &House, database: &Database, kept: Kept, first: &
         tokio::select! {
             _ = epoch_moved => {}
             // Whoever changes what is cached says so by the epoch.
-            () = database.catalog_changed.notified(), if !matches!(kept, Kept::CacheOf(_)) => {}
+            _ = run.changed(), if !matches!(kept, Kept::CacheOf(_)) => {}
             () = tokio::time::sleep(if settled { CATALOG_ROUND } else { UNSETTLED_ROUND }) => {}
         }
     }

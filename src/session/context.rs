@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwapOption;
 use foldhash::{HashMap, HashSet};
 use parking_lot::{Mutex, RwLock};
-use tokio::sync::{Notify, watch};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -116,7 +116,7 @@ pub struct Database {
     /// Which server the cache believes it answers for.
     pub scope: Mutex<Option<String>>,
     /// Wakes whoever keeps the catalogs.
-    pub catalog_changed: Notify,
+    pub catalog_changed: watch::Sender<u64>,
     /// How many catalogs are still to be read for the first time.
     catalogs_missing: watch::Sender<usize>,
     /// Statements that turned out to write though nothing in their text says so.
@@ -213,7 +213,7 @@ impl Database {
             two_phase: has_shards.then(|| two_phase(&config, &shared)).flatten(),
             solo,
             scope: Mutex::default(),
-            catalog_changed: Notify::new(),
+            catalog_changed: watch::Sender::new(0),
             catalogs_missing: watch::Sender::new(missing),
             unseen_writers: RwLock::default(),
             unseen: ArcSwapOption::empty(),
@@ -397,7 +397,7 @@ impl Database {
 
     /// Something was run that may have changed the catalog.
     pub fn catalog_may_have_changed(&self) {
-        self.catalog_changed.notify_one();
+        self.catalog_changed.send_modify(|times| *times += 1);
     }
 
     /// Whether statements of that fingerprint turned out to write though their text does not say so.

@@ -72,7 +72,7 @@ impl Session {
             return Err(Error::refused("INSERT of a query's rows where the session's settings are not known")
                 .hint("Change settings by SET, and before the transaction."));
         }
-        if self.span.as_ref().is_some_and(|span| span.has_changed_tables) {
+        if self.span.as_ref().is_some_and(|span| !span.changed_tables.is_empty()) {
             return Err(Error::refused("INSERT of a query's rows in a transaction that has changed tables")
                 .hint("Commit the change first."));
         }

@@ -71,7 +71,8 @@ impl Session {
             self.learn_changed_shards().await;
         }
         if let (Spread::Parts(Scattered { is_ddl: true, .. }), Some(span)) = (spread, &mut self.span) {
-            span.has_changed_tables |= !is_truncate(execution.text);
+            let changes = execution.facts.statements.iter().filter(|_| !is_truncate(execution.text));
+            span.changed_tables.extend(changes.flat_map(|statement| statement.identifiers.iter().cloned()));
         }
         self.tell_as_far(execution, 2);
         if let Err(message) = committed {

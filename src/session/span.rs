@@ -1,6 +1,8 @@
 //! A transaction over several servers: the connections that take part beside the one at hand, and what a server that joins must
 //! be told first.
 
+use std::collections::BTreeSet;
+
 use bytes::Bytes;
 use tokio_util::sync::CancellationToken;
 
@@ -26,7 +28,7 @@ pub(super) struct Span {
     /// Something was run that cannot be repeated where a server joins late.
     cannot_grow: bool,
     /// Tables of the shards were changed in it: plans know them as they were.
-    pub(super) has_changed_tables: bool,
+    pub(super) changed_tables: BTreeSet<Box<str>>,
 }
 
 /// What was run that every server of the transaction must have run.

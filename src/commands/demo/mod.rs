@@ -31,7 +31,7 @@ pub struct Options {
     /// End after the tour instead of staying up.
     #[arg(long)]
     pub once: bool,
-    /// Print the configuration that the demo runs with.
+    /// Also print the configuration that the demo runs with.
     #[arg(long)]
     pub show_config: bool,
 }

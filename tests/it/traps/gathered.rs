@@ -348,6 +348,33 @@ async fn a_row_type_of_what_is_not_read_is_refused_and_so_is_the_mode_that_only_
 }
 
 #[tokio::test]
+async fn a_shard_whose_logins_have_another_time_zone_is_not_asked_until_the_session_sets_its_own() {
+    let herd = Herd::start(2, false).await;
+    let name = &herd.primary.name;
+    herd.primary.execute(&format!("alter database {name} set timezone = 'Asia/Tokyo'")).await;
+    let away = "select pg_terminate_backend(pid) from pg_stat_activity where datname = current_database() and pid <> pg_backend_pid()";
+    let days = "select date_trunc('day', at), count(*) from sales group by 1 order by 1";
+    let one = "select at from sales where customer_id = 1 order by id";
+    harness::eventually(DEADLINE, "logins to the primary are others", async || {
+        herd.primary.execute(away).await;
+        let mut client = herd.client().await;
+        let answer = ask(&mut client, Manner::Text, days).await;
+        answer.error.is_some_and(|(code, text)| code == "0A000" && text.contains("timezone"))
+    })
+    .await;
+    let (mut oracle, mut client) = (herd.oracle().await, herd.client().await);
+    assert_eq!(ask(&mut client, Manner::Text, one).await.code(), Some("0A000"));
+    assert_eq!(ask(&mut client, Manner::Text, MEDIAN).await.code(), Some("0A000"));
+    for session in [&mut oracle, &mut client] {
+        assert_eq!(ask(session, Manner::Simple, "set timezone = 'Asia/Tokyo'").await.error, None);
+    }
+    for text in [days, one, MEDIAN] {
+        let wanted = ask(&mut oracle, Manner::Text, text).await;
+        assert_eq!(ask(&mut client, Manner::Text, text).await, wanted, "{text}");
+    }
+}
+
+#[tokio::test]
 async fn of_equal_values_that_differ_every_row_sees_the_same() {
     let herd = Herd::start(2, false).await;
     for (at, database) in herd.shards.iter().chain([&herd.whole]).enumerate() {

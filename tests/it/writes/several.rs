@@ -354,6 +354,13 @@ async fn truncate_and_ddl_reach_every_shard_or_none() {
         twins.same(&mut clients, Manner::Simple, sql).await;
     }
     twins.is_same().await;
+    // Rows are placed by the columns that the catalog knows.
+    for insert in ["insert into entries values (5, 6, 7)", "insert into entries (account_id, amount) values (5, 6)"] {
+        ok(&mut clients.1, "begin").await;
+        ok(&mut clients.1, "alter table entries add column first int4").await;
+        assert_eq!(say(&mut clients.1, insert).await.code(), Some("0A000"), "{insert}");
+        ok(&mut clients.1, "rollback").await;
+    }
     // Fails on one shard, because of what stands there: it is done on none.
     twins.stage.shards[1].execute("create table accounts_by_owner (x int)").await;
     let failed = say(&mut clients.1, "create index accounts_by_owner on accounts (owner)").await;
