@@ -45,6 +45,7 @@ mod split;
 mod state;
 mod turn;
 mod unseen;
+mod unstreamed;
 mod writes;
 
 use std::collections::HashMap;

@@ -216,6 +216,11 @@ impl Merger {
         }
     }
 
+    /// Whether it gives no row before it has all of all legs.
+    pub fn gives_at_the_end(&self) -> bool {
+        matches!(self.machine, Machine::Grouped { .. })
+    }
+
     /// Whether a row of every leg must be at hand before one can be given.
     pub fn needs_all_legs(plan: &Streamed) -> bool {
         match &plan.merge {
