@@ -306,7 +306,7 @@ impl<'a> Fanout<'a> {
                     return Poll::Ready(Event::Lost(at, error));
                 }
                 let held = self.merger.as_ref().map_or(0, |merger| merger.held_bytes(at));
-                if is_full || held >= credit {
+                if progress.is_bound && (is_full || held >= credit) {
                     continue;
                 }
                 match leg.poll_frames(cx, b'D') {
@@ -365,6 +365,7 @@ impl<'a> Fanout<'a> {
             }
             (_, b'2') => {
                 self.bound += 1;
+                self.legs[at].is_bound = true;
                 if self.bound == self.legs.len() {
                     self.left = self.latch.take().map(Guard::leave);
                 }
