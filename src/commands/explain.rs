@@ -110,7 +110,7 @@ pub async fn run(path: PathBuf, arguments: &Arguments) -> Result<Explained, Stri
         shards: shards.as_ref(),
         bound: None,
         coordinator: coordinator.as_ref().or(Some(&primary)),
-        is_unmergeable: false,
+        unstreamed: None,
         partitions: partitions.as_ref(),
     });
     let refused = matches!(plan, Plan::Refuse(_));

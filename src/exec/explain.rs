@@ -57,6 +57,9 @@ pub fn streamed(streamed: &Streamed, plans: &[Vec<String>], ran: Option<&Ran>, m
 pub fn gathered(gathered: &Gathered, told: &Told, manner: Manner<'_>) -> Vec<String> {
     let mut out = Lines { lines: Vec::new(), manner };
     out.add(0, "Merge by PostgreSQL on the coordinator".to_owned());
+    if gathered.reason.code == "memory" {
+        out.add(1, "Streaming was given up: the groups need more than fanout.memory".to_owned());
+    }
     out.sql(1, "Runs", &gathered.sql);
     if !manner.asked.analyze {
         out.add(1, "Planned without rows: nothing was shipped".to_owned());

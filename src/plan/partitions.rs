@@ -76,7 +76,7 @@ pub(super) fn decide(input: &Input<'_>, statement: &Statement) -> Result<Arc<Spl
         },
         parameters: parameters.or((statement.parameters == 0).then_some(Parameters::NONE)),
         coordinator: None,
-        is_unmergeable: false,
+        unstreamed: None,
         split: Some(SplitTable { oid: parent.oid, legs }),
     };
     let split =

@@ -1,6 +1,7 @@
 //! The decision itself: one query string, one session, one plan.
 
 use super::cacheable::cacheable;
+use super::distribute::Unstreamed;
 use super::functions::{self, Conduct};
 use super::{Local, Plan, Reason, Refusal, names, partitions, sharded, tenant};
 use crate::catalog::model::{Catalog, Oid, Persistence, RelationKind};
@@ -37,8 +38,8 @@ pub struct Input<'a> {
     pub bound: Option<&'a Bound<'a>>,
     /// The catalog of the server that merges what pgherd does not.
     pub coordinator: Option<&'a Catalog>,
-    /// Whether streaming has been tried, and the rows turned out not to be of types that pgherd compares.
-    pub is_unmergeable: bool,
+    /// Why a statement is not to be streamed, whatever its shape.
+    pub unstreamed: Option<Unstreamed>,
     /// How large the primary's partitions are, where scans of them may be split.
     pub partitions: Option<&'a Partitions>,
 }

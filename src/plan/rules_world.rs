@@ -107,7 +107,7 @@ impl World {
             shards: Some(&self.catalog),
             bound: Some(&bound),
             coordinator: None,
-            is_unmergeable: false,
+            unstreamed: None,
             partitions: self.partitions.as_ref(),
         })
     }

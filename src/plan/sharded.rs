@@ -93,7 +93,7 @@ fn for_shards<'a>(
         },
         parameters: parameters.or((statement.parameters == 0).then_some(Parameters::NONE)),
         coordinator: input.coordinator,
-        is_unmergeable: input.is_unmergeable || only_gathered,
+        unstreamed: input.unstreamed.or(only_gathered.then_some(distribute::Unstreamed::Wrapped)),
         split: None,
     }
 }

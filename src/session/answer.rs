@@ -98,13 +98,12 @@ impl Session {
                 let message = match Box::pin(self.fan_out(execution, described, &streamed)).await? {
                     Ran::Answered => return Ok(Carried::Answered),
                     Ran::Failed(message) => message,
-                    Ran::Unmergeable(error) => match self.plan_unmergeable(execution, error).await {
-                        Ok(gathered) => match Box::pin(self.gather(execution, described, &gathered)).await? {
+                    Ran::Unmergeable(unmerged) => {
+                        match Box::pin(self.gather_instead(execution, described, unmerged)).await? {
                             Ok(()) => return Ok(Carried::Answered),
                             Err(message) => message,
-                        },
-                        Err(error) => return Err(error),
-                    },
+                        }
+                    }
                 };
                 self.fail_with(message);
                 return Ok(Carried::Failed);
@@ -176,7 +175,10 @@ impl Session {
         way: Way,
     ) -> Result<Result<(), Bytes>, Error> {
         match way {
-            Way::Gather(gathered) => Box::pin(self.gather(execution, described, &gathered)).await,
+            Way::Gather(gathered) => {
+                let term = self.term();
+                Box::pin(self.gather(execution, described, &gathered, term)).await
+            }
             Way::ExplainOver(explained) => Box::pin(self.explain_over(execution, described, &explained)).await,
             Way::Cursor(gathered) => Box::pin(self.declare_cursor(execution, described, &gathered)).await,
             Way::Scatter(scattered) => Box::pin(self.scatter(execution, described, &scattered)).await,

@@ -97,7 +97,7 @@ impl Session {
             }
             Err(Failure::Server(frame)) => Ok(Err(frame.bytes)),
             Err(Failure::Own(_)) if timed_out => Err(super::failure::too_slow("fanout.query_timeout")),
-            Err(Failure::Own(error) | Failure::Unmergeable(error)) => Err(error),
+            Err(Failure::Own(error) | Failure::Unmergeable(_, error)) => Err(error),
         }
     }
 

@@ -84,7 +84,11 @@ impl Session {
             }
             Err(Failure::Server(frame)) => Ok(Err(coordinator::without_position(&frame).bytes)),
             Err(Failure::Own(_)) if timed_out => Err(super::failure::too_slow("fanout.query_timeout")),
-            Err(Failure::Own(error) | Failure::Unmergeable(error)) => Err(error),
+            Err(Failure::Unmergeable(why, error)) => match self.plan_instead(execution, why).await? {
+                Some(Plan::Explain(instead)) => Box::pin(self.explain_over(execution, described, &instead)).await,
+                _ => Err(error),
+            },
+            Err(Failure::Own(error)) => Err(error),
         }
     }
 

@@ -4,16 +4,16 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
-use tokio_util::sync::CancellationToken;
 
 use super::cancel::deliver;
 use super::context::Target;
 use super::legs::Part;
 use super::planned::Execution;
 use super::portals::{Halt, Stream, rows_of};
+use super::unstreamed::Unmerged;
 use super::{Attached, Session};
 use crate::backend::cancel::CancelTarget;
 use crate::error::Error;
@@ -76,8 +76,8 @@ pub(super) enum Ran {
     Answered,
     /// A shard's error, as the client is to get it.
     Failed(Bytes),
-    /// pgherd cannot merge such rows; the client has been sent nothing.
-    Unmergeable(Error),
+    /// pgherd does not merge the rows; the client has been sent nothing of the answer.
+    Unmergeable(Unmerged),
 }
 
 impl Session {
@@ -89,8 +89,8 @@ impl Session {
         described: bool,
         streamed: &Arc<Streamed>,
     ) -> Result<Ran, Error> {
-        let work = CancellationToken::new();
-        self.cancel.slot.aim_at_work(work.clone());
+        let term = self.term();
+        let work = self.work_in(term);
         let (mut legs, latch) = match Box::pin(self.parts_of(execution, streamed, &work)).await {
             Ok(begun) => begun,
             Err(error) => {
@@ -120,10 +120,10 @@ impl Session {
             max_parallel: self.db.fanout.max_parallel,
             drain_timeout: DRAIN_TIMEOUT,
         };
-        let mut timed_out = false;
+        let (mut timed_out, since) = (false, Instant::now());
         let outcome = {
             let mut running = std::pin::pin!(fanout::run_under(&run, &mut legs, &mut self.client, &work, latch));
-            match tokio::time::timeout(self.db.fanout.query_timeout, &mut running).await {
+            match tokio::time::timeout(term.left, &mut running).await {
                 Ok(outcome) => outcome,
                 Err(_) => {
                     timed_out = true;
@@ -148,7 +148,7 @@ impl Session {
         let untold = &execution.unanswered[execution.unanswered.len() - outcome.untold..];
         match &outcome.result {
             // The coordinator goes on with what the client has been answered so far.
-            Err(Failure::Unmergeable(_)) => self.out().extend_from_slice(untold),
+            Err(Failure::Unmergeable(..)) => self.out().extend_from_slice(untold),
             Err(_) if untold.starts_with(b"1") => self.forget_unparsed(execution),
             _ => {}
         }
@@ -164,7 +164,9 @@ impl Session {
                 None => frame.bytes,
             })),
             Err(Failure::Own(_)) if timed_out => Err(super::failure::too_slow("fanout.query_timeout")),
-            Err(Failure::Unmergeable(error)) => Ok(Ran::Unmergeable(error)),
+            Err(Failure::Unmergeable(why, error)) => {
+                Ok(Ran::Unmergeable(Unmerged { why, error, term: term.after(since.elapsed()) }))
+            }
             Err(Failure::Own(error)) => Err(error),
         }
     }

@@ -3,13 +3,13 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use tokio_util::sync::CancellationToken;
 
 use super::Session;
 use super::context::Target;
-use super::fan_out::{DRAIN_TIMEOUT, release};
+use super::fan_out::{DRAIN_TIMEOUT, LeasedLeg, release};
 use super::planned::Execution;
 use super::portals::Halt;
+use super::unstreamed::Term;
 use crate::error::Error;
 use crate::exec::coordinator::{self, Budget, Run};
 use crate::exec::fanout::Failure;
@@ -24,16 +24,17 @@ impl Session {
         execution: &Execution<'_>,
         described: bool,
         gathered: &Arc<Gathered>,
+        term: Term,
     ) -> Result<Result<(), Bytes>, Error> {
-        let mut legs = Vec::with_capacity(gathered.shards.len() + 1);
-        for &shard in &gathered.shards {
-            legs.push(self.lease_leg(Target::Shard(shard)).await?);
-        }
-        // Always last: who waits for it holds all else, so that two statements cannot wait for each other.
-        legs.push(self.lease_leg(Target::Coordinator).await?);
+        let work = self.work_in(term);
+        let mut legs = match self.gathering_legs(&gathered.shards).await {
+            Ok(legs) => legs,
+            Err(error) => {
+                self.cancel.slot.work_is_over();
+                return Err(error);
+            }
+        };
         self.db.metrics.fanout_legs.inc_by(legs.len() as u64);
-        let work = CancellationToken::new();
-        self.cancel.slot.aim_at_work(work.clone());
         let (formats, values, result_formats) = match execution.bind {
             Some((_, bind)) => (bind.formats.as_slice(), bind.values.as_slice(), bind.result_formats.as_slice()),
             None => (&[][..], &[][..], &[][..]),
@@ -57,7 +58,7 @@ impl Session {
         let outcome = {
             let mut running =
                 std::pin::pin!(coordinator::run(&run, &mut legs, &mut self.client, &work, two_phase.as_deref()));
-            match tokio::time::timeout(fanout.query_timeout, &mut running).await {
+            match tokio::time::timeout(term.left, &mut running).await {
                 Ok(outcome) => outcome,
                 Err(_) => {
                     timed_out = true;
@@ -84,7 +85,18 @@ impl Session {
             }
             Err(Failure::Server(frame)) => Ok(Err(frame.bytes)),
             Err(Failure::Own(_)) if timed_out => Err(super::failure::too_slow("fanout.query_timeout")),
-            Err(Failure::Own(error) | Failure::Unmergeable(error)) => Err(error),
+            Err(Failure::Own(error) | Failure::Unmergeable(_, error)) => Err(error),
         }
+    }
+
+    /// A connection to each shard, and one to the coordinator.
+    async fn gathering_legs(&mut self, shards: &[usize]) -> Result<Vec<LeasedLeg>, Error> {
+        let mut legs = Vec::with_capacity(shards.len() + 1);
+        for &shard in shards {
+            legs.push(self.lease_leg(Target::Shard(shard)).await?);
+        }
+        // Always last: who waits for it holds all else, so that two statements cannot wait for each other.
+        legs.push(self.lease_leg(Target::Coordinator).await?);
+        Ok(legs)
     }
 }

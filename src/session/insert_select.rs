@@ -21,7 +21,9 @@ use crate::exec::merge::ResultFormats;
 use crate::exec::merge::description::Column;
 use crate::exec::scatter::{self, Statement};
 use crate::plan::Plan;
-use crate::plan::distribute::{Answered, Carrier, Gathered, InsertSelect, Part, Scattered, Streamed, Tally};
+use crate::plan::distribute::{
+    Answered, Carrier, Gathered, InsertSelect, Part, Scattered, Streamed, Tally, Unstreamed,
+};
 use crate::wire::frame::Frame;
 
 /// A query's rows.
@@ -40,8 +42,8 @@ pub(super) enum Unread {
     Server(Bytes),
     /// pgherd's own error.
     Own(Error),
-    /// pgherd cannot merge such rows.
-    Unmergeable(Error),
+    /// pgherd does not merge the rows, for that reason.
+    Unmergeable(Unstreamed, Error),
 }
 
 impl Session {
@@ -171,8 +173,8 @@ impl Session {
         let rows = match &plan.answered {
             Answered::Streamed(streamed) => match self.streamed_rows(execution, streamed, &formats).await {
                 // The coordinator does not see what the transaction has written.
-                Err(Unread::Unmergeable(error)) if self.reads_within() => return Err(error),
-                Err(Unread::Unmergeable(error)) => match self.gathered_instead(execution).await? {
+                Err(Unread::Unmergeable(_, error)) if self.reads_within() => return Err(error),
+                Err(Unread::Unmergeable(why, error)) => match self.gathered_instead(execution, why).await? {
                     Some(gathered) => self.gathered_rows(execution, plan, &gathered, &formats).await,
                     None => return Err(error),
                 },
@@ -183,16 +185,20 @@ impl Session {
         let rows = match rows {
             Ok(rows) => rows,
             Err(Unread::Server(message)) => return Ok(Err(message)),
-            Err(Unread::Own(error) | Unread::Unmergeable(error)) => return Err(error),
+            Err(Unread::Own(error) | Unread::Unmergeable(_, error)) => return Err(error),
         };
         let types = columns.iter().map(|column| (column.type_oid, column.typmod)).collect();
         Ok(Ok(Rows { carriers, types, rows }))
     }
 
-    /// How PostgreSQL answers a query whose rows turned out not to be of types that pgherd compares.
-    async fn gathered_instead(&mut self, execution: &Execution<'_>) -> Result<Option<Arc<Gathered>>, Error> {
-        Ok(match self.plan_knowing(execution, true).await? {
-            Plan::InsertSelect(plan) => match &plan.answered {
+    /// How PostgreSQL answers a query whose rows pgherd turned out not to merge.
+    async fn gathered_instead(
+        &mut self,
+        execution: &Execution<'_>,
+        why: Unstreamed,
+    ) -> Result<Option<Arc<Gathered>>, Error> {
+        Ok(match self.plan_instead(execution, why).await? {
+            Some(Plan::InsertSelect(plan)) => match &plan.answered {
                 Answered::Gathered(gathered) => Some(Arc::clone(gathered)),
                 Answered::Streamed(_) => None,
             },
@@ -407,6 +413,6 @@ pub(super) fn collected(
         Err(Failure::Server(frame)) => Err(Unread::Server(without_position(frame.bytes))),
         Err(Failure::Own(_)) if timed_out => Err(Unread::Own(super::failure::too_slow("fanout.query_timeout"))),
         Err(Failure::Own(error)) => Err(Unread::Own(error)),
-        Err(Failure::Unmergeable(error)) => Err(Unread::Unmergeable(error)),
+        Err(Failure::Unmergeable(why, error)) => Err(Unread::Unmergeable(why, error)),
     }
 }

@@ -269,7 +269,7 @@ impl Session {
                 shards: None,
                 bound: bound.as_ref(),
                 coordinator: None,
-                is_unmergeable: false,
+                unstreamed: None,
                 partitions: None,
             };
             part_is_cacheable(&input, asked, part)

@@ -48,6 +48,7 @@ mod split;
 mod state;
 mod turn;
 mod unseen;
+mod unstreamed;
 mod writes;
 
 use std::collections::HashMap;

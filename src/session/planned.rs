@@ -11,7 +11,7 @@ use super::memo::World;
 use crate::cache::{Audit, Entry, Failure, FillTicket};
 use crate::catalog::model::{Catalog, FIRST_USER_OID};
 use crate::error::{Error, ErrorKind};
-use crate::plan::distribute::{CopiedIn, Gathered, InsertSelect, KeyMove, Scattered, Split, Streamed};
+use crate::plan::distribute::{CopiedIn, Gathered, InsertSelect, KeyMove, Scattered, Split, Streamed, Unstreamed};
 use crate::plan::rules::{self, Bound, Input, SessionView, Transaction, resolve_search_path};
 use crate::plan::search_path::listed;
 use crate::plan::{CachedRead, Explained, Local, Plan, Refusal};
@@ -376,27 +376,15 @@ impl Session {
         Ok((begins && self.server.is_none() && self.status == TransactionStatus::Idle).then_some(Way::Begin))
     }
 
-    /// How PostgreSQL merges what pgherd turned out not to merge, because of `error`.
-    pub(super) async fn plan_unmergeable(
-        &mut self,
-        execution: &Execution<'_>,
-        error: Error,
-    ) -> Result<Arc<Gathered>, Error> {
-        match self.plan_knowing(execution, true).await? {
-            Plan::Gather(gathered) => Ok(gathered),
-            _ => Err(error),
-        }
-    }
-
     /// The plan for an execution, from what is known now.
     async fn plan(&mut self, execution: &Execution<'_>) -> Result<Plan, Error> {
-        self.plan_knowing(execution, false).await
+        self.plan_knowing(execution, None).await
     }
 
     pub(super) async fn plan_knowing(
         &mut self,
         execution: &Execution<'_>,
-        is_unmergeable: bool,
+        unstreamed: Option<Unstreamed>,
     ) -> Result<Plan, Error> {
         self.db.wait_for_catalogs().await?;
         let catalog = self.db.catalog.current();
@@ -411,7 +399,7 @@ impl Session {
             // Only where no byte can be misread may a statement go anywhere but to the primary.
             return self.plan_of_foreign_text(execution.facts);
         };
-        let plan = self.decide(execution.facts, text, &catalog, shards.as_deref(), bound.as_ref(), is_unmergeable);
+        let plan = self.decide(execution.facts, text, &catalog, shards.as_deref(), bound.as_ref(), unstreamed);
         let is_known_whole =
             || self.db.unsplit.has(catalog.version, execution.facts.fingerprint, &self.effective_role());
         if matches!(plan, Plan::Split(_)) && is_known_whole() {
@@ -444,7 +432,7 @@ impl Session {
         catalog: &Catalog,
         shards: Option<&Catalog>,
         bound: Option<&Bound<'_>>,
-        is_unmergeable: bool,
+        unstreamed: Option<Unstreamed>,
     ) -> Plan {
         let coordinator = self.db.coordinator_catalog.as_ref().map(|handle| handle.current());
         let partitions = self.db.config.split_scans.and_then(|_| self.db.catalog.partitions());
@@ -460,7 +448,7 @@ impl Session {
                 shards,
                 bound,
                 coordinator: coordinator.as_deref().or(Some(catalog)).filter(|catalog| catalog.version > 0),
-                is_unmergeable,
+                unstreamed,
                 partitions: partitions.as_deref(),
             })
         })

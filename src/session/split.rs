@@ -19,7 +19,7 @@ use crate::exec::fanout::{self, Failure, Readiness, Run, Sink};
 use crate::exec::merge::ResultFormats;
 use crate::exec::relay::ClientSide;
 use crate::limits;
-use crate::plan::distribute::{Leaf, Split, Streamed};
+use crate::plan::distribute::{Leaf, Split, Streamed, Unstreamed};
 use crate::sql::fingerprint::Fingerprint;
 use crate::wire::backend::with_statement_name;
 use crate::wire::frame::{Body, Frame};
@@ -160,7 +160,7 @@ impl Session {
                 Ok(Carried::Failed)
             }
             Err(Undone::Failed(_)) if timed_out => Err(super::failure::too_slow("pool.query_timeout")),
-            Err(Undone::Failed(Failure::Own(error) | Failure::Unmergeable(error))) => Err(error),
+            Err(Undone::Failed(Failure::Own(error) | Failure::Unmergeable(_, error))) => Err(error),
         }
     }
 
@@ -285,7 +285,10 @@ fn undone(failure: Failure, work: &CancellationToken) -> Undone {
             None => Undone::Plainly { why: "a part of it failed", for_good: false },
         },
         Failure::Own(_) => Undone::Plainly { why: "a connection was lost", for_good: false },
-        Failure::Unmergeable(_) => {
+        Failure::Unmergeable(Unstreamed::Memory, _) => {
+            Undone::Plainly { why: "its groups need more than fanout.memory", for_good: false }
+        }
+        Failure::Unmergeable(..) => {
             Undone::Plainly { why: "its columns are of types that are not merged", for_good: true }
         }
     }

@@ -58,6 +58,8 @@ pub(super) struct Progress {
     pub(super) is_idle: bool,
     /// Whether the messages sent since the last Sync end with one.
     pub(super) is_synced: bool,
+    /// Whether it has its snapshot: only rows come then, and they can wait.
+    pub(super) is_bound: bool,
     /// What it has given so far.
     pub(super) given: Given,
     /// When its statement was sent.
@@ -83,6 +85,7 @@ impl Progress {
         readies: 0,
         is_idle: true,
         is_synced: true,
+        is_bound: false,
         given: Given { rows: 0, bytes: 0, took: Duration::ZERO },
         since: None,
         is_within: false,

@@ -27,7 +27,7 @@ use crate::error::{Error, ErrorKind};
 use crate::exec::merge::description::{Description, format_of};
 use crate::exec::merge::{Merger, ResultFormats};
 use crate::exec::two_phase::latch::{Guard, Left};
-use crate::plan::distribute::Streamed;
+use crate::plan::distribute::{Streamed, Unstreamed};
 use crate::wire::frame::{Body, Frame, Frames};
 use crate::wire::sqlstate::SqlState;
 use crate::wire::writer;
@@ -90,8 +90,8 @@ pub enum Failure {
     Server(Frame),
     /// pgherd's own: a refusal, a limit, a cancel, a lost connection.
     Own(Error),
-    /// The rows are not of types that pgherd merges; nothing has been sent.
-    Unmergeable(Error),
+    /// pgherd does not merge the rows, for that reason; of the answer nothing has been sent, its RowDescription neither.
+    Unmergeable(Unstreamed, Error),
 }
 
 /// How a fan-out ended.
@@ -170,7 +170,7 @@ struct Fanout<'a> {
     next: usize,
     /// What is left of [`Run::unanswered`].
     unanswered: &'a [u8],
-    /// The RowDescription, which comes behind that.
+    /// The RowDescription, which comes behind that, and with groups not before they are complete.
     describes: BytesMut,
     /// Held until all legs have their snapshots.
     latch: Option<Guard>,
@@ -220,6 +220,10 @@ impl<'a> Fanout<'a> {
             self.latch = None;
             give_up(&mut self.legs, legs, self.run.drain_timeout).await;
         }
+        if matches!(result, Err(Failure::Server(_) | Failure::Own(_))) && self.unanswered.is_empty() {
+            // PostgreSQL's comes before an error, too.
+            sink.queue().extend_from_slice(&self.describes.split());
+        }
         let (untold, given) = (self.unanswered.len(), self.legs.iter().map(|progress| progress.given).collect());
         let is_suspended = result.is_ok() && self.merger.as_ref().is_some_and(Merger::is_paused);
         let broken = if is_suspended { Vec::new() } else { broken(&self.legs) };
@@ -250,6 +254,7 @@ impl<'a> Fanout<'a> {
         let Some(merger) = &mut self.merger else {
             return Err(Failure::Own(Error::internal("no shard described its rows")));
         };
+        sink.queue().extend_from_slice(&self.describes.split());
         while merger.finish(sink.queue(), SINK_HIGH_BYTES).map_err(Failure::Own)? {
             poll_fn(|cx| sink.poll_flush(cx)).await.map_err(Failure::Own)?;
         }
@@ -315,7 +320,7 @@ impl<'a> Fanout<'a> {
                     return Poll::Ready(Event::Lost(at, error));
                 }
                 let held = self.merger.as_ref().map_or(0, |merger| merger.held_bytes(at));
-                if is_full || held >= credit {
+                if progress.is_bound && (is_full || held >= credit) {
                     continue;
                 }
                 match leg.poll_frames(cx, b'D') {
@@ -348,7 +353,7 @@ impl<'a> Fanout<'a> {
             (Stage::Running, Some(b'D')) => {
                 self.legs[at].gives(&frames);
                 let merger = self.merger.as_mut().ok_or_else(unexpected)?;
-                return merger.push(at, frames, sink.queue()).map_err(Failure::Own);
+                return merger.push(at, frames, sink.queue()).map_err(|error| unmerged(merger, error));
             }
             _ => &Frame { bytes: frames.bytes },
         };
@@ -356,7 +361,7 @@ impl<'a> Fanout<'a> {
             (Stage::Running, b'C') => {
                 self.legs[at].has_given_all();
                 let merger = self.merger.as_mut().ok_or_else(unexpected)?;
-                merger.end(at, sink.queue()).map_err(Failure::Own)
+                merger.end(at, sink.queue()).map_err(|error| unmerged(merger, error))
             }
             (Stage::Describing, b'T') => self.described(at, frame, legs, sink),
             (_, b'E') => Err(Failure::Server(self.located(frame))),
@@ -374,6 +379,7 @@ impl<'a> Fanout<'a> {
             }
             (_, b'2') => {
                 self.bound += 1;
+                self.legs[at].is_bound = true;
                 if self.bound == self.legs.len() {
                     self.left = self.latch.take().map(Guard::leave);
                 }
@@ -394,7 +400,12 @@ impl<'a> Fanout<'a> {
         let Some(rest) = self.unanswered.strip_prefix(&frame.bytes[..]) else { return };
         out.extend_from_slice(&frame.bytes);
         self.unanswered = rest;
-        if rest.is_empty() {
+        self.describe(out);
+    }
+
+    /// The RowDescription's turn: as long as no group is given PostgreSQL may have to merge them, and describe them itself.
+    fn describe(&mut self, out: &mut BytesMut) {
+        if self.unanswered.is_empty() && !self.merger.as_ref().is_some_and(Merger::gives_at_the_end) {
             out.extend_from_slice(&self.describes.split());
         }
     }
@@ -419,18 +430,18 @@ impl<'a> Fanout<'a> {
             None => {
                 let (plan, formats) = (self.run.plan, self.run.formats);
                 let mut merger = Merger::new(plan, &description, formats, legs.len(), self.run.memory_bytes)
-                    .map_err(Failure::Unmergeable)?;
+                    .map_err(|error| Failure::Unmergeable(Unstreamed::Types, error))?;
                 merger.allow(self.run.max_rows, sink.queue()).map_err(Failure::Own)?;
                 self.merger = Some(merger);
                 let visible = description.columns.len() - plan.hidden;
                 let shown = self.prepared.map_or(&description, |prepared| &prepared.description);
                 if self.prepared.is_some() && !shown.is_start_of(&description, visible) {
                     let error = Error::internal("partitions give other columns than their table");
-                    return Err(Failure::Unmergeable(error));
+                    return Err(Failure::Unmergeable(Unstreamed::Types, error));
                 }
                 if self.run.describe {
-                    let out = if self.unanswered.is_empty() { sink.queue() } else { &mut self.describes };
-                    shown.write(out, visible, formats.codes);
+                    shown.write(&mut self.describes, visible, formats.codes);
+                    self.describe(sink.queue());
                 }
                 self.description = Some(description.clone());
             }
@@ -495,6 +506,14 @@ async fn give_up<L: Leg>(progress: &mut [Progress], legs: &mut [L], drain_timeou
     };
     // Who is not idle by then is reported as broken.
     let _ = tokio::time::timeout(drain_timeout, drain).await;
+}
+
+/// An error of the merge. Only groups have a limit, and as long as none was given PostgreSQL may merge them instead.
+fn unmerged(merger: &Merger, error: Error) -> Failure {
+    match error.kind() == ErrorKind::Limit && merger.rows() == 0 {
+        true => Failure::Unmergeable(Unstreamed::Memory, error),
+        false => Failure::Own(error),
+    }
 }
 
 fn unexpected() -> Failure {

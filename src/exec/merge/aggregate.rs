@@ -204,7 +204,10 @@ impl State {
     /// Bytes of memory beyond its own size.
     pub(super) fn weight(&self) -> usize {
         let shown = match self {
-            Self::Best(_, bytes) => bytes.iter().flatten().map(|bytes| bytes.len() * 2 + 16).sum(),
+            Self::Best(best, bytes) => {
+                let shown = bytes.iter().flatten().map(|bytes| bytes.len()).sum::<usize>();
+                best.as_ref().map_or(0, Value::heap_bytes) + size_of_val(bytes.as_slice()) + shown
+            }
             _ => 0,
         };
         size_of::<Self>() + shown

@@ -9,7 +9,7 @@ use super::store::Store;
 use super::types::{Reader, unreadable};
 use crate::error::{Error, ErrorKind};
 use crate::plan::distribute::{Groups, Sort, SortBy};
-use crate::plan::value::binary;
+use crate::plan::value::{Value, binary};
 use crate::wire::sqlstate::SqlState;
 
 use bytes::BytesMut;
@@ -104,17 +104,26 @@ impl Grouped {
         };
         let grown = self.shape.take(self.groups.states_mut(number), &row)?;
         self.used_bytes = self.used_bytes.saturating_add_signed(grown);
-        Ok(())
+        if grown > 0 { self.check_memory() } else { Ok(()) }
+    }
+
+    fn check_memory(&self) -> Result<(), Error> {
+        if self.used_bytes > self.memory_bytes { Err(self.full()) } else { Ok(()) }
     }
 
     fn full(&self) -> Error {
         let message =
             format!("the groups of this statement need more than fanout.memory ({} bytes)", self.memory_bytes);
-        Error::new(ErrorKind::Limit, SqlState::PROGRAM_LIMIT_EXCEEDED, message)
-            .hint("raise fanout.memory, filter more, or group by the shard key as well")
+        Error::new(ErrorKind::Limit, SqlState::PROGRAM_LIMIT_EXCEEDED, message).hint(
+            "raise fanout.memory, filter more, group by the shard key as well, or name a database.coordinator, where \
+             PostgreSQL merges them",
+        )
     }
 
     /// The answer's groups in order, by number, to be written one by one.
+    ///
+    /// # Errors
+    /// A row that cannot be read, or sort keys beyond the memory allowed (`54000`).
     pub(super) fn finish(&mut self) -> Result<Vec<usize>, Error> {
         let is_shown = |number: &usize| self.shape.is_shown(self.groups.states(*number));
         let shown = (0..self.groups.len()).filter(is_shown);
@@ -135,7 +144,11 @@ impl Grouped {
                     SortReader::Aggregate(at) => Ok(states.get(*at).and_then(State::value)),
                 })
                 .collect();
-            rows.push((keys?, number));
+            let keys = keys?;
+            self.used_bytes += size_of::<(Keys, usize)>() + size_of_val(keys.as_slice());
+            self.used_bytes += keys.iter().flatten().map(Value::heap_bytes).sum::<usize>();
+            self.check_memory()?;
+            rows.push((keys, number));
         }
         rows.sort_by(|(a, _), (b, _)| order::compare(&self.sort, a, b));
         Ok(rows.into_iter().map(|(_, number)| number).collect())

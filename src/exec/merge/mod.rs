@@ -63,8 +63,10 @@ struct Concatenated {
     columns: usize,
     visible: usize,
     fields: Fields,
-    /// Rows that came while it paused.
-    waiting: VecDeque<Frames>,
+    /// Rows that came while it paused, and of which leg.
+    waiting: VecDeque<(usize, Frames)>,
+    /// Their bytes, by leg.
+    held: Vec<usize>,
 }
 
 impl Merger {
@@ -91,8 +93,8 @@ impl Merger {
         }
         let machine = match &plan.merge {
             Merge::Rows if plan.sort.is_empty() => {
-                let (fields, waiting) = (Fields::default(), VecDeque::new());
-                Machine::Concatenated(Concatenated { columns, visible, fields, waiting })
+                let (fields, waiting, held) = (Fields::default(), VecDeque::new(), vec![0; legs]);
+                Machine::Concatenated(Concatenated { columns, visible, fields, waiting, held })
             }
             Merge::Rows => {
                 let mut keys = Vec::new();
@@ -148,7 +150,7 @@ impl Merger {
         let rows = rows.into();
         match &mut self.machine {
             Machine::Concatenated(concatenated) => {
-                concatenated.waiting.push_back(rows);
+                concatenated.push(leg, rows);
                 concatenated.give(&mut self.due, out)
             }
             Machine::Grouped { groups, .. } => rows.bodies().try_for_each(|(body, _)| groups.push(body)),
@@ -212,8 +214,14 @@ impl Merger {
         match &self.machine {
             Machine::Ordered(ordered) => ordered.held_bytes(leg),
             Machine::SortedGroups(groups) => groups.held_bytes(leg),
-            Machine::Grouped { .. } | Machine::Concatenated(_) => 0,
+            Machine::Concatenated(concatenated) => concatenated.held.get(leg).copied().unwrap_or(0),
+            Machine::Grouped { .. } => 0,
         }
+    }
+
+    /// Whether it gives no row before it has all of all legs.
+    pub fn gives_at_the_end(&self) -> bool {
+        matches!(self.machine, Machine::Grouped { .. })
     }
 
     /// Whether a row of every leg must be at hand before one can be given.
@@ -239,11 +247,18 @@ fn check_floats(shape: &Shape, formats: ResultFormats<'_>) -> Result<(), Error> 
 }
 
 impl Concatenated {
+    /// Takes rows of that leg in.
+    fn push(&mut self, leg: usize, rows: Frames) {
+        self.held[leg] += rows.bytes.len();
+        self.waiting.push_back((leg, rows));
+    }
+
     /// Appends what waits, up to a pause.
     fn give(&mut self, due: &mut Due, out: &mut BytesMut) -> Result<(), Error> {
         while !due.is_paused()
-            && let Some(rows) = self.waiting.pop_front()
+            && let Some((leg, rows)) = self.waiting.pop_front()
         {
+            self.held[leg] -= rows.bytes.len();
             if self.visible == self.columns && due.count_all(rows.count) {
                 out.extend_from_slice(&rows.bytes);
                 continue;
@@ -262,9 +277,55 @@ impl Concatenated {
             }
             let left = Frames { bytes: rows.bytes.slice(given..), count: rows.count - count };
             if left.count > 0 {
-                self.waiting.push_front(left);
+                self.held[leg] += left.bytes.len();
+                self.waiting.push_front((leg, left));
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::description::Column;
+    use super::*;
+    use crate::plan::Reason;
+    use crate::wire::writer;
+
+    fn row(bytes: usize) -> Frames {
+        let mut out = BytesMut::new();
+        writer::data_row(&mut out, [Some(&*vec![b'x'; bytes])].into_iter());
+        Frames { bytes: out.freeze(), count: 1 }
+    }
+
+    #[test]
+    fn rows_that_come_during_a_pause_count_as_their_legs() {
+        let plan = Streamed {
+            shards: vec![0, 1],
+            sql: "".into(),
+            hidden: 0,
+            inserted: (0, 0),
+            named: Vec::new(),
+            merge: Merge::Rows,
+            sort: Vec::new(),
+            offset: 0,
+            limit: None,
+            reason: Reason { code: "test", text: "".into() },
+        };
+        let column = Column { name: "c".into(), table: 0, attribute: 0, type_oid: 25, size: -1, typmod: -1 };
+        let formats = ResultFormats { codes: &[], extra_float_digits: 1 };
+        let mut merger = Merger::new(&plan, &Description { columns: vec![column] }, formats, 2, 1 << 20).expect("one");
+        let mut out = BytesMut::new();
+        merger.allow(Some(2), &mut out).expect("allowed");
+        for leg in [0, 1, 1, 0, 1] {
+            merger.push(leg, row(100), &mut out).expect("pushed");
+        }
+        let one = row(100).bytes.len();
+        assert_eq!((merger.rows(), merger.is_paused(), out.len()), (2, true, 2 * one));
+        assert_eq!((merger.held_bytes(0), merger.held_bytes(1)), (one, 2 * one));
+        merger.allow(Some(1), &mut out).expect("allowed");
+        assert_eq!((merger.held_bytes(0), merger.held_bytes(1)), (one, one), "the one that came first is given first");
+        merger.allow(None, &mut out).expect("allowed");
+        assert_eq!((merger.rows(), merger.held_bytes(0), merger.held_bytes(1)), (5, 0, 0));
     }
 }

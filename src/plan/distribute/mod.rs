@@ -46,7 +46,7 @@ pub use insert_select::{Answered, InsertSelect, create_on_primary, insert_into_p
 pub use key_move::KeyMove;
 pub use model::{
     Aggregate, BitOperation, Collating, Condition, Distributed, Gathered, Groups, Input, Key, KeyList, Merge, Output,
-    Parameters, Session, Shipment, Sort, SortBy, SplitTable, Streamed, View,
+    Parameters, Session, Shipment, Sort, SortBy, SplitTable, Streamed, Unstreamed, View,
 };
 pub use scatter::{Part, Scattered, Tally, marker};
 pub use split::{Leaf, Named, Split, split};
@@ -177,12 +177,8 @@ fn planned(
         (Tie::Many, Shape::Explain) => Err(clause("explain", "EXPLAIN")),
         (Tie::Many, Shape::Query(parts)) => {
             let (query, block) = *parts;
-            if input.is_unmergeable {
-                return Err(refuse(
-                    "type",
-                    "rows of types that pgherd does not compare",
-                    "sort and group by plain types",
-                ));
+            if let Some(why) = input.unstreamed {
+                return Err(unstreamed(why));
             }
             check_settings(source)?;
             streamed(input, query, block.as_ref(), analysis, findings.one_shard, source, functions)
@@ -270,6 +266,16 @@ fn streamed(
     no_moment(input)?;
     let block = block.ok_or_else(|| clause("query", "this form of query"))?;
     stream::plan(query, block, source, analysis.constants, functions)
+}
+
+/// Why it is PostgreSQL's to merge.
+fn unstreamed(why: Unstreamed) -> Refusal {
+    match why {
+        Unstreamed::Types | Unstreamed::Wrapped => {
+            refuse("type", "rows of types that pgherd does not compare", "sort and group by plain types")
+        }
+        Unstreamed::Memory => refuse("memory", "groups that need more than fanout.memory", "raise fanout.memory"),
+    }
 }
 
 /// Refuses a parameter that means another moment on each shard.

@@ -32,10 +32,21 @@ pub struct Input<'a> {
     pub parameters: Option<Parameters<'a>>,
     /// The catalog of the server that merges what pgherd does not; `None` while it is not known: such statements are refused.
     pub coordinator: Option<&'a Catalog>,
-    /// Whether streaming has been tried, and the rows turned out not to be of types that pgherd compares.
-    pub is_unmergeable: bool,
+    /// Why it is not to be streamed, whatever its shape.
+    pub unstreamed: Option<Unstreamed>,
     /// A partitioned table whose partitions several connections of one server read: the legs are what shards are elsewhere.
     pub split: Option<SplitTable>,
+}
+
+/// Why a statement is not to be streamed that could be by its shape.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Unstreamed {
+    /// Streaming has been tried, and the rows turned out not to be of types that pgherd compares.
+    Types,
+    /// Streaming has been tried, and the groups turned out to need more memory than they may.
+    Memory,
+    /// Streamed rows are of no use to whoever asks.
+    Wrapped,
 }
 
 /// A partitioned table of one server, which is spread over legs by a key that no column has; every leg sees all other tables.

@@ -103,6 +103,15 @@ pub enum Value {
 }
 
 impl Value {
+    /// Bytes of memory beyond its own size.
+    pub fn heap_bytes(&self) -> usize {
+        match self {
+            Self::Bytes(bytes) => bytes.len(),
+            Self::Numeric(Numeric::Finite(decimal)) => size_of_val(decimal.digits.as_slice()),
+            _ => 0,
+        }
+    }
+
     /// Reads PostgreSQL's binary form; `None` if the bytes are not one.
     pub fn from_binary(kind: Kind, bytes: &[u8]) -> Option<Self> {
         Some(match kind {

@@ -75,6 +75,12 @@ struct DatabaseLabels {
     database: LabelText,
 }
 
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct FallbackLabels {
+    database: LabelText,
+    reason: &'static str,
+}
+
 /// Every database's figures.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Databases {
@@ -86,6 +92,7 @@ pub(super) struct Databases {
     fanout_legs: Family<DatabaseLabels, Counter>,
     fanout_legs_failed: Family<DatabaseLabels, Counter>,
     fanout_legs_cached: Family<DatabaseLabels, Counter>,
+    fanout_fallbacks: Family<FallbackLabels, Counter>,
     transactions_recovered: Family<DatabaseLabels, Counter>,
     transactions_orphaned: Family<DatabaseLabels, Gauge>,
 }
@@ -106,6 +113,10 @@ pub struct DatabaseMetrics {
     pub fanout_legs_failed: Counter,
     /// Shards' parts of answers that were replayed from the cache: no leg was started.
     pub fanout_legs_cached: Counter,
+    /// Fan-outs that were given up for PostgreSQL to merge, because of their rows' types.
+    pub fanout_fallbacks_types: Counter,
+    /// The same because of the memory that their groups need.
+    pub fanout_fallbacks_memory: Counter,
     /// Prepared transactions that a crash had left and recovery has finished.
     pub transactions_recovered: Counter,
     /// Prepared transactions of other configurations, found at the last look.
@@ -144,6 +155,8 @@ impl Databases {
         registry.register("fanout_legs_failed", help, self.fanout_legs_failed.clone());
         let help = "Shards' parts of answers that were replayed from the cache";
         registry.register("fanout_legs_cached", help, self.fanout_legs_cached.clone());
+        let help = "Fan-outs that were given up, and run once more for PostgreSQL to merge, by reason";
+        registry.register("fanout_fallbacks", help, self.fanout_fallbacks.clone());
         let help = "Prepared transactions that a crash had left and recovery has finished";
         registry.register("transactions_recovered", help, self.transactions_recovered.clone());
         let help = "Prepared transactions of other configurations, found at the last look";
@@ -152,6 +165,10 @@ impl Databases {
 
     pub(super) fn database(&self, name: &str) -> Arc<DatabaseMetrics> {
         let labels = DatabaseLabels { database: name.into() };
+        let fallbacks = |reason| {
+            let labels = FallbackLabels { database: name.into(), reason };
+            self.fanout_fallbacks.get_or_create_owned(&labels)
+        };
         let statements = PlanClass::ALL.map(|plan| {
             let labels = PlanLabels { database: name.into(), plan: plan.label() };
             (self.statements.get_or_create_owned(&labels), self.duration.get_or_create_owned(&labels))
@@ -164,6 +181,8 @@ impl Databases {
             fanout_legs: self.fanout_legs.get_or_create_owned(&labels),
             fanout_legs_failed: self.fanout_legs_failed.get_or_create_owned(&labels),
             fanout_legs_cached: self.fanout_legs_cached.get_or_create_owned(&labels),
+            fanout_fallbacks_types: fallbacks("types"),
+            fanout_fallbacks_memory: fallbacks("memory"),
             transactions_recovered: self.transactions_recovered.get_or_create_owned(&labels),
             transactions_orphaned: self.transactions_orphaned.get_or_create_owned(&labels),
         })

@@ -206,7 +206,7 @@ impl Cluster {
             session: Session::default(),
             parameters,
             coordinator: None,
-            is_unmergeable: false,
+            unstreamed: None,
             split: None,
         })
     }
@@ -291,7 +291,7 @@ impl Cluster {
                 match outcome.result {
                     Ok(rows) => assert_eq!(rows as usize, given.rows.len(), "{text}"),
                     Err(Failure::Server(frame)) => given.error = Some(error(&frame)),
-                    Err(Failure::Own(error) | Failure::Unmergeable(error)) => {
+                    Err(Failure::Own(error) | Failure::Unmergeable(_, error)) => {
                         given.error = Some((error.sqlstate().to_string(), error.message().to_owned()))
                     }
                 }

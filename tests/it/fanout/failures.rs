@@ -1,5 +1,8 @@
 //! Errors, cancels, limits and slow clients: one error at most, every leg idle afterwards, memory bounded.
 
+use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::Ordering::Relaxed;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -7,11 +10,12 @@ use bytes::BytesMut;
 use pgherd::error::Error;
 use pgherd::exec::fanout::{self, Failure, Run, Sink};
 use pgherd::exec::merge::ResultFormats;
-use pgherd::plan::distribute::{Distributed, Parameters, Streamed};
+use pgherd::plan::distribute::{Distributed, Parameters, Streamed, Unstreamed};
 use tokio_util::sync::CancellationToken;
 
 use super::cluster::{Cluster, error};
 use super::leg::Collected;
+use crate::harness;
 
 fn plan(cluster: &Cluster, text: &str) -> std::sync::Arc<Streamed> {
     match cluster.plan(text, Some(Parameters::NONE)) {
@@ -117,7 +121,9 @@ async fn groups_beyond_the_memory_allowed_are_refused_unless_they_come_in_order(
                 .await;
         match outcome.result {
             Ok(rows) => assert!(fits && rows == 400, "{text}"),
-            Err(Failure::Own(error)) => assert!(!fits && error.sqlstate().code() == "54000", "{error:?}"),
+            Err(Failure::Unmergeable(Unstreamed::Memory, error)) => {
+                assert!(!fits && error.sqlstate().code() == "54000", "{error:?}");
+            }
             Err(other) => panic!("{other:?}"),
         }
         assert!(outcome.broken.is_empty());
@@ -168,6 +174,55 @@ async fn a_slow_client_slows_the_shards_and_not_memory() {
         assert!(sink.taken + sink.queue.len() > 400 * 20_000);
         assert!(sink.most < 1024 * 1024, "{}", sink.most);
     }
+}
+
+/// A client that takes nothing until it is told to.
+#[derive(Default)]
+struct Stuck {
+    queue: BytesMut,
+    queued: Arc<AtomicUsize>,
+    takes: CancellationToken,
+}
+
+impl Sink for Stuck {
+    fn queue(&mut self) -> &mut BytesMut {
+        &mut self.queue
+    }
+
+    fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Error>> {
+        self.queued.store(self.queue.len(), Relaxed);
+        std::task::ready!(std::pin::pin!(self.takes.cancelled()).poll(cx));
+        self.queue.clear();
+        Poll::Ready(Ok(()))
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_takes_nothing_keeps_no_shard_from_its_snapshot() {
+    const DEADLINE: Duration = Duration::from_secs(20);
+    let cluster = Cluster::start(2).await;
+    let plan = plan(&cluster, "select id, repeat('x', 200000) from orders");
+    let mut legs = cluster.legs(&plan.shards).await;
+    let (mut holder, observer) = (cluster.shards[1].client().await, cluster.shards[1].client().await);
+    let held = holder.transaction().await.expect("begin");
+    held.batch_execute("lock table orders in access exclusive mode").await.expect("lock");
+    let mut sink = Stuck::default();
+    let (queued, takes) = (Arc::clone(&sink.queued), sink.takes.clone());
+    let is_so = async |what: &str| observer.query_one(what, &[]).await.expect("a look").get::<_, bool>(0);
+    let watch = async {
+        harness::eventually(DEADLINE, "one shard waits", async || {
+            is_so("select count(*) > 0 from pg_locks where not granted").await
+        })
+        .await;
+        harness::eventually(DEADLINE, "the client's queue is full", async || queued.load(Relaxed) >= 256 * 1024).await;
+        held.rollback().await.expect("rollback");
+        let gives = "select count(*) > 0 from pg_stat_activity where datname = current_database() and wait_event = 'ClientWrite'";
+        harness::eventually(DEADLINE, "that shard gives its rows", async || is_so(gives).await).await;
+        takes.cancel();
+    };
+    let (run, never) = (run(&plan, 1 << 20), CancellationToken::new());
+    let (outcome, ()) = tokio::join!(fanout::run(&run, &mut legs, &mut sink, &never), watch);
+    assert!(matches!(outcome.result, Ok(400)), "{outcome:?}");
 }
 
 #[tokio::test]

@@ -47,7 +47,7 @@ impl Herd {
     }
 
     /// `keys` belong to the `[[database]]`.
-    async fn with_keys(shards: Vec<Database>, keys: &str, rest: &str) -> Self {
+    pub(super) async fn with_keys(shards: Vec<Database>, keys: &str, rest: &str) -> Self {
         let (whole, primary) = (harness::fresh_database().await, harness::fresh_database().await);
         whole.execute(&schema(1, 0)).await;
         // The primary is the coordinator too: it has the shards' types.

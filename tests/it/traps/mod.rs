@@ -3,6 +3,7 @@
 mod failures;
 mod gathered;
 mod herd;
+mod memory;
 mod portals;
 mod routing;
 mod rows;
