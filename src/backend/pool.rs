@@ -36,6 +36,8 @@ use crate::wire::sqlstate::SqlState;
 pub struct Pool {
     own: Arc<Connections>,
     baseline: Arc<ArcSwapOption<Baseline>>,
+    /// Its baseline, and another pool's that was found to have the same settings.
+    alike: ArcSwapOption<(Arc<Baseline>, Arc<Baseline>)>,
     min_connections: u32,
     /// Somebody is about to open as many connections as are to be kept.
     is_refilling: AtomicBool,
@@ -153,6 +155,7 @@ impl Pool {
         Self {
             own,
             baseline,
+            alike: ArcSwapOption::empty(),
             min_connections: config.min_connections.min(config.max_connections),
             is_refilling: AtomicBool::new(false),
             acquire_timeout: config.acquire_timeout,
@@ -265,6 +268,21 @@ impl Pool {
     /// What a fresh login looks like, once one has been made.
     pub fn baseline(&self) -> Option<Arc<Baseline>> {
         self.baseline.load_full()
+    }
+
+    /// Whether its logins have the settings of those with that baseline; so it is while nobody has logged in.
+    pub fn is_set_as(&self, other: &Arc<Baseline>) -> bool {
+        let Some(own) = self.baseline() else { return true };
+        let known = self.alike.load();
+        let is_known = |(one, two): &(_, _)| Arc::ptr_eq(one, &own) && Arc::ptr_eq(two, other);
+        if known.as_deref().is_some_and(is_known) {
+            return true;
+        }
+        let is_alike = own.settings == other.settings;
+        if is_alike {
+            self.alike.store(Some(Arc::new((own, Arc::clone(other)))));
+        }
+        is_alike
     }
 
     /// Its connections.

@@ -79,35 +79,25 @@ impl Session {
         }
     }
 
-    /// Whether a shard or the coordinator gives a login the settings that the primary gives, but for those that the session has set itself.
+    /// Whether another server gives a login the settings that the primary gives, but for those that the session has set itself.
     ///
     /// # Errors
     /// It does not: the client would be told of one value and be given answers under another.
-    pub(super) fn check_defaults(&mut self, target: Target, pool: &Pool) -> Result<(), Error> {
-        if !matches!(target, Target::Shard(_) | Target::Coordinator) {
+    pub(super) fn check_defaults(&self, target: Target, pool: &Pool) -> Result<(), Error> {
+        if target == Target::Primary {
             return Ok(());
         }
-        let (Some(ours), Some(theirs)) = (self.primary.baseline(), pool.baseline()) else { return Ok(()) };
-        let is_known =
-            |(one, other): &(Arc<Baseline>, Arc<Baseline>)| Arc::ptr_eq(one, &ours) && Arc::ptr_eq(other, &theirs);
-        if self.agreed.as_ref().is_some_and(is_known) {
-            return Ok(());
-        }
-        if ours.settings != theirs.settings {
-            let is_other =
-                |name: &&&str| ours.setting(name) != theirs.setting(name) && self.settings.current.get(name).is_none();
-            if let Some(name) = ANSWERING_SETTINGS.iter().find(is_other) {
-                let value = |of: &Baseline| of.setting(name).unwrap_or("nothing").to_owned();
-                let (ours, theirs) = (value(&ours), value(&theirs));
-                return Err(Error::refused(format!(
-                    "{name} is \"{theirs}\" at login on {}, and \"{ours}\" on the primary", pool.address()
-                ))
-                .hint(format!("Give it the same value on every server (ALTER DATABASE, ALTER ROLE, postgresql.conf), or SET {name}.")));
-            }
-            return Ok(());
-        }
-        self.agreed = Some((ours, theirs));
-        Ok(())
+        let Some(ours) = self.primary.baseline().filter(|ours| !pool.is_set_as(ours)) else { return Ok(()) };
+        let Some(theirs) = pool.baseline() else { return Ok(()) };
+        let is_other =
+            |name: &&&str| ours.setting(name) != theirs.setting(name) && self.settings.current.get(name).is_none();
+        let Some(name) = ANSWERING_SETTINGS.iter().find(is_other) else { return Ok(()) };
+        let value = |of: &Baseline| of.setting(name).unwrap_or("nothing").to_owned();
+        let (ours, theirs, address) = (value(&ours), value(&theirs), pool.address());
+        Err(Error::refused(format!("{name} is \"{theirs}\" at login on {address}, and \"{ours}\" on the primary"))
+            .hint(format!(
+                "Give it the same value on every server (ALTER DATABASE, ALTER ROLE, postgresql.conf), or SET {name}."
+            )))
     }
 
     /// Whether a server connection is in this session's state as it stands. Equal settings are the same ones, as a rule: see

@@ -47,6 +47,7 @@ mod span;
 mod split;
 mod state;
 mod turn;
+mod unit;
 mod unseen;
 mod unstreamed;
 mod writes;
@@ -61,7 +62,7 @@ use tokio::time::Instant;
 
 use crate::backend::alarm::Alarm;
 use crate::backend::expect::{Expect, LearnedTypes};
-use crate::backend::pool::{Baseline, Lease, Pool};
+use crate::backend::pool::{Lease, Pool};
 use crate::backend::scan::Seen;
 use crate::backend::settings::SharedSettings;
 use crate::backend::statements::Identity;
@@ -221,8 +222,6 @@ pub struct Session {
     hidden_sync: bool,
     /// The next Sync was sent while COPY data was awaited.
     ignores_sync: bool,
-    /// The logins' settings of the primary and of another server that were found to be the same.
-    agreed: Option<(Arc<Baseline>, Arc<Baseline>)>,
     /// A BEGIN that no server knows of yet, and the savepoints behind it; empty where there is none.
     lazy_begin: Vec<Bytes>,
     /// The transaction's other servers, and what one that joins is told, in a database with shards.
@@ -303,7 +302,6 @@ impl Session {
             only_statements: true,
             hidden_sync: false,
             ignores_sync: false,
-            agreed: None,
             lazy_begin: Vec::new(),
             span: None,
             isolated: false,

@@ -20,8 +20,10 @@ use crate::backend::server::ServerConn;
 use crate::error::Error;
 use crate::exec::fanout::{self, Leg};
 use crate::exec::insert_select::Collected;
+use crate::plan::Plan;
 use crate::plan::distribute::Streamed;
 use crate::plan::rules::Transaction;
+use crate::sql::lexer::Lexer;
 use crate::wire::frame::{Frame, Frames};
 use crate::wire::writer::TransactionStatus;
 
@@ -55,6 +57,27 @@ impl Leg for OwnLeg<'_> {
 }
 
 impl Session {
+    /// Rows are placed by the tables' columns as they were when the catalog was read.
+    ///
+    /// # Errors
+    /// The transaction has changed the table that rows are to be inserted into.
+    pub(super) fn check_tables(&self, execution: &Execution<'_>, plan: &Plan) -> Result<(), Error> {
+        let Some(span) = self.span.as_ref().filter(|span| !span.changed_tables.is_empty()) else { return Ok(()) };
+        let is_on_shards = matches!(
+            plan,
+            Plan::Shard { .. } | Plan::Scatter(_) | Plan::InsertSelect(_) | Plan::CopyIn(_) | Plan::KeyMove(_)
+        );
+        let mut written = execution.facts.statements.iter().flat_map(|statement| &statement.writes);
+        if is_on_shards
+            && !is_update_or_delete(execution.text)
+            && written.any(|name| span.changed_tables.contains(&name.name))
+        {
+            return Err(Error::refused("INSERT, COPY and MERGE into a table that the transaction has changed")
+                .hint("Commit the change first."));
+        }
+        Ok(())
+    }
+
     /// Whether a read over several shards must be the transaction's own.
     pub(super) fn reads_within(&self) -> bool {
         self.status == TransactionStatus::InTransaction && self.transaction_view() == Transaction::Written
@@ -145,4 +168,10 @@ fn taken(server: &mut ServerConn) -> OwnLeg<'_> {
     server.take_over();
     let cancel = Arc::clone(&server.cancel_target);
     OwnLeg { server, cancel }
+}
+
+/// Whether the statement changes rows where they are.
+fn is_update_or_delete(text: &[u8]) -> bool {
+    let first = Lexer::new(text, true).significant().next();
+    first.is_some_and(|token| token.is_word(text, "update") || token.is_word(text, "delete"))
 }

@@ -16,7 +16,6 @@ use crate::plan::rules::{self, Bound, Input, SessionView, Transaction, resolve_s
 use crate::plan::search_path::listed;
 use crate::plan::{CachedRead, Explained, Local, Plan, Refusal};
 use crate::sql::facts::{Class, Facts, SharedFacts, TransactionControl};
-use crate::sql::lexer::Lexer;
 use crate::telemetry::metrics::PlanClass;
 use crate::wire::frame::Frame;
 use crate::wire::frontend::Bind;
@@ -250,27 +249,6 @@ impl Session {
                 false => Err(self.refused(refusal)),
             },
         }
-    }
-
-    /// Rows are placed by the tables' columns as they were when the catalog was read.
-    ///
-    /// # Errors
-    /// The transaction has changed the table that rows are to be inserted into.
-    fn check_tables(&self, execution: &Execution<'_>, plan: &Plan) -> Result<(), Error> {
-        let Some(span) = self.span.as_ref().filter(|span| !span.changed_tables.is_empty()) else { return Ok(()) };
-        let is_on_shards = matches!(
-            plan,
-            Plan::Shard { .. } | Plan::Scatter(_) | Plan::InsertSelect(_) | Plan::CopyIn(_) | Plan::KeyMove(_)
-        );
-        let mut written = execution.facts.statements.iter().flat_map(|statement| &statement.writes);
-        if is_on_shards
-            && !is_update_or_delete(execution.text)
-            && written.any(|name| span.changed_tables.contains(&name.name))
-        {
-            return Err(Error::refused("INSERT, COPY and MERGE into a table that the transaction has changed")
-                .hint("Commit the change first."));
-        }
-        Ok(())
     }
 
     /// Waits for all answers that are owed. False if the statement is not what it was then: its Parse was among what failed, and what
@@ -607,10 +585,4 @@ pub(super) fn aborted() -> Error {
         SqlState::IN_FAILED_SQL_TRANSACTION,
         "current transaction is aborted, commands ignored until end of transaction block",
     )
-}
-
-/// Whether the statement changes rows where they are.
-fn is_update_or_delete(text: &[u8]) -> bool {
-    let first = Lexer::new(text, true).significant().next();
-    first.is_some_and(|token| token.is_word(text, "update") || token.is_word(text, "delete"))
 }

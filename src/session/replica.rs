@@ -96,9 +96,11 @@ impl Session {
         if let Some(None) = self.last_write {
             self.last_write = Some(Some(Arc::new(self.position_of_primary().await?.0)));
         }
-        let Some(position) = self.last_write.clone().flatten() else { return self.db.replicas_in_turn().next() };
+        let mut targets: Vec<Target> = self.db.replicas_in_turn().collect();
+        targets.retain(|&target| self.check_defaults(target, &self.pool(target)).is_ok());
+        let Some(position) = self.last_write.clone().flatten() else { return targets.first().copied() };
         let sql = position.is_replayed();
-        for target in self.db.replicas_in_turn() {
+        for target in targets {
             let Ok(mut lease) = self.wait_for_lease(&self.pool(target)).await else { continue };
             let has_it = catches_up(lease.server(), &sql, || false).await;
             lease.release();

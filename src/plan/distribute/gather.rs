@@ -170,10 +170,9 @@ impl Named {
 
     /// Relations whose names may also stand for the types of their rows (`null::orders`): what is shipped is such a type, too.
     fn row_types(&self, texts: &[Text<'_>]) -> BTreeSet<Box<str>> {
-        let is_more = |(name, (_, use_)): &(&Box<str>, &(Arc<Relation>, Use))| {
-            texts.iter().map(|text| text.source.count_of(name)).sum::<usize>() > use_.count
-        };
-        self.relations.iter().filter(is_more).map(|(name, _)| name.clone()).collect()
+        let named = |name: &str| texts.iter().map(|text| text.source.count_of(name)).sum::<usize>();
+        let relations = self.relations.iter().filter(|(name, (_, use_))| named(name) > use_.count);
+        relations.map(|(name, _)| name.clone()).collect()
     }
 
     /// Refuses the type of a relation's rows where the relation is not shipped: the coordinator has none, or another.
