@@ -89,6 +89,9 @@ impl Session {
         described: bool,
         streamed: &Arc<Streamed>,
     ) -> Result<Ran, Error> {
+        if self.reads_within() {
+            return Box::pin(self.fan_out_within(execution, described, streamed)).await;
+        }
         let work = CancellationToken::new();
         self.cancel.slot.aim_at_work(work.clone());
         let (mut legs, latch) = match Box::pin(self.parts_of(execution, streamed, &work)).await {
@@ -145,20 +148,31 @@ impl Session {
             }
             _ => self.end_parts(legs, &outcome.broken, &outcome.given, outcome.result.is_ok()).await,
         }
-        let untold = &execution.unanswered[execution.unanswered.len() - outcome.untold..];
-        match &outcome.result {
+        if outcome.result.is_ok()
+            && let Some((_, bind)) = execution.bind.filter(|_| !is_suspended)
+        {
+            self.note_done(bind.portal, execution.max_rows);
+        }
+        self.ran(execution, outcome.result, outcome.untold, timed_out)
+    }
+
+    /// What became of a statement whose legs are at rest; `untold` is how many bytes of what is unanswered the client was not given.
+    pub(super) fn ran(
+        &mut self,
+        execution: &Execution<'_>,
+        result: Result<u64, Failure>,
+        untold: usize,
+        timed_out: bool,
+    ) -> Result<Ran, Error> {
+        let untold = &execution.unanswered[execution.unanswered.len() - untold..];
+        match &result {
             // The coordinator goes on with what the client has been answered so far.
             Err(Failure::Unmergeable(_)) => self.out().extend_from_slice(untold),
             Err(_) if untold.starts_with(b"1") => self.forget_unparsed(execution),
             _ => {}
         }
-        match outcome.result {
-            Ok(_) => {
-                if let Some((_, bind)) = execution.bind.filter(|_| !is_suspended) {
-                    self.note_done(bind.portal, execution.max_rows);
-                }
-                Ok(Ran::Answered)
-            }
+        match result {
+            Ok(_) => Ok(Ran::Answered),
             Err(Failure::Server(frame)) => Ok(Ran::Failed(match execution.bind {
                 Some((_, bind)) => with_statement_name(frame.body(), bind.statement).freeze(),
                 None => frame.bytes,

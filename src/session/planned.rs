@@ -242,7 +242,7 @@ impl Session {
             Plan::KeyMove(moved) => self.way_of_fan_out(Way::KeyMove(moved)),
             Plan::InsertSelect(plan) => self.way_of_fan_out(Way::InsertSelect(plan)),
             Plan::Local(Local::Empty) => Ok(Way::Empty),
-            Plan::Local(Local::ExplainRoute(inner)) => self.explain(execution, &inner).await.map(Way::Explain),
+            Plan::Local(Local::ExplainRoute(inner)) => self.explain_route(execution, &inner).await.map(Way::Explain),
             Plan::Refuse(refusal) => Err(self.refused(refusal)),
         }
     }
@@ -358,12 +358,13 @@ impl Session {
     ) -> Result<Arc<Gathered>, Error> {
         match self.plan_knowing(execution, true).await? {
             Plan::Gather(gathered) => Ok(gathered),
+            Plan::Refuse(refusal) if self.reads_within() => Err(error.hint(refusal.hint)),
             _ => Err(error),
         }
     }
 
     /// The plan for an execution, from what is known now.
-    async fn plan(&mut self, execution: &Execution<'_>) -> Result<Plan, Error> {
+    pub(super) async fn plan(&mut self, execution: &Execution<'_>) -> Result<Plan, Error> {
         self.plan_knowing(execution, false).await
     }
 
@@ -386,6 +387,7 @@ impl Session {
             return self.plan_of_foreign_text(execution.facts);
         };
         let plan = self.decide(execution.facts, text, &catalog, shards.as_deref(), bound.as_ref(), is_unmergeable);
+        let plan = self.judged_within(plan);
         let is_known_whole =
             || self.db.unsplit.has(catalog.version, execution.facts.fingerprint, &self.effective_role());
         if matches!(plan, Plan::Split(_)) && is_known_whole() {
@@ -554,18 +556,6 @@ impl Session {
     /// Whether the server held has a pipeline open, whose order an answer of pgherd's own would break.
     pub(super) fn is_mid_flight(&self) -> bool {
         self.server.as_ref().is_some_and(|attached| attached.lease.is_unsynced())
-    }
-
-    /// Where a statement would run, and why; nothing is run.
-    async fn explain(&mut self, execution: &Execution<'_>, inner: &str) -> Result<Vec<(String, String)>, Error> {
-        let facts = self.db.shared.analyzer.facts(inner.as_bytes(), self.conforming_strings());
-        let execution = Execution { facts: &facts, text: inner.as_bytes(), ..*execution };
-        let plan = self.plan(&execution).await?;
-        let mut rows = crate::plan::explain::render(&plan, &facts, self.conforming_strings());
-        if let (Plan::FanOut(streamed), false) = (&plan, self.db.shard_caches.is_empty()) {
-            rows.push(("cached by shard".to_owned(), self.cached_by_shard(&execution, streamed)));
-        }
-        Ok(rows)
     }
 }
 
