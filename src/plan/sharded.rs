@@ -204,16 +204,14 @@ fn is_index(input: &Input<'_>, name: &Name) -> bool {
     found.is_some_and(|found| found.iter().any(|relation| relation.kind == RelationKind::Other))
 }
 
-/// A fan-out reads on connections of its own: right under READ COMMITTED, as long as the transaction has written nothing.
+/// A fan-out reads on connections of its own: right under READ COMMITTED, as long as the transaction has written nothing. Then what
+/// pgherd merges itself is read by the transaction's own servers, too; the coordinator would not see what it has written.
 pub(super) fn in_transaction(input: &Input<'_>, plan: Plan) -> Plan {
-    match input.session.in_transaction {
-        Transaction::Outside | Transaction::VirginReadCommitted | Transaction::Failed => plan,
-        Transaction::Written => Plan::Refuse(refusal(
-            "own-writes",
-            "a statement over several shards in a transaction that has written, or set something".into(),
-            "Commit first, send SET before BEGIN, or tie the statement to one shard key.",
-        )),
-        Transaction::Isolated => Plan::Refuse(refusal(
+    match (input.session.in_transaction, plan) {
+        (Transaction::Outside | Transaction::VirginReadCommitted | Transaction::Failed, plan) => plan,
+        (Transaction::Written, plan @ Plan::FanOut(_)) => plan,
+        (Transaction::Written, plan) => Plan::Refuse(own_writes(&plan)),
+        (Transaction::Isolated, _) => Plan::Refuse(refusal(
             "isolation",
             "a statement over several shards under REPEATABLE READ or SERIALIZABLE".into(),
             "Use READ COMMITTED, or tie the statement to one shard key.",
@@ -221,14 +219,29 @@ pub(super) fn in_transaction(input: &Input<'_>, plan: Plan) -> Plan {
     }
 }
 
+/// Why a statement that does not see what its transaction has written is refused, and what helps.
+fn own_writes(plan: &Plan) -> Refusal {
+    let (why, hint) = match plan {
+        Plan::Gather(gathered) if gathered.reason.code != "copy" => (
+            &*gathered.reason.text,
+            "Commit first, tie the statement to one shard key, or write it without that: what is streamed sees what the transaction has written.",
+        ),
+        Plan::Gather(gathered) | Plan::Cursor(gathered) => {
+            (&*gathered.reason.text, "Commit first, tie its query to one shard key, or send the query by itself.")
+        }
+        _ => ("EXPLAIN runs beside it", "Commit first, or use EXPLAIN (ROUTE)."),
+    };
+    refusal("own-writes", format!("a statement over several shards in a transaction that has written: {why}"), hint)
+}
+
 /// What pgherd merges of an INSERT's query is read by the transaction's own servers where it has written. What goes to the coordinator
 /// takes several statements of each shard, which see one moment only in a transaction of their own.
 fn insert_in_transaction(input: &Input<'_>, moved: Arc<InsertSelect>) -> Plan {
     match (input.session.in_transaction, &moved.answered) {
         (Transaction::Written, Answered::Streamed(_)) => Plan::InsertSelect(moved),
-        (Transaction::Written, Answered::Gathered(_)) => Plan::Refuse(refusal(
+        (Transaction::Written, Answered::Gathered(gathered)) => Plan::Refuse(refusal(
             "own-writes",
-            "INSERT of rows that are merged on the coordinator, in a transaction that has written".into(),
+            format!("INSERT of rows of several shards in a transaction that has written: {}", gathered.reason.text),
             "Commit first, or let each shard answer the query by itself: EXPLAIN (ROUTE) shows why it does not.",
         )),
         _ => in_transaction(input, Plan::InsertSelect(moved)),

@@ -40,6 +40,28 @@ impl Sink for Counted {
 }
 
 impl Session {
+    /// Where a statement would run, and why; nothing is run.
+    pub(super) async fn explain_route(
+        &mut self,
+        execution: &Execution<'_>,
+        inner: &str,
+    ) -> Result<Vec<(String, String)>, Error> {
+        let facts = self.db.shared.analyzer.facts(inner.as_bytes(), self.conforming_strings());
+        let execution = Execution { facts: &facts, text: inner.as_bytes(), ..*execution };
+        let plan = self.plan(&execution).await?;
+        let mut rows = crate::plan::explain::render(&plan, &facts, self.conforming_strings());
+        if let (Plan::FanOut(streamed), false) = (&plan, self.db.shard_caches.is_empty() || self.reads_within()) {
+            rows.push(("cached by shard".to_owned(), self.cached_by_shard(&execution, streamed)));
+        }
+        if matches!(plan, Plan::FanOut(_)) && self.reads_within() {
+            rows.push((
+                "within".to_owned(),
+                "the transaction: it sees what it has written, and nothing is cached".to_owned(),
+            ));
+        }
+        Ok(rows)
+    }
+
     /// Tells how the statement would run, and with ANALYZE how it has. An error of a server's comes back as the bytes that the
     /// client is to get.
     pub(super) async fn explain_over(

@@ -13,7 +13,7 @@ use super::context::Target;
 use super::legs::Part;
 use super::planned::Execution;
 use super::portals::{Halt, Stream, rows_of};
-use super::unstreamed::Unmerged;
+use super::unstreamed::{Term, Unmerged};
 use super::{Attached, Session};
 use crate::backend::cancel::CancelTarget;
 use crate::error::Error;
@@ -89,6 +89,9 @@ impl Session {
         described: bool,
         streamed: &Arc<Streamed>,
     ) -> Result<Ran, Error> {
+        if self.reads_within() {
+            return Box::pin(self.fan_out_within(execution, described, streamed)).await;
+        }
         let term = self.term();
         let work = self.work_in(term);
         let (mut legs, latch) = match Box::pin(self.parts_of(execution, streamed, &work)).await {
@@ -145,28 +148,38 @@ impl Session {
             }
             _ => self.end_parts(legs, &outcome.broken, &outcome.given, outcome.result.is_ok()).await,
         }
-        let untold = &execution.unanswered[execution.unanswered.len() - outcome.untold..];
-        match &outcome.result {
+        if outcome.result.is_ok()
+            && let Some((_, bind)) = execution.bind.filter(|_| !is_suspended)
+        {
+            self.note_done(bind.portal, execution.max_rows);
+        }
+        self.ran(execution, (outcome.result, outcome.untold), timed_out, term.after(since.elapsed()))
+    }
+
+    /// What became of a statement whose legs are at rest; `untold` is how many bytes of what is unanswered the client was not given,
+    /// `term` what is left for another try.
+    pub(super) fn ran(
+        &mut self,
+        execution: &Execution<'_>,
+        (result, untold): (Result<u64, Failure>, usize),
+        timed_out: bool,
+        term: Term,
+    ) -> Result<Ran, Error> {
+        let untold = &execution.unanswered[execution.unanswered.len() - untold..];
+        match &result {
             // The coordinator goes on with what the client has been answered so far.
             Err(Failure::Unmergeable(..)) => self.out().extend_from_slice(untold),
             Err(_) if untold.starts_with(b"1") => self.forget_unparsed(execution),
             _ => {}
         }
-        match outcome.result {
-            Ok(_) => {
-                if let Some((_, bind)) = execution.bind.filter(|_| !is_suspended) {
-                    self.note_done(bind.portal, execution.max_rows);
-                }
-                Ok(Ran::Answered)
-            }
+        match result {
+            Ok(_) => Ok(Ran::Answered),
             Err(Failure::Server(frame)) => Ok(Ran::Failed(match execution.bind {
                 Some((_, bind)) => with_statement_name(frame.body(), bind.statement).freeze(),
                 None => frame.bytes,
             })),
             Err(Failure::Own(_)) if timed_out => Err(super::failure::too_slow("fanout.query_timeout")),
-            Err(Failure::Unmergeable(why, error)) => {
-                Ok(Ran::Unmergeable(Unmerged { why, error, term: term.after(since.elapsed()) }))
-            }
+            Err(Failure::Unmergeable(why, error)) => Ok(Ran::Unmergeable(Unmerged { why, error, term })),
             Err(Failure::Own(error)) => Err(error),
         }
     }

@@ -162,7 +162,7 @@ impl Session {
         let target = way.relay_target();
         if matches!(way, Way::Describe) {
             self.answer_unit(statements, way).await?;
-        } else if self.server.is_none() {
+        } else if self.describes_beside(target) {
             self.describe_aside(statements, target).await?;
         } else {
             self.relay_unit(statements, target).await?;
@@ -289,6 +289,11 @@ impl Session {
         let way = if asked.is_earlier { self.way_as_read(bound.statement, way)? } else { way };
         if matches!(way, Way::Relay(_) | Way::ReadOnly(_)) && self.bound_before(execute.portal).is_some() {
             return Err(Error::refused("a portal that was bound over several shards would run on one server now")
+                .hint("Bind it again."));
+        }
+        if matches!(way, Way::FanOut(_)) && self.reads_within() && !binds(unit, execute.portal) {
+            // It was to see what was there when it was bound.
+            return Err(Error::refused("a portal over several shards of before its transaction's writes")
                 .hint("Bind it again."));
         }
         Ok(way)

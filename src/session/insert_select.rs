@@ -54,7 +54,7 @@ impl Session {
         described: bool,
         plan: &Arc<InsertSelect>,
     ) -> Result<Result<(), Bytes>, Error> {
-        self.check_transaction()?;
+        self.check_own_reads().map_err(|refusal| self.refused(refusal))?;
         let mut told = Vec::new();
         // Mistakes are told before anything is read, and in the client's own text, where a shard has all that it names.
         if !plan.is_on_primary() {
@@ -122,9 +122,9 @@ impl Session {
         described
     }
 
-    /// The same, within a transaction that has written by its own connection: others may not see what it has made, or wait for it.
+    /// The same, by the transaction's own connection where it has written there: others may not see what it has made, or wait for it.
     pub(super) async fn described(&mut self, sql: &[u8], types: &[u32]) -> Result<Result<Described, Bytes>, Error> {
-        if !self.reads_within() {
+        if !self.reads_within() || !self.takes_part(Target::Shard(0)) {
             return self.described_by_shard(sql, types).await;
         }
         let server = self.own_shard(0).await?;

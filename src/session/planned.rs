@@ -243,7 +243,7 @@ impl Session {
             Plan::KeyMove(moved) => self.way_of_fan_out(Way::KeyMove(moved)),
             Plan::InsertSelect(plan) => self.way_of_fan_out(Way::InsertSelect(plan)),
             Plan::Local(Local::Empty) => Ok(Way::Empty),
-            Plan::Local(Local::ExplainRoute(inner)) => self.explain(execution, &inner).await.map(Way::Explain),
+            Plan::Local(Local::ExplainRoute(inner)) => self.explain_route(execution, &inner).await.map(Way::Explain),
             Plan::Refuse(refusal) => match Box::pin(self.is_mistyped(execution, &refusal)).await {
                 true => Ok(Way::Relay(Target::Primary)),
                 false => Err(self.refused(refusal)),
@@ -355,7 +355,7 @@ impl Session {
     }
 
     /// The plan for an execution, from what is known now.
-    async fn plan(&mut self, execution: &Execution<'_>) -> Result<Plan, Error> {
+    pub(super) async fn plan(&mut self, execution: &Execution<'_>) -> Result<Plan, Error> {
         self.plan_knowing(execution, None).await
     }
 
@@ -378,6 +378,7 @@ impl Session {
             return self.plan_of_foreign_text(execution.facts);
         };
         let plan = self.decide(execution.facts, text, &catalog, shards.as_deref(), bound.as_ref(), unstreamed);
+        let plan = self.judged_within(plan);
         let is_known_whole =
             || self.db.unsplit.has(catalog.version, execution.facts.fingerprint, &self.effective_role());
         if matches!(plan, Plan::Split(_)) && is_known_whole() {
@@ -546,18 +547,6 @@ impl Session {
     /// Whether the server held has a pipeline open, whose order an answer of pgherd's own would break.
     pub(super) fn is_mid_flight(&self) -> bool {
         self.server.as_ref().is_some_and(|attached| attached.lease.is_unsynced())
-    }
-
-    /// Where a statement would run, and why; nothing is run.
-    async fn explain(&mut self, execution: &Execution<'_>, inner: &str) -> Result<Vec<(String, String)>, Error> {
-        let facts = self.db.shared.analyzer.facts(inner.as_bytes(), self.conforming_strings());
-        let execution = Execution { facts: &facts, text: inner.as_bytes(), ..*execution };
-        let plan = self.plan(&execution).await?;
-        let mut rows = crate::plan::explain::render(&plan, &facts, self.conforming_strings());
-        if let (Plan::FanOut(streamed), false) = (&plan, self.db.shard_caches.is_empty()) {
-            rows.push(("cached by shard".to_owned(), self.cached_by_shard(&execution, streamed)));
-        }
-        Ok(rows)
     }
 }
 

@@ -29,6 +29,8 @@ pub(super) enum Halt {
     Bound(Frame),
     /// It has given all its rows.
     Done,
+    /// It has given as many as its row limit let it, and the others are not kept.
+    Spent,
     /// Its shards have more rows.
     Stream(Box<Stream>),
     /// The coordinator has more rows.
@@ -87,7 +89,7 @@ impl Session {
         }
         for halt in halted {
             match halt {
-                Halt::Bound(_) | Halt::Done => {}
+                Halt::Bound(_) | Halt::Done | Halt::Spent => {}
                 Halt::Stream(stream) => {
                     let Stream { mut legs, course, .. } = *stream;
                     let broken = fanout::abandon(course, &mut legs, DRAIN_TIMEOUT).await;
@@ -143,6 +145,10 @@ impl Session {
                 self.keep_halted(portal, Halt::Done);
                 Ok(())
             }
+            Some(Halt::Spent) => Err(Failure::Own(
+                Error::refused("more rows of a portal over several shards, in a transaction that has written")
+                    .hint("Fetch all of its rows at once, or commit before it."),
+            )),
             Some(Halt::Stream(stream)) => self.go_on_streaming(portal, *stream, max_rows, work).await,
             Some(Halt::Gathered { mut leg, is_verbatim }) => {
                 let resumed =

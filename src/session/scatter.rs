@@ -133,6 +133,11 @@ impl Session {
     pub(super) async fn begin_work(&mut self) -> CancellationToken {
         self.written = true;
         self.settings.forget_exact();
+        self.begin_reading().await
+    }
+
+    /// As [`Session::begin_work`], for what is only read.
+    pub(super) async fn begin_reading(&mut self) -> CancellationToken {
         if let Some(attached) = &mut self.server {
             attached.lease.server().spill(&mut self.client.outbuf);
         }

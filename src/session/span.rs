@@ -115,7 +115,8 @@ impl Session {
         Ok(true)
     }
 
-    fn aim_cancel(&mut self) {
+    /// From now on a cancel reaches the server at hand.
+    pub(super) fn aim_cancel(&mut self) {
         if let Some(attached) = &mut self.server {
             self.cancel.slot.aim_at(std::sync::Arc::clone(&attached.lease.server().cancel_target));
         }

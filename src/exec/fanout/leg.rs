@@ -15,8 +15,13 @@ use crate::sql::parameters;
 use crate::wire::frame::{Frame, Frames, HEADER_LEN};
 use crate::wire::writer;
 
-/// A server connection that is idle outside of a transaction and belongs to this fan-out alone.
+/// A server connection at rest that belongs to this fan-out alone.
 pub trait Leg: Send {
+    /// Whether it is in a transaction that goes on behind the statement; else it is outside of one.
+    fn is_within(&self) -> bool {
+        false
+    }
+
     /// Where bytes for the server are queued.
     fn queue(&mut self) -> &mut BytesMut;
     /// Sends what is queued.
@@ -130,6 +135,10 @@ impl Progress {
             writer::flush(out);
         }
         writer::execute(out, b"", 0);
+        if self.is_within {
+            // Its name may be the client's own portal's, which must not be taken for this one.
+            writer::close(out, b'P', b"");
+        }
         self.close(out, b"COMMIT");
         self.stage = Stage::Running;
         self.since = Some(Instant::now());

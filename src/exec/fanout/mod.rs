@@ -129,8 +129,9 @@ pub async fn run_under<L: Leg, S: Sink>(
     fanout.carry_on(legs, sink, cancel).await
 }
 
-/// As [`run_under`], on legs that are in transactions which go on behind the statement: each sees what its own has written. After an
-/// error those that met it have failed, and none is idle.
+/// As [`run_under`], within a transaction that has written: legs that say that they are within it see what it wrote, and go on behind
+/// the statement. After an error those that met it have failed. They are needed for what comes next: a portal is suspended only to
+/// end there, rows that are left are read and forgotten.
 pub async fn run_within<L: Leg, S: Sink>(
     run: &Run<'_>,
     legs: &mut [L],
@@ -139,7 +140,10 @@ pub async fn run_within<L: Leg, S: Sink>(
     latch: Option<Guard>,
 ) -> Outcome {
     let mut fanout = Fanout::new(run, legs.len(), latch);
-    fanout.legs.fill_with(|| Progress::WITHIN);
+    fanout.is_within = true;
+    for (progress, _) in fanout.legs.iter_mut().zip(legs.iter()).filter(|(_, leg)| leg.is_within()) {
+        *progress = Progress::WITHIN;
+    }
     fanout.carry_on(legs, sink, cancel).await
 }
 
@@ -180,6 +184,8 @@ struct Fanout<'a> {
     left: Option<Left>,
     /// What the legs run, where each has a text of its own.
     prepared: Option<&'a Prepared>,
+    /// Whether nothing of it may be left open.
+    is_within: bool,
 }
 
 /// What a leg had to say.
@@ -206,6 +212,7 @@ impl<'a> Fanout<'a> {
             bound: 0,
             left: None,
             prepared: None,
+            is_within: false,
         }
     }
 
@@ -225,7 +232,7 @@ impl<'a> Fanout<'a> {
             sink.queue().extend_from_slice(&self.describes.split());
         }
         let (untold, given) = (self.unanswered.len(), self.legs.iter().map(|progress| progress.given).collect());
-        let is_suspended = result.is_ok() && self.merger.as_ref().is_some_and(Merger::is_paused);
+        let is_suspended = result.is_ok() && self.is_paused() && !self.is_within;
         let broken = if is_suspended { Vec::new() } else { broken(&self.legs) };
         let course = is_suspended.then(|| Course::of(self));
         Outcome { result, broken, untold, given, course }
@@ -241,7 +248,7 @@ impl<'a> Fanout<'a> {
         if let Some(merger) = &mut self.merger {
             merger.allow(self.run.max_rows, sink.queue()).map_err(Failure::Own)?;
         }
-        while !self.legs.iter().all(Progress::is_over) && !self.pauses() {
+        while !self.legs.iter().all(Progress::is_over) && !self.stands_still() {
             match self.event(legs, sink).await {
                 Event::Frames(at, frames) => self.take(at, frames, legs, sink)?,
                 Event::Lost(at, error) => {
@@ -270,9 +277,19 @@ impl<'a> Fanout<'a> {
         Ok(rows)
     }
 
-    /// Whether the portal has its rows: but not before everybody has a snapshot, for which others wait.
-    fn pauses(&self) -> bool {
-        self.latch.is_none() && self.merger.as_ref().is_some_and(Merger::is_paused)
+    /// Whether the portal has its rows.
+    fn is_paused(&self) -> bool {
+        self.merger.as_ref().is_some_and(Merger::is_paused)
+    }
+
+    /// Whether the legs wait for the portal to go on: but not before everybody has a snapshot, for which others wait.
+    fn stands_still(&self) -> bool {
+        self.latch.is_none() && self.is_paused() && !self.is_within
+    }
+
+    /// Whether further rows are nobody's.
+    fn forgets_rows(&self) -> bool {
+        self.is_within && self.is_paused()
     }
 
     /// Opens waiting legs as far as may run at once.
@@ -299,6 +316,7 @@ impl<'a> Fanout<'a> {
     /// Waits for a message of any leg whose rows there is room for.
     async fn event<L: Leg, S: Sink>(&mut self, legs: &mut [L], sink: &mut S) -> Event {
         let credit = (self.run.memory_bytes / legs.len().max(1)).clamp(LEAST_CREDIT_BYTES, MOST_CREDIT_BYTES);
+        let forgets_rows = self.forgets_rows();
         poll_fn(|cx| {
             if sink.queue().len() >= SINK_LOW_BYTES
                 && let Poll::Ready(Err(error)) = sink.poll_flush(cx)
@@ -320,7 +338,7 @@ impl<'a> Fanout<'a> {
                     return Poll::Ready(Event::Lost(at, error));
                 }
                 let held = self.merger.as_ref().map_or(0, |merger| merger.held_bytes(at));
-                if progress.is_bound && (is_full || held >= credit) {
+                if progress.is_bound && (is_full || (held >= credit && !forgets_rows)) {
                     continue;
                 }
                 match leg.poll_frames(cx, b'D') {
@@ -352,6 +370,9 @@ impl<'a> Fanout<'a> {
         let frame = match (self.legs[at].stage, frames.bytes.first()) {
             (Stage::Running, Some(b'D')) => {
                 self.legs[at].gives(&frames);
+                if self.forgets_rows() {
+                    return Ok(());
+                }
                 let merger = self.merger.as_mut().ok_or_else(unexpected)?;
                 return merger.push(at, frames, sink.queue()).map_err(|error| unmerged(merger, error));
             }
@@ -386,8 +407,8 @@ impl<'a> Fanout<'a> {
                 self.tell(frame, sink.queue());
                 Ok(())
             }
-            // ParameterDescription; BEGIN's and COMMIT's tags; notices and settings of the server's own.
-            (_, b't' | b'C' | b'N' | b'S' | b'A') => Ok(()),
+            // ParameterDescription; BEGIN's and COMMIT's tags; notices and settings of the server's own; the portal's Close.
+            (_, b't' | b'C' | b'N' | b'S' | b'A' | b'3') => Ok(()),
             _ => {
                 self.legs[at].stage = Stage::Broken;
                 Err(unexpected())

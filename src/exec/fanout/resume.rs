@@ -48,6 +48,7 @@ pub async fn resume<L: Leg, S: Sink>(
         bound,
         left: None,
         prepared: None,
+        is_within: false,
     };
     fanout.carry_on(legs, sink, cancel).await
 }

@@ -11,7 +11,7 @@ use pgherd::error::Error;
 use pgherd::exec::fanout::{self, Failure, Run, Sink};
 use pgherd::exec::merge::ResultFormats;
 use pgherd::plan::distribute::{Distributed, Parameters, Streamed, Unstreamed};
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
 use super::cluster::{Cluster, error};
 use super::leg::Collected;
@@ -182,6 +182,8 @@ struct Stuck {
     queue: BytesMut,
     queued: Arc<AtomicUsize>,
     takes: CancellationToken,
+    /// Wakes whoever has been told that nothing is taken.
+    waits: Option<std::pin::Pin<Box<WaitForCancellationFutureOwned>>>,
 }
 
 impl Sink for Stuck {
@@ -191,7 +193,10 @@ impl Sink for Stuck {
 
     fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Error>> {
         self.queued.store(self.queue.len(), Relaxed);
-        std::task::ready!(std::pin::pin!(self.takes.cancelled()).poll(cx));
+        if !self.takes.is_cancelled() {
+            let waits = self.waits.get_or_insert_with(|| Box::pin(self.takes.clone().cancelled_owned()));
+            std::task::ready!(waits.as_mut().poll(cx));
+        }
         self.queue.clear();
         Poll::Ready(Ok(()))
     }

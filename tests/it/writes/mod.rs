@@ -6,6 +6,7 @@ mod copies;
 mod crashes;
 mod key_moves;
 mod moves;
+mod own_reads;
 mod own_writes;
 mod queries;
 mod random;

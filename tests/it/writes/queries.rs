@@ -80,12 +80,12 @@ async fn sub_queries_over_the_same_key_or_reference_tables_are_judged_on_each_sh
             "update accounts set balance = balance + (select count(*) from rates where rate > 1) returning id, balance",
             "delete from entries e where not exists (select 1 from accounts a where a.id = e.account_id) returning e.account_id",
             "update accounts a set owner = (select min(note) from entries where account_id = a.id and amount > 5) where exists (select 1 from rates)",
-            "update accounts set owner = (select max(code) from rates where rate = any (select max(rate) from rates))",
+            "update accounts set owner = (select max(code) from rates where code = any (select max(code) from rates))",
             "delete from entries where amount in (select 5 + char_length(code) from rates) returning account_id, amount",
             "insert into accounts (id, balance, at) values (91, (select count(*) from rates), '2026-01-01'), (92, 2, '2026-01-01'), (93, 3, null), (94, 4, null)",
             "delete from accounts where id > 90",
-            "delete from entries e using accounts a where a.id = e.account_id and a.balance > (select min(rate) from rates)",
-            "update rates set rate = rate + (select max(rate) from rates)",
+            "delete from entries e using accounts a where a.id = e.account_id and a.balance > (select min(rate::int4) from rates)",
+            "update rates set rate = rate + (select max(rate::int4) from rates)",
         ] {
             twins.same(&mut clients, manner, sql).await;
         }
