@@ -95,9 +95,7 @@ impl Session {
         let value = |of: &Baseline| of.setting(name).unwrap_or("nothing").to_owned();
         let (ours, theirs, address) = (value(&ours), value(&theirs), pool.address());
         Err(Error::refused(format!("{name} is \"{theirs}\" at login on {address}, and \"{ours}\" on the primary"))
-            .hint(format!(
-                "Give it the same value on every server (ALTER DATABASE, ALTER ROLE, postgresql.conf), or SET {name}."
-            )))
+            .hint("Give it the same value on every server (ALTER DATABASE, ALTER ROLE, postgresql.conf)."))
     }
 
     /// Whether a server connection is in this session's state as it stands. Equal settings are the same ones, as a rule: see

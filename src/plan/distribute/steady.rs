@@ -91,11 +91,15 @@ impl Finder<'_> {
             Expr::Cast { kind: CastKind::Cast | CastKind::DoubleColon, data_type, .. } => matches!(
                 data_type,
                 DataType::Text
+                    | DataType::Int2(None)
+                    | DataType::Int4(None)
+                    | DataType::Int8(None)
                     | DataType::SmallInt(None)
                     | DataType::Int(None)
                     | DataType::Integer(None)
                     | DataType::BigInt(None)
                     | DataType::Date
+                    | DataType::Bool
                     | DataType::Boolean
                     | DataType::Uuid
             ),
