@@ -352,7 +352,7 @@ async fn a_shard_whose_logins_have_another_time_zone_is_asked_only_where_the_ses
     let herd = Herd::start(2, false).await;
     let name = &herd.primary.name;
     herd.primary.execute(&format!("alter database {name} set timezone = 'Asia/Tokyo'")).await;
-    let away = "select pg_terminate_backend(pid) from pg_stat_activity where datname = current_database() and pid <> pg_backend_pid()";
+    let away = "select pg_terminate_backend(pid, 5000) from pg_stat_activity where datname = current_database() and pid <> pg_backend_pid()";
     let days = "select date_trunc('day', at), count(*) from sales group by 1 order by 1";
     let one = "select at from sales where customer_id = 1 order by id";
     harness::eventually(DEADLINE, "logins to the primary are others", async || {

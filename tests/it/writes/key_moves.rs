@@ -490,7 +490,6 @@ async fn what_cannot_be_shown_to_be_right_is_refused_and_changes_nothing() {
         "merge into accounts a using entries e on a.id = e.account_id when matched then update set id = 5",
         "explain update accounts set id = id + 1",
         "explain analyze update accounts set id = id + 1 where id = 1",
-        "declare c cursor for update accounts set id = 1",
         "with moved as (update accounts set id = 50 returning id) select * from moved",
         "update accounts set id = 50 where current of c",
     ] {
