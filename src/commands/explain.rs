@@ -94,6 +94,7 @@ pub async fn run(path: PathBuf, arguments: &Arguments) -> Result<Explained, Stri
         pinned: false,
         server_attached: false,
         has_temporary_objects: false,
+        path_is_known: true,
         read_only: false,
         standard_conforming_strings: session.conforming_strings,
         same_encoding: session.server_is_utf8,

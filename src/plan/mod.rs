@@ -200,6 +200,7 @@ mod unnamed;
 mod wrapped;
 mod write_set;
 
+pub mod anywhere;
 pub mod cacheable;
 pub mod distribute;
 pub mod explain;

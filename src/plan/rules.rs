@@ -53,6 +53,8 @@ pub struct SessionView<'a> {
     pub search_path: &'a [Box<str>],
     /// Schemas as search_path lists them, `"$user"` replaced, whether the primary has them or not.
     pub listed_path: &'a [String],
+    /// Whether that is known: a change of it may be under way whose outcome nobody has been told.
+    pub path_is_known: bool,
     /// Where its transaction stands.
     pub in_transaction: Transaction,
     /// Whether a server is kept for it beyond transactions.

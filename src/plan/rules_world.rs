@@ -89,6 +89,7 @@ impl World {
             pinned: self.pinned,
             server_attached: false,
             has_temporary_objects: self.temporary,
+            path_is_known: true,
             read_only: false,
             standard_conforming_strings: true,
             same_encoding: true,

@@ -40,9 +40,16 @@ fn home(input: &Input<'_>) -> Result<Option<usize>, Refusal> {
     let path = of_path(input);
     let mut homes = BTreeSet::new();
     let mut others: Option<String> = None;
+    let mut path_is_known = input.session.path_is_known;
     for statement in &input.facts.statements {
         let own = named(input, statement);
         let is_unsaid = takes_path(statement);
+        if is_unsaid && !path_is_known {
+            let message = "which schemas search_path names here is not known before it has been set";
+            let hint = "Set search_path in a statement of its own, and Sync before what looks names up in it; or write the schemas.";
+            return Err(refusal("search-path", message.into(), hint));
+        }
+        path_is_known &= !statement.effects.iter().any(changes_path);
         if is_unsaid {
             homes.extend(&path);
         }
@@ -72,6 +79,17 @@ fn home(input: &Input<'_>) -> Result<Option<usize>, Refusal> {
 /// The shards of the schemas that search_path names, whether the primary has them or not.
 fn of_path(input: &Input<'_>) -> BTreeSet<usize> {
     input.session.listed_path.iter().filter_map(|schema| shard_of(input.database, schema)).collect()
+}
+
+/// Whether names may be looked up elsewhere from then on.
+fn changes_path(effect: &Effect) -> bool {
+    match effect {
+        Effect::Set(name) | Effect::SetLocal(name) | Effect::Reset(name) | Effect::ResetLocal(name) => {
+            matches!(&**name, "search_path" | "role" | "session_authorization")
+        }
+        Effect::ResetAll | Effect::DiscardAll | Effect::OpaqueSettings => true,
+        _ => false,
+    }
 }
 
 /// Whether search_path says where it belongs: it has a name without a schema, or no relation's name at all.

@@ -132,7 +132,7 @@ impl Session {
             Way::Begin => self.begin(execution, described),
             Way::Savepoint => {
                 self.lazy_begin.push(Bytes::copy_from_slice(execution.text));
-                self.answer_tag(execution, described, "SAVEPOINT");
+                self.answer_tag(execution, described, tag_of(execution));
             }
             Way::RollbackTo(kept) => {
                 // Which of them were there before the savepoint is not known.
@@ -418,6 +418,7 @@ fn tag_of(execution: &Execution<'_>) -> &'static str {
     match execution.facts.single().map(|statement| statement.class) {
         Some(Class::Transaction(TransactionControl::Release)) => "RELEASE",
         Some(Class::Transaction(TransactionControl::RollbackTo)) => "ROLLBACK",
+        Some(Class::Transaction(TransactionControl::SetAllConstraints)) => "SET CONSTRAINTS",
         _ => "SAVEPOINT",
     }
 }

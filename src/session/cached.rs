@@ -31,18 +31,18 @@ impl Session {
         execution: &Execution<'_>,
         read: Arc<CachedRead>,
     ) -> Result<Way, Error> {
-        let Some(cache) = self.db.cache.clone() else { return Ok(self.way_of_primary(execution)) };
+        let Some(cache) = self.db.cache.clone() else { return self.way_of_primary(execution) };
         // Before Bind there is nothing to look up.
         let unbound = execution.bind.is_none() && self.in_extended;
         if unbound || execution.max_rows > 0 || self.is_mid_flight() {
-            return Ok(self.way_of_primary(execution));
+            return self.way_of_primary(execution);
         }
         let shared = self.shared_identity(&read, execution.types).await;
         let is_shared = shared.is_some();
         if is_shared {
             cache.count_shared_lookup();
         }
-        let Some(key) = self.cache_key(execution, shared) else { return Ok(self.way_of_primary(execution)) };
+        let Some(key) = self.cache_key(execution, shared) else { return self.way_of_primary(execution) };
         let found = self.cancellable(cache.lookup(&key, &read.relations, read.catalog_version)).await?;
         match found {
             Lookup::Hit { entry, is_sampled, .. } => {
@@ -55,7 +55,7 @@ impl Session {
                 Ok(Way::Fill(ticket.pinned(read.is_pinned).shared_by_roles(is_shared), read))
             }
             Lookup::Failed(failure) => Ok(Way::Failed(failure)),
-            Lookup::Fill(_) | Lookup::Bypass(_) => Ok(self.way_of_primary(execution)),
+            Lookup::Fill(_) | Lookup::Bypass(_) => self.way_of_primary(execution),
         }
     }
 

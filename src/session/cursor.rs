@@ -14,13 +14,91 @@ use crate::error::{Error, ErrorKind};
 use crate::exec::coordinator::{self, Budget, Opening, Run};
 use crate::exec::fanout::Failure;
 use crate::plan::distribute::Gathered;
+use crate::sql::facts::{Class, Effect, Facts, Statement};
 use crate::wire::sqlstate::SqlState;
 use crate::wire::writer::TransactionStatus;
 
 /// What a transaction begins with that makes temporary tables, whatever the client made of it.
 const BEGIN: &str = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE";
 
+/// Which server of a transaction has which cursor.
+#[derive(Debug, Default)]
+pub(super) struct Cursors {
+    known: Vec<(Box<str>, Target)>,
+    /// The transaction has gone back to a savepoint: some may have gone with it.
+    may_be_gone: bool,
+}
+
+impl Cursors {
+    pub(super) fn may_be_gone(&mut self) {
+        self.may_be_gone = true;
+    }
+
+    /// Notes what a statement about a cursor does on that server.
+    ///
+    /// # Errors
+    /// Another server has a cursor of that name.
+    fn note(&mut self, statement: &Statement, target: Target) -> Result<(), Error> {
+        let declares = |effect: &Effect| matches!(effect, Effect::Cursor | Effect::HoldCursor);
+        if statement.explain {
+            return Ok(());
+        }
+        if statement.effects.contains(&Effect::CloseCursor) {
+            self.known.retain(|(name, _)| statement.cursor.as_ref().is_some_and(|closed| closed != name));
+            return Ok(());
+        }
+        let Some(name) = statement.cursor.as_ref().filter(|_| statement.effects.iter().any(declares)) else {
+            return Ok(());
+        };
+        match self.known.iter().position(|(known, _)| known == name) {
+            Some(at) if self.known[at].1 == target => Ok(()),
+            Some(_) if self.may_be_gone => Err(Error::refused(
+                "a cursor called as one that another server of the transaction had before a savepoint",
+            )
+            .hint("Give it another name.")),
+            Some(_) => {
+                let message = format!("cursor \"{name}\" already exists");
+                Err(Error::new(ErrorKind::Refused, SqlState::DUPLICATE_CURSOR, message))
+            }
+            None => {
+                self.known.push((name.clone(), target));
+                Ok(())
+            }
+        }
+    }
+
+    /// The servers whose cursors a statement uses.
+    fn used<'a>(&'a self, statement: &'a Statement) -> impl Iterator<Item = Target> + 'a {
+        let closes_all = statement.effects.contains(&Effect::CloseCursor) && statement.cursor.is_none();
+        let is_meant = move |name: &Box<str>| closes_all || statement.cursor.as_ref() == Some(name);
+        self.known.iter().filter(move |(name, _)| is_meant(name)).map(|(_, target)| *target)
+    }
+}
+
 impl Session {
+    /// The server that has the cursors which FETCH, MOVE and CLOSE name.
+    ///
+    /// # Errors
+    /// Several have.
+    pub(super) fn target_of_cursors(&self, facts: &Facts) -> Result<Option<Target>, Error> {
+        let Some(span) = &self.span else { return Ok(None) };
+        let uses = facts.statements.iter().filter(|it| it.class == Class::Session && it.reads.is_empty());
+        let mut targets = uses.flat_map(|statement| span.cursors.used(statement));
+        let Some(first) = targets.next() else { return Ok(None) };
+        if targets.any(|target| target != first) {
+            return Err(Error::refused("a statement about cursors that several servers have")
+                .hint("Send a statement for each cursor."));
+        }
+        Ok(Some(first))
+    }
+
+    /// Notes the cursors that a statement declares or closes on the server at hand.
+    pub(super) fn note_cursors(&mut self, facts: &Facts) -> Result<(), Error> {
+        let target = self.default_target();
+        let Some(span) = &mut self.span else { return Ok(()) };
+        facts.statements.iter().try_for_each(|statement| span.cursors.note(statement, target))
+    }
+
     /// Ships the rows and declares the cursor. An error of a server's comes back as the bytes that the client is to get.
     pub(super) async fn declare_cursor(
         &mut self,

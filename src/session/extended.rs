@@ -139,8 +139,12 @@ impl Session {
                 server.expects.push(Expect::Parse { hidden: false, statement: None, client_name });
             }
             Some(identity)
-                if server.held.touch(identity.id) && (server.expects.owes_ready() || server.expects.may_suspend()) =>
+                if server.held.touch(identity.id)
+                    && (server.expects.owes_ready()
+                        || server.expects.may_suspend()
+                        || names_cursor(&prepared.facts)) =>
             {
+                // One that names a cursor is what it was when that cursor was there: PostgreSQL breaks down if it is described when it is not.
                 // What was synced before may have failed the transaction: only the server knows, so it is asked in earnest. So it is where
                 // a Parse makes rows visible.
                 writer::close(&mut server.outbuf, b'S', identity.server_name.as_bytes());
@@ -446,6 +450,11 @@ impl Session {
             None => Ok(self.default_target()),
         }
     }
+}
+
+/// Whether it is FETCH or MOVE, or another statement about a cursor.
+fn names_cursor(facts: &Facts) -> bool {
+    facts.statements.iter().any(|statement| statement.cursor.is_some())
 }
 
 /// Whether a failed transaction takes it.

@@ -2,6 +2,7 @@
 
 mod answer;
 mod answers;
+mod anywhere;
 mod at_once;
 mod cached;
 mod call;

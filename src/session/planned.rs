@@ -13,7 +13,6 @@ use crate::catalog::model::{Catalog, FIRST_USER_OID};
 use crate::error::{Error, ErrorKind};
 use crate::plan::distribute::{CopiedIn, Gathered, InsertSelect, KeyMove, Scattered, Split, Streamed, Unstreamed};
 use crate::plan::rules::{self, Bound, Input, SessionView, Transaction, resolve_search_path};
-use crate::plan::search_path::listed;
 use crate::plan::{CachedRead, Explained, Local, Plan, Refusal};
 use crate::sql::facts::{Class, Facts, SharedFacts, TransactionControl};
 use crate::telemetry::metrics::PlanClass;
@@ -87,7 +86,7 @@ pub(super) enum Way {
     Empty,
     /// Begins a transaction that no server knows of yet.
     Begin,
-    /// Sets a savepoint in one that no server knows of yet.
+    /// Sets a savepoint, or constraints, in one that no server knows of yet.
     Savepoint,
     /// Goes back to a savepoint of one that no server knows of: so many of its statements stay.
     RollbackTo(usize),
@@ -168,7 +167,7 @@ impl Way {
 }
 
 /// `search_path` where nobody has said otherwise.
-const DEFAULT_PATH: &str = "\"$user\", public";
+pub(super) const DEFAULT_PATH: &str = "\"$user\", public";
 
 /// Client encodings whose characters may hold ASCII bytes, so that a quote may be hidden in one.
 const DECEPTIVE_ENCODINGS: [&str; 7] = ["SJIS", "BIG5", "GBK", "UHC", "GB18030", "JOHAB", "SHIFT_JIS_2004"];
@@ -201,7 +200,10 @@ impl Session {
         if self.is_known_primary(execution.facts)
             || (!self.db.config.is_distributed() && self.db.may_run_unseen(execution.facts))
         {
-            return Ok(Way::Relay(self.target_of_primary(execution.facts)));
+            return Ok(Way::Relay(self.target_of_primary(execution)?));
+        }
+        if self.db.config.schemas.is_some() {
+            Box::pin(self.learn_exact_settings()).await?;
         }
         let plan = self.plan(execution).await?;
         self.count_cache_refusal(&plan);
@@ -211,7 +213,7 @@ impl Session {
         }
         self.check_tables(execution, &plan)?;
         match plan {
-            Plan::Primary(_) => Ok(self.way_of_primary(execution)),
+            Plan::Primary(_) => self.way_of_primary(execution),
             Plan::NeedsBind(_) if execution.bind.is_none() => Ok(Way::Relay(Target::Shard(0))),
             Plan::NeedsBind(reason) => {
                 Err(Error::refused(format!("where this statement runs is not known: {}", reason.text))
@@ -262,8 +264,8 @@ impl Session {
 
     /// SET TRANSACTION behind a query is an error: the server must know of one where all were answered aside.
     fn show_that_it_has_read(&mut self, facts: &Facts) {
-        let set = Class::Transaction(TransactionControl::SetTransaction);
-        if self.has_read_aside && !self.lazy_begin.is_empty() && facts.statements.iter().any(|it| it.class == set) {
+        let sets = |class| matches!(class, Class::Transaction(control) if control.sets_transaction());
+        if self.has_read_aside && !self.lazy_begin.is_empty() && facts.statements.iter().any(|it| sets(it.class)) {
             self.has_read_aside = false;
             self.lazy_begin.push(Bytes::from_static(b"SELECT 1"));
         }
@@ -275,15 +277,6 @@ impl Session {
         self.transaction_view() == Transaction::VirginReadCommitted
             && !self.is_mid_flight()
             && !self.db.writes_unseen(facts.fingerprint)
-    }
-
-    /// What belongs to no server in particular (COMMIT, SET, SELECT 1) runs where the transaction is.
-    fn target_of_primary(&self, facts: &Facts) -> Target {
-        let belongs_nowhere = facts.statements.iter().all(|statement| {
-            matches!(statement.class, Class::Empty | Class::Show | Class::Session | Class::Transaction(_))
-                || (statement.class == Class::Read && statement.reads.is_empty() && statement.writes.is_empty())
-        });
-        if belongs_nowhere { self.default_target() } else { Target::Primary }
     }
 
     /// Whether a statement like it went to the primary before, for reasons that have not changed. With shards or replicas a
@@ -325,6 +318,9 @@ impl Session {
                 Some(TransactionControl::Savepoint)
                     if self.status != TransactionStatus::Failed && is_plain_savepoint(text) =>
                 {
+                    return Ok(Some(Way::Savepoint));
+                }
+                Some(TransactionControl::SetAllConstraints) if self.status != TransactionStatus::Failed => {
                     return Ok(Some(Way::Savepoint));
                 }
                 Some(TransactionControl::Commit) => {
@@ -442,15 +438,13 @@ impl Session {
         judge: impl FnOnce(&SessionView<'_>) -> T,
     ) -> T {
         let search_path = self.search_path(catalog, role);
-        let listed_path = match self.db.config.schemas {
-            Some(_) => listed(&self.setting("search_path").unwrap_or_else(|| DEFAULT_PATH.into()), role),
-            None => Vec::new(),
-        };
+        let listed_path = self.listed_path(role);
         let encoding = self.setting("client_encoding").unwrap_or_else(|| "UTF8".into());
         judge(&SessionView {
             role,
             search_path: &search_path,
-            listed_path: &listed_path,
+            listed_path: listed_path.as_deref().unwrap_or_default(),
+            path_is_known: listed_path.is_some(),
             in_transaction: self.transaction_view(),
             pinned: self.pins.any() || self.mode == crate::config::model::PoolMode::Session,
             server_attached: self.server.is_some(),
@@ -517,7 +511,7 @@ impl Session {
 
     /// A read on the primary that calls code of a user's runs READ ONLY: nothing else would show that it writes. Within a
     /// transaction it is put down as a write instead.
-    pub(super) fn way_of_primary(&mut self, execution: &Execution<'_>) -> Way {
+    pub(super) fn way_of_primary(&mut self, execution: &Execution<'_>) -> Result<Way, Error> {
         let unbound = execution.bind.is_none() && self.in_extended;
         let alone = self.server.is_none() && self.status == TransactionStatus::Idle && execution.max_rows == 0;
         let is_read = execution.facts.single().is_some_and(|statement| {
@@ -525,9 +519,9 @@ impl Session {
         });
         let guarded = alone && is_read && !unbound && self.db.cache.is_some() && self.trusts_user_code(execution.facts);
         if guarded && !self.db.writes_unseen(execution.facts.fingerprint) {
-            Way::ReadOnly(Target::Primary)
+            Ok(Way::ReadOnly(Target::Primary))
         } else {
-            Way::Relay(self.target_of_primary(execution.facts))
+            self.target_of_primary(execution).map(Way::Relay)
         }
     }
 

@@ -145,7 +145,9 @@ impl Session {
                 Class::Transaction(TransactionControl::BeginOther | TransactionControl::SetTransaction) => {
                     self.isolated = true
                 }
-                Class::Transaction(TransactionControl::BeginReadOnly) => self.read_only = true,
+                Class::Transaction(TransactionControl::BeginReadOnly | TransactionControl::SetTransactionReadOnly) => {
+                    self.read_only = true
+                }
                 // Which portals were there before the savepoint is not known.
                 Class::Transaction(TransactionControl::RollbackTo) => self.suspended = None,
                 _ => {}
@@ -156,6 +158,7 @@ impl Session {
         {
             self.settings.forget_exact();
         }
+        self.note_cursors(facts)?;
         let mut asks_listening = false;
         self.note_unseen(facts);
         for effect in facts.effects() {

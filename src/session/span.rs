@@ -7,6 +7,7 @@ use bytes::Bytes;
 use tokio_util::sync::CancellationToken;
 
 use super::context::Target;
+use super::cursor::Cursors;
 use super::planned::{Execution, Way, aborted};
 use super::{Attached, Session};
 use crate::backend::expect::Expect;
@@ -14,7 +15,7 @@ use crate::backend::reset;
 use crate::error::Error;
 use crate::exec::two_phase::commit::{self, Ended, Part};
 use crate::exec::two_phase::latch::{Guard, Kind};
-use crate::sql::facts::{Class, Effect, Facts, TransactionControl};
+use crate::sql::facts::{Class, Effect, Facts, Statement, TransactionControl};
 use crate::wire::writer::{self, TransactionStatus};
 
 /// See the module's description. It is there from a transaction's first statement that reached a server on.
@@ -29,6 +30,8 @@ pub(super) struct Span {
     cannot_grow: bool,
     /// Tables of the shards were changed in it: plans know them as they were.
     pub(super) changed_tables: BTreeSet<Box<str>>,
+    /// Where its cursors are.
+    pub(super) cursors: Cursors,
 }
 
 /// What was run that every server of the transaction must have run.
@@ -44,6 +47,9 @@ impl Span {
     }
 
     fn note(&mut self, control: TransactionControl, text: &[u8], name: Option<&str>) {
+        if control == TransactionControl::RollbackTo {
+            self.cursors.may_be_gone();
+        }
         let found = name.and_then(|name| self.savepoint(name));
         match (control, found) {
             (TransactionControl::Savepoint, _) => {
@@ -149,7 +155,7 @@ impl Session {
         if self.span.as_ref().is_some_and(|span| span.cannot_grow) {
             return refused(
                 "that has changed settings in a way that cannot be repeated on another server",
-                "Change settings by SET, or before the transaction.",
+                "Change settings by SET, or before the transaction; constraints by SET CONSTRAINTS ALL.",
             );
         }
         if self.listening.is_some() || self.keeps_server() {
@@ -211,10 +217,14 @@ impl Session {
         let facts = execution.facts;
         if self.server.is_none() {
             // It is forgotten again if no server gets to see the statement.
-            self.span = changes_settings(facts).then(Box::default);
+            let is_told = |it: &Statement| {
+                matches!(it.class, Class::Transaction(control) if control.sets_transaction()
+                || control == TransactionControl::SetConstraints)
+            };
+            self.span = (changes_settings(facts) || facts.statements.iter().any(is_told)).then(Box::default);
         }
         let Some(span) = &mut self.span else { return Ok(None) };
-        let is_control = |it: &crate::sql::facts::Statement| matches!(it.class, Class::Transaction(_));
+        let is_control = |it: &Statement| matches!(it.class, Class::Transaction(_));
         let Some(statement) = facts.single() else {
             let controls = facts.statements.iter().any(is_control);
             if controls && !span.others.is_empty() {
@@ -227,8 +237,10 @@ impl Session {
             return Ok(None);
         };
         let sets = changes_settings(facts);
-        let is_set = statement.class == Class::Transaction(TransactionControl::SetTransaction);
-        if !sets && !is_set {
+        let is_set = matches!(statement.class, Class::Transaction(control)
+            if control.sets_transaction() || control == TransactionControl::SetAllConstraints);
+        let names_constraints = statement.class == Class::Transaction(TransactionControl::SetConstraints);
+        if !sets && !is_set && !names_constraints {
             return Ok(None);
         }
         if execution.bind.is_none() && self.in_extended {
@@ -240,8 +252,11 @@ impl Session {
             if span.others.is_empty() {
                 return Ok(None);
             }
-            return Err(Error::refused("a change of settings by a query, in a transaction over several servers")
-                .hint("Use SET."));
+            let (what, hint) = match names_constraints {
+                true => ("SET CONSTRAINTS with names", "Use SET CONSTRAINTS ALL."),
+                false => ("a change of settings by a query", "Use SET."),
+            };
+            return Err(Error::refused(format!("{what}, in a transaction over several servers")).hint(hint));
         }
         span.sets |= sets;
         if self.status != TransactionStatus::InTransaction {

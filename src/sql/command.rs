@@ -31,8 +31,11 @@ pub(super) fn recognise(piece: Piece<'_>) -> Option<Found> {
                 name => Effect::Deallocate(name.into()),
             })
         }
-        "fetch" | "move" => Statement::new(Class::Session),
-        "close" => session(Effect::CloseCursor),
+        "fetch" | "move" => Statement { cursor: last_name(piece), ..Statement::new(Class::Session) },
+        "close" => {
+            let name = last_name(piece).filter(|_| !piece.is(1, "all"));
+            Statement { cursor: name, ..session(Effect::CloseCursor) }
+        }
         "listen" => session(Effect::Listen(channel(piece))),
         "unlisten" if piece.bytes(1) == b"*" => session(Effect::UnlistenAll),
         "unlisten" => session(Effect::Unlisten(channel(piece))),
@@ -69,6 +72,11 @@ fn nested(piece: Piece<'_>) -> Found {
 
 fn session(effect: Effect) -> Statement {
     Statement { effects: vec![effect], ..Statement::new(Class::Session) }
+}
+
+/// The name that a statement about a cursor ends in.
+fn last_name(piece: Piece<'_>) -> Option<Box<str>> {
+    piece.identifier(piece.tokens.len().checked_sub(1)?).map(Into::into)
 }
 
 /// The channel that LISTEN or UNLISTEN names; empty for a name in an encoding that is not UTF-8.
@@ -139,6 +147,7 @@ fn declare(piece: Piece<'_>) -> Found {
     } else if found.statement.class != Class::Opaque {
         found = opaque(piece);
     }
+    found.statement.cursor = piece.identifier(1).map(Into::into);
     found.statement.effects.push(if hold { Effect::HoldCursor } else { Effect::Cursor });
     found
 }

@@ -52,6 +52,8 @@ pub struct Statement {
     pub time_casts: Vec<Operand>,
     /// The savepoint that SAVEPOINT, RELEASE and ROLLBACK TO name, as PostgreSQL folds it.
     pub savepoint: Option<Box<str>>,
+    /// The cursor that DECLARE, FETCH, MOVE and CLOSE name, likewise.
+    pub cursor: Option<Box<str>>,
 }
 
 /// What an expression is made from, as far as its type matters.
@@ -86,6 +88,7 @@ impl Statement {
             fields: Vec::new(),
             time_casts: Vec::new(),
             savepoint: None,
+            cursor: None,
         }
     }
 }
@@ -142,12 +145,27 @@ pub enum TransactionControl {
     Release,
     /// ROLLBACK TO SAVEPOINT
     RollbackTo,
-    /// SET TRANSACTION, SET SESSION CHARACTERISTICS
+    /// SET TRANSACTION with REPEATABLE READ, SERIALIZABLE, DEFERRABLE or a snapshot; SET SESSION CHARACTERISTICS.
     SetTransaction,
+    /// SET TRANSACTION with READ COMMITTED, or READ WRITE, and no more.
+    SetTransactionPlain,
+    /// SET TRANSACTION READ ONLY at READ COMMITTED or unsaid isolation.
+    SetTransactionReadOnly,
+    /// SET CONSTRAINTS ALL
+    SetAllConstraints,
+    /// SET CONSTRAINTS with names
+    SetConstraints,
     /// PREPARE TRANSACTION
     Prepare,
     /// COMMIT PREPARED, ROLLBACK PREPARED
     FinishPrepared,
+}
+
+impl TransactionControl {
+    /// Whether it is SET TRANSACTION in any form.
+    pub fn sets_transaction(self) -> bool {
+        matches!(self, Self::SetTransaction | Self::SetTransactionPlain | Self::SetTransactionReadOnly)
+    }
 }
 
 /// A name of one or two parts, folded as PostgreSQL folds it. Three parts: the first must be the database and is dropped.

@@ -7,7 +7,6 @@ use super::transaction::is_assignment;
 /// Facts of a statement about settings; `None` for any other.
 pub(super) fn recognise(piece: Piece<'_>) -> Option<Found> {
     let statement = match piece.lower(0).as_str() {
-        "set" if piece.is(1, "constraints") && !is_assignment(piece, 2) => Statement::new(Class::Utility),
         "set" => Statement { effects: vec![set(piece)], ..Statement::new(Class::Session) },
         "reset" => Statement { effects: vec![reset(piece)], ..Statement::new(Class::Session) },
         "discard" => Statement { effects: vec![discard(piece)], ..Statement::new(Class::Session) },

@@ -80,7 +80,17 @@ fn set(piece: Piece<'_>) -> Option<Found> {
     let at = if piece.is_one(1, &["local", "session"]) { 2 } else { 1 };
     let mut statement = Statement::new(Class::Transaction(TransactionControl::SetTransaction));
     if piece.is(at, "transaction") && !is_assignment(piece, at + 1) {
-        return Some(statement.into());
+        let modes = piece.from(at + 1);
+        let control = match begin(piece, at + 1) {
+            _ if modes.is(0, "snapshot") => TransactionControl::SetTransaction,
+            TransactionControl::Begin => TransactionControl::SetTransactionPlain,
+            TransactionControl::BeginReadOnly => TransactionControl::SetTransactionReadOnly,
+            _ => TransactionControl::SetTransaction,
+        };
+        return Some(Statement::new(Class::Transaction(control)).into());
+    }
+    if piece.is(1, "constraints") && !is_assignment(piece, 2) {
+        return Some(Statement::new(Class::Transaction(constraints(piece))).into());
     }
     if !piece.are(at, &["characteristics", "as", "transaction"]) && !piece.are(1, &["session", "characteristics"]) {
         return None;
@@ -95,6 +105,12 @@ fn set(piece: Piece<'_>) -> Option<Found> {
         }
     }
     Some(statement.into())
+}
+
+/// `SET CONSTRAINTS { ALL | name, ... } { DEFERRED | IMMEDIATE }`
+fn constraints(piece: Piece<'_>) -> TransactionControl {
+    let is_all = piece.is(2, "all") && piece.is_one(3, &["deferred", "immediate"]) && piece.token(4).is_none();
+    if is_all { TransactionControl::SetAllConstraints } else { TransactionControl::SetConstraints }
 }
 
 /// `READ` of `READ ONLY`, not of `READ COMMITTED`.

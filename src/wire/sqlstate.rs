@@ -53,6 +53,8 @@ states! {
     INVALID_CATALOG_NAME = "3D000";
     /// syntax_error
     SYNTAX_ERROR = "42601";
+    /// duplicate_cursor
+    DUPLICATE_CURSOR = "42P03";
     /// duplicate_prepared_statement
     DUPLICATE_PREPARED_STATEMENT = "42P05";
     /// insufficient_privilege

@@ -3,9 +3,10 @@
 use std::fmt::Write as _;
 
 use pgherd::commands::check::{self, Level};
+use pgherd::wire::writer;
 
 use crate::answers::{Answer, MANNERS, Manner, ask};
-use crate::harness::wire::{WireClient, rows};
+use crate::harness::wire::{WireClient, bind, rows};
 use crate::harness::{self, Database, Pgherd};
 
 struct Stage {
@@ -172,6 +173,64 @@ async fn search_path_says_whose_names_without_a_schema_are() {
     // A role's own schema.
     let mut client = stage.pgherd.wire("app").await;
     assert_eq!(Answer::read(&client.query("select * from orders").await).code(), Some("42P01"));
+}
+
+#[tokio::test]
+async fn a_search_path_set_within_a_transaction_is_followed_or_refused() {
+    let stage = stage(true).await;
+    stage.primary.execute("create table notes (id int4, what text)").await;
+    let mut client = stage.pgherd.wire("app").await;
+    for schema in ["acme", "globex"] {
+        ok(&mut client, &format!("create schema {schema}")).await;
+        ok(&mut client, &format!("create table {schema}.notes (id int4, what text)")).await;
+    }
+    let insert = "insert into notes values (99, 'tenant')";
+    for manner in MANNERS {
+        for set in ["set local search_path = acme, public", "set search_path = acme, public"] {
+            for text in [
+                "begin",
+                set,
+                insert,
+                "savepoint s",
+                "set local search_path = public",
+                insert,
+                "rollback to s",
+                insert,
+                "commit",
+            ] {
+                let answer = ask(&mut client, manner, text).await;
+                assert_eq!(answer.error, None, "{manner:?} {set}: {text}");
+            }
+            ok(&mut client, "set search_path to public").await;
+            let found = ok(&mut client, "delete from acme.notes").await;
+            assert_eq!(found.tag, "DELETE 2", "{manner:?} {set}");
+        }
+        // A query that sets it is not repeated on another server.
+        ok(&mut client, "begin").await;
+        ok(&mut client, "select set_config('search_path', 'acme, public', true)").await;
+        let refused = ask(&mut client, manner, insert).await;
+        assert_eq!((refused.code(), refused.status), (Some("0A000"), 'E'), "{manner:?} {refused:?}");
+        ok(&mut client, "rollback").await;
+    }
+    // In one string the names are looked up before anybody can be asked.
+    for set in ["set search_path = acme, public", "select set_config('search_path', 'acme, public', false)"] {
+        refused(&mut client, &format!("{set}; {insert}")).await;
+    }
+    client
+        .say(|out| {
+            for text in ["set search_path = acme, public", insert] {
+                writer::parse(out, b"", text.as_bytes(), &[]);
+                bind(out, "", "", &[], 0);
+                writer::execute(out, b"", 0);
+            }
+            writer::sync(out);
+        })
+        .await;
+    let answer = Answer::read(&client.until_ready().await);
+    assert_eq!((answer.code(), answer.status), (Some("0A000"), 'I'), "a pipeline: {answer:?}");
+    ok(&mut client, "set search_path to public").await;
+    let left = stage.primary.client().await.query_one("select count(*) from notes", &[]).await.expect("a count");
+    assert_eq!(left.get::<_, i64>(0), 0, "nothing of it went to the primary");
 }
 
 #[tokio::test]

@@ -8,5 +8,6 @@ mod portals;
 mod routing;
 mod rows;
 mod sessions;
+mod spanning;
 mod transactions;
 mod wrapped;
