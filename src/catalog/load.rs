@@ -339,6 +339,7 @@ fn functions(rows: &[Row]) -> Result<HashMap<Box<str>, Vec<Function>>, tokio_pos
             volatility: volatility(letter(row, 4)?),
             security_definer: row.try_get(5)?,
             user_defined: row.try_get(8)?,
+            of_contrib: row.try_get(9)?,
             arguments: row.try_get(6)?,
             result: row.try_get(7)?,
         });

@@ -217,6 +217,8 @@ pub struct Function {
     pub security_definer: bool,
     /// Whether it was made by a user (oid of 16384 or more) or outside `pg_catalog`.
     pub user_defined: bool,
+    /// Whether it belongs to an extension that comes with PostgreSQL and whose immutable functions do nothing but compute.
+    pub of_contrib: bool,
     /// Argument types in order.
     pub arguments: Vec<Oid>,
     /// What it returns.

@@ -71,18 +71,23 @@ left join pg_catalog.pg_constraint c on d.classid = 'pg_catalog.pg_constraint'::
 where d.refclassid = 'pg_catalog.pg_proc'::regclass and d.refobjid >= 16384
   and coalesce(a.adrelid, c.conrelid) is not null";
 
-/// Functions of every schema. An aggregate is as volatile as the worst of the functions that it is made of.
+/// Functions of every schema, and whether they belong to an extension of PostgreSQL's own whose functions compute and do no more. An aggregate is as volatile as the worst of the functions that it is made of.
 pub(super) const FUNCTIONS: &str = "
 select p.oid, n.nspname, p.proname, p.prokind,
        coalesce(g.worst, p.provolatile), p.prosecdef, p.proargtypes, p.prorettype,
-       p.oid >= 16384 or n.nspname <> 'pg_catalog'
+       p.oid >= 16384 or n.nspname <> 'pg_catalog',
+       e.extname is not null
 from pg_catalog.pg_proc p join pg_catalog.pg_namespace n on n.oid = p.pronamespace
 left join (
   select a.aggfnoid::oid as oid, (max(s.provolatile::text))::\"char\" as worst
   from pg_catalog.pg_aggregate a join pg_catalog.pg_proc s
     on s.oid in (a.aggtransfn, a.aggfinalfn, a.aggcombinefn, a.aggserialfn, a.aggdeserialfn, a.aggmtransfn, a.aggminvtransfn, a.aggmfinalfn)
   where a.aggfnoid >= 16384 group by 1
-) g on g.oid = p.oid";
+) g on g.oid = p.oid
+left join pg_catalog.pg_depend d on p.oid >= 16384 and d.classid = 'pg_catalog.pg_proc'::regclass and d.objid = p.oid
+  and d.refclassid = 'pg_catalog.pg_extension'::regclass and d.deptype = 'e'
+left join pg_catalog.pg_extension e on e.oid = d.refobjid and e.extname in
+  ('btree_gin', 'btree_gist', 'citext', 'cube', 'fuzzystrmatch', 'hstore', 'intarray', 'isn', 'ltree', 'pg_trgm', 'pgcrypto', 'seg', 'unaccent', 'uuid-ossp')";
 
 /// Types of every schema; `typelem` only where it is an array's element; of enums, a hash of their labels in order.
 pub(super) const TYPES: &str = "

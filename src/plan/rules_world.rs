@@ -174,6 +174,7 @@ fn function(oid: Oid, name: &str, volatility: Volatility) -> Function {
         volatility,
         security_definer: name == "definer",
         user_defined,
+        of_contrib: false,
         arguments: if name == "row_volatile" { vec![2249] } else { Vec::new() },
         result: if name == "date_trunc" { TIMESTAMP } else { TEXT },
     }

@@ -141,7 +141,11 @@ impl Functions<'_> {
         if candidates.is_empty() {
             return Err(self.impure(&shown, "is not known to pgherd"));
         }
-        if candidates.iter().any(|function| function.user_defined && !self.is_declared_pure(function, name)) {
+        let is_strange = |function: &&Function| {
+            let computes = function.of_contrib && function.volatility == Volatility::Immutable;
+            function.user_defined && !computes && !self.is_declared_pure(function, name)
+        };
+        if candidates.iter().any(is_strange) {
             return Err(
                 self.impure(&shown, "is made by a user and could reach other shards' data or depend on the server")
             );

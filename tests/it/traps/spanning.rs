@@ -4,7 +4,7 @@
 use super::herd::Herd;
 use crate::answers::{Answer, MANNERS, ask};
 use crate::harness;
-use crate::harness::wire::WireClient;
+use crate::harness::wire::{WireClient, rows};
 
 const ROLE: &str = "do $$ begin perform pg_advisory_xact_lock(7); if not exists (select from pg_roles where rolname = 'decider') \
                     then create role decider login superuser; end if; end $$";
@@ -220,5 +220,31 @@ async fn set_transaction_says_what_it_says() {
             }
         }
     }
+    herd.comes_to_rest().await;
+}
+
+#[tokio::test]
+async fn an_extensions_overloads_take_no_function_away() {
+    let shards = harness::fresh_databases(2).await;
+    for shard in &shards {
+        shard.execute("create extension citext").await;
+    }
+    let herd = Herd::over(shards, "[cache]\nenabled = false\n").await;
+    let [one, _] = customers(&herd).await;
+    herd.whole.execute("create extension citext").await;
+    let (mut oracle, mut client) = (herd.oracle().await, herd.client().await);
+    for manner in MANNERS {
+        for text in [
+            &format!("select min(id), max(region), max(qty) from sales where customer_id = {one}"),
+            &format!(
+                "select replace(region, 'o', 'x'), split_part(region, 'o', 1) from sales where customer_id = {one} order by id"
+            ),
+            "select replace(region, 'o', 'x') from sales order by id",
+        ] {
+            let (wanted, given) = (ask(&mut oracle, manner, text).await, ask(&mut client, manner, text).await);
+            assert_eq!(given, wanted, "{manner:?} {text}");
+        }
+    }
+    assert_eq!(rows(&client.query("select 1").await).len(), 1);
     herd.comes_to_rest().await;
 }
