@@ -60,6 +60,9 @@ impl Session {
     /// Executes a portal that pgherd answers itself.
     pub(super) async fn go(&mut self, execution: &Execution<'_>, described: bool, way: Way) -> Result<(), Error> {
         self.wait_for_answers().await?;
+        if self.is_unheard() {
+            return Ok(());
+        }
         let class = way.class();
         let target = match self.carry_out(execution, described, way).await? {
             Carried::Answered => {
@@ -93,7 +96,7 @@ impl Session {
                     Box::pin(self.check_hit(execution, audit)).await?;
                 }
             }
-            Way::Failed(failure) => self.share_failure(execution, &failure),
+            Way::Failed(failure) => return Ok(self.share_failure(execution, &failure)),
             Way::FanOut(streamed) => {
                 let message = match Box::pin(self.fan_out(execution, described, &streamed)).await? {
                     Ran::Answered => return Ok(Carried::Answered),
@@ -311,6 +314,11 @@ impl Session {
         Ok((outcome?, (started, cost)))
     }
 
+    /// What is left of a read beside the transaction which has failed, and whose error has been told.
+    pub(super) fn failed_read(&mut self, execution: &Execution<'_>) -> Carried {
+        if self.failed_aside(execution.bind.is_none()) { Carried::Failed } else { Carried::Answered }
+    }
+
     fn end_of_read(&mut self, execution: &Execution<'_>, target: Target, outcome: Outcome) -> Result<Carried, Error> {
         match outcome {
             Outcome::Writes => {
@@ -325,19 +333,11 @@ impl Session {
                 if !parsed && let Some((_, bind)) = execution.bind {
                     self.forget_statement(bind.statement);
                 }
-                self.failed_read(execution);
+                return Ok(self.failed_read(execution));
             }
             Outcome::Done(_) => {}
         }
         Ok(Carried::Answered)
-    }
-
-    /// A read that failed outside the client's transaction fails that transaction, as it would have on one server.
-    pub(super) fn failed_read(&mut self, execution: &Execution<'_>) {
-        if self.status == TransactionStatus::InTransaction {
-            self.status = TransactionStatus::Failed;
-        }
-        self.skipping = execution.bind.is_some();
     }
 
     /// A server connection of that target for one read, beside whatever the session holds.

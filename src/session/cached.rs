@@ -242,7 +242,7 @@ impl Session {
     }
 
     /// Gives the client the error of the fill that it waited for, as if it had been its own.
-    pub(super) fn share_failure(&mut self, execution: &Execution<'_>, failure: &Failure) {
+    pub(super) fn share_failure(&mut self, execution: &Execution<'_>, failure: &Failure) -> Carried {
         let mut unanswered = execution.unanswered;
         for came_to in [failure.parsed.then_some(b'1'), failure.bound.then_some(b'2')].into_iter().flatten() {
             if unanswered.first() == Some(&came_to)
@@ -258,7 +258,7 @@ impl Session {
         {
             self.forget_statement(bind.statement);
         }
-        self.failed_read(execution);
+        self.failed_read(execution)
     }
 
     /// Runs what was just answered from the cache once more, in the background, and has the answers compared.

@@ -118,6 +118,13 @@ impl Session {
                 return Err(super::planned::aborted());
             }
         }
+        if self.server.is_some() {
+            // Behind an error of the server that is left PostgreSQL would not look at it.
+            let target = self.target_for(&prepared.facts)?;
+            if self.attach(target).await?.expects.is_skipping() {
+                return Ok(());
+            }
+        }
         self.keep_statement(&name, Arc::clone(&prepared));
         if self.server.is_none() && prepared.identity.as_ref().is_some_and(|identity| identity.is_accepted()) {
             self.answer_in_turn(b"1\0\0\0\x04");

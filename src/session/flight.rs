@@ -451,6 +451,10 @@ impl Session {
             )
             .hint("Send Sync between the two, or describe the statement."));
         }
+        self.wait_for_answers().await?;
+        if self.is_unheard() {
+            return Ok(());
+        }
         let mut way = Some(way);
         let mut described = false;
         // What a server says to the client's own Parse and Bind is told as it says it: either may be what fails.

@@ -252,9 +252,12 @@ impl Session {
     }
 
     /// Waits for all answers that are owed. False if the statement is not what it was then: its Parse was among what failed, and what
-    /// becomes of it is the server's to say.
+    /// becomes of it is the server's to say. What stands with its own Parse was not meant by any of them.
     async fn is_as_bound_after_answers(&mut self, execution: &Execution<'_>) -> Result<bool, Error> {
-        let bound = |session: &Self| Some(session.statement(execution.bind?.1.statement)?.serial);
+        let bound = |session: &Self| {
+            let prepared = session.statement(execution.bind?.1.statement)?;
+            std::ptr::eq(prepared.text().as_ptr(), execution.text.as_ptr()).then_some(prepared.serial)
+        };
         let before = bound(self);
         self.wait_for_answers().await?;
         Ok(bound(self) == before)

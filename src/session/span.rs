@@ -135,6 +135,16 @@ impl Session {
         self.wait_for_answers().await
     }
 
+    /// Whether PostgreSQL would not look at a message: it stands behind an error, and no Sync between them.
+    pub(super) fn is_unheard(&mut self) -> bool {
+        self.skipping || self.held_server().is_some_and(|server| server.expects.is_skipping())
+    }
+
+    /// Refuses what PostgreSQL would not look at. Nobody is told of it: of the error they have been.
+    fn check_heard(&mut self) -> Result<(), Error> {
+        if self.is_unheard() { Err(aborted()) } else { Ok(()) }
+    }
+
     /// Why no further server may take part in the transaction at hand.
     fn why_alone(&self) -> Option<Error> {
         let refused = |what: &str, hint: &str| {
@@ -247,11 +257,16 @@ impl Session {
         if self.status != TransactionStatus::InTransaction {
             return Ok(None);
         }
+        let is_alone = span.others.is_empty();
+        if !is_alone {
+            self.come_to_rest().await?;
+            self.check_heard()?;
+        }
+        let Some(span) = &mut self.span else { return Ok(None) };
         span.log.push(Entry { text: Bytes::copy_from_slice(execution.text), savepoint: None });
-        if span.others.is_empty() {
+        if is_alone {
             return Ok(None);
         }
-        self.come_to_rest().await?;
         let text = std::str::from_utf8(execution.text).map_err(|_| Error::refused("a SET that is not UTF-8"))?;
         let Some(span) = &mut self.span else { return Ok(None) };
         let mut parts: Vec<Part<'_>> = span.others.iter_mut().map(part).collect();
@@ -305,6 +320,7 @@ impl Session {
     /// SAVEPOINT, RELEASE or ROLLBACK TO on every server of the transaction. `Err` inside is the ErrorResponse of one that would not.
     pub(super) async fn control_everywhere(&mut self, execution: &Execution<'_>) -> Result<Result<(), Bytes>, Error> {
         self.come_to_rest().await?;
+        self.check_heard()?;
         let text = std::str::from_utf8(execution.text).map_err(|_| Error::refused("a text that is not UTF-8"))?;
         let goes_back =
             execution.facts.single().map(|it| it.class) == Some(Class::Transaction(TransactionControl::RollbackTo));
@@ -358,6 +374,7 @@ impl Session {
     /// Ends the transaction on every server. True if it is committed; the bytes are the ErrorResponse of a server that would not.
     pub(super) async fn end_everywhere(&mut self, commit: bool) -> Result<Result<bool, Bytes>, Error> {
         self.come_to_rest().await?;
+        self.check_heard()?;
         let commit = commit && self.status != TransactionStatus::Failed;
         // What is lost here by an error is closed, and so rolled back.
         self.untie_cancel().await;

@@ -1,5 +1,6 @@
 //! Writes and transactions over shards.
 
+mod behind_errors;
 mod cached;
 mod commits;
 mod copies;
