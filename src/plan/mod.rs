@@ -195,6 +195,7 @@ mod functions;
 mod moment;
 mod names;
 mod partitions;
+mod policies;
 mod sharded;
 mod unnamed;
 mod wrapped;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::distribute::{self, Answered, Distributed, InsertSelect, Parameters};
 use super::functions::{self, Conduct};
 use super::rules::{Input, Transaction};
-use super::{Plan, Reason, Refusal, names, unnamed, wrapped};
+use super::{Plan, Reason, Refusal, names, policies, unnamed, wrapped};
 use crate::catalog::model::{Catalog, RelationKind};
 use crate::sql::facts::{Class, Name, Statement};
 
@@ -20,6 +20,9 @@ pub(super) fn decide(input: &Input<'_>) -> Option<Plan> {
             Ok(None) => {}
             Err(refusal) => return Some(Plan::Refuse(refusal)),
         }
+    }
+    if let Some(Err(refusal)) = input.shards.map(|shards| policies::check(input, shards)) {
+        return Some(Plan::Refuse(refusal));
     }
     let mut distributed = false;
     let changes = |statement: &Statement| matches!(statement.class, Class::Ddl | Class::Opaque);

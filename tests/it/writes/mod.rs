@@ -9,6 +9,7 @@ mod key_moves;
 mod moves;
 mod own_reads;
 mod own_writes;
+mod policies;
 mod queries;
 mod random;
 mod recovery;
