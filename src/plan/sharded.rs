@@ -352,9 +352,9 @@ fn place(input: &Input<'_>, name: &Name) -> Result<Place, Refusal> {
             format!("{} is a table of the shards, and there is one of that name on the primary", names::display(name)),
             "Write the table's schema, or drop the one on the primary.",
         )),
-        (true, false) if is_hidden_elsewhere(input, name) => Err(refusal(
+        (_, false) if is_hidden_elsewhere(input, name) => Err(refusal(
             "ambiguous-name",
-            format!("{} is also a relation of a schema that only the shards have", names::display(name)),
+            format!("{} is a relation of a schema that only the shards have", names::display(name)),
             "Write the table's schema, or create that schema on the primary as well.",
         )),
         (true, false) => Ok(Place::Shards),
@@ -399,7 +399,8 @@ fn ddl_of_views(input: &Input<'_>) -> Result<(), Refusal> {
 /// Whether a schema that only the shards have, so that it is not known where in the path it stands, has another relation of an unqualified
 /// name.
 fn is_hidden_elsewhere(input: &Input<'_>, name: &Name) -> bool {
-    let Some(shards) = input.shards.filter(|_| name.schema.is_none()) else { return false };
+    let is_anywhere = name.schema.is_some() || input.database.schemas.is_some();
+    let Some(shards) = input.shards.filter(|_| !is_anywhere) else { return false };
     let is_configured =
         |schema: &str| input.database.tables.iter().any(|table| *table.schema == *schema && *table.name == *name.name);
     shards

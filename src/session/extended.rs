@@ -11,7 +11,7 @@ use crate::backend::expect::{About, Expect, LearnedTypes};
 use crate::backend::statements::NAME_PREFIX;
 use crate::error::{Error, ErrorKind};
 use crate::limits;
-use crate::sql::facts::{Class, Facts};
+use crate::sql::facts::{Class, Effect, Facts};
 use crate::wire::frame::{Frame, HEADER_LEN, Header};
 use crate::wire::frontend::{self, Malformed};
 use crate::wire::sqlstate::SqlState;
@@ -114,7 +114,9 @@ impl Session {
         {
             // It may be prepared where nobody looks whether the transaction has failed.
             self.wait_for_answers().await?;
-            if self.status == TransactionStatus::Failed && !self.skipping {
+            let is_accepted = prepared.identity.as_ref().is_some_and(|identity| identity.is_accepted());
+            let is_judged = self.server.is_some() && !is_accepted && super::planned::is_unread(&prepared.facts);
+            if self.status == TransactionStatus::Failed && !self.skipping && !is_judged {
                 return Err(super::planned::aborted());
             }
         }
@@ -126,6 +128,15 @@ impl Session {
             }
         }
         self.keep_statement(&name, Arc::clone(&prepared));
+        let sent = self.send_clients_parse(&name, prepared).await;
+        if sent.is_err() {
+            self.forget_statement(&name);
+        }
+        sent
+    }
+
+    async fn send_clients_parse(&mut self, name: &Bytes, prepared: Arc<Prepared>) -> Result<(), Error> {
+        let name = name.clone();
         if self.server.is_none() && prepared.identity.as_ref().is_some_and(|identity| identity.is_accepted()) {
             self.answer_in_turn(b"1\0\0\0\x04");
             return Ok(());
@@ -190,8 +201,7 @@ impl Session {
             return Err(malformed("Bind", Malformed("a name has no end")));
         };
         let prepared = self.statement(name);
-        let target =
-            prepared.as_ref().map_or(Ok(self.default_target()), |prepared| self.target_for(&prepared.facts))?;
+        let target = self.flight_target.unwrap_or_else(|| self.default_target());
         self.attach(target).await?;
         if let Some(prepared) = &prepared {
             self.hide_statements(&prepared.facts, target).await?;
@@ -267,6 +277,10 @@ impl Session {
         self.wait_for_doubtful_parse(describe.name).await?;
         self.renew_if_retired(describe.name);
         let prepared = self.statement(describe.name);
+        if let Some(told) = prepared.as_ref().and_then(|prepared| self.describe_in_failed(prepared)) {
+            self.answer_with(told);
+            return Ok(());
+        }
         let target =
             prepared.as_ref().map_or(Ok(self.default_target()), |prepared| self.target_for(&prepared.facts))?;
         self.attach(target).await?;
@@ -298,6 +312,13 @@ impl Session {
             && self.deallocates_itself(facts).await?
         {
             return Ok(());
+        }
+        if let Some(facts) = &facts
+            && facts.effects().any(|effect| matches!(effect, Effect::DeallocateAll | Effect::DiscardAll))
+        {
+            // Whether it has worked is told by the answers from here on.
+            self.wait_for_answers().await?;
+            self.attach(target).await?;
         }
         match &facts {
             Some(facts) => self.note_execution(facts).await?,

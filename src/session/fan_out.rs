@@ -151,7 +151,7 @@ impl Session {
         if outcome.result.is_ok()
             && let Some((_, bind)) = execution.bind.filter(|_| !is_suspended)
         {
-            self.note_done(bind.portal, execution.max_rows);
+            self.note_done(bind.portal);
         }
         self.ran(execution, (outcome.result, outcome.untold), timed_out, term.after(since.elapsed()))
     }

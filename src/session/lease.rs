@@ -41,6 +41,9 @@ impl Session {
                 attached.lease.server().queue_hidden_query(&statement);
             }
             self.server = Some(attached);
+            if self.status == TransactionStatus::Failed {
+                Box::pin(self.fail_on_server()).await?;
+            }
         }
         match &mut self.server {
             Some(attached) if attached.target == target => Ok(attached.lease.server()),

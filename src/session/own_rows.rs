@@ -211,7 +211,7 @@ impl Session {
         if let (Ok(rows), Some((_, bind))) = (&outcome.result, execution.bind) {
             match rows_of(execution.max_rows) == Some(*rows) {
                 true => self.keep_halted(bind.portal, Halt::Spent),
-                false => self.note_done(bind.portal, execution.max_rows),
+                false => self.note_done(bind.portal),
             }
         }
         self.ran(execution, (outcome.result, outcome.untold), timed_out, term)

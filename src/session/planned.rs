@@ -8,6 +8,7 @@ use super::Session;
 use super::context::Target;
 use super::late_begin::{is_plain_savepoint, savepoint_named_in};
 use super::memo::World;
+use super::others::belongs_nowhere;
 use crate::cache::{Audit, Entry, Failure, FillTicket};
 use crate::catalog::model::{Catalog, FIRST_USER_OID};
 use crate::error::{Error, ErrorKind};
@@ -282,11 +283,7 @@ impl Session {
 
     /// What belongs to no server in particular (COMMIT, SET, SELECT 1) runs where the transaction is.
     fn target_of_primary(&self, facts: &Facts) -> Target {
-        let belongs_nowhere = facts.statements.iter().all(|statement| {
-            matches!(statement.class, Class::Empty | Class::Show | Class::Session | Class::Transaction(_))
-                || (statement.class == Class::Read && statement.reads.is_empty() && statement.writes.is_empty())
-        });
-        if belongs_nowhere { self.default_target() } else { Target::Primary }
+        if belongs_nowhere(facts) { self.default_target() } else { Target::Primary }
     }
 
     /// Whether a statement like it went to the primary before, for reasons that have not changed. With shards or replicas a
@@ -340,6 +337,10 @@ impl Session {
                 // Bind is refused even then.
                 _ if execution.bind.is_none() && facts.statements.iter().all(|it| it.class == Class::Empty) => {
                     return Ok(Some(Way::Empty));
+                }
+                // A mistake in the grammar comes first.
+                _ if self.status == TransactionStatus::Failed && is_unread(facts) => {
+                    return Ok(Some(Way::Relay(Target::Primary)));
                 }
                 _ if self.status == TransactionStatus::Failed => return Err(aborted()),
                 _ => return Ok(None),
@@ -569,6 +570,11 @@ impl super::Prepared {
             None => self.types.clone(),
         }
     }
+}
+
+/// Whether some of it could not be read.
+pub(super) fn is_unread(facts: &Facts) -> bool {
+    facts.statements.iter().any(|statement| statement.class == Class::Opaque)
 }
 
 pub(super) fn aborted() -> Error {

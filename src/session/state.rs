@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use crate::backend::reset::RESULT_SETTINGS;
 use crate::backend::settings::{Settings, SharedSettings, is_reported, none};
 use crate::sql::facts::Effect;
 
@@ -23,6 +24,8 @@ pub(super) struct SessionSettings {
     beyond_path_is_uncertain: bool,
     /// What parse analysis reads in the transaction at hand, once it was asked for.
     exact: Option<SharedSettings>,
+    /// How often something may have changed that decides what statements mean or how rows are shown.
+    changes: u32,
 }
 
 impl Default for SessionSettings {
@@ -37,6 +40,7 @@ impl Default for SessionSettings {
             parse_is_uncertain: false,
             beyond_path_is_uncertain: false,
             exact: None,
+            changes: 0,
         }
     }
 }
@@ -93,6 +97,11 @@ impl SessionSettings {
         !self.parse_is_uncertain && (Arc::ptr_eq(&self.parse_relevant, settings) || self.parse_relevant == *settings)
     }
 
+    /// Tells a moment from another between which something may have changed that decides what statements mean or how rows are shown.
+    pub(super) fn changes(&self) -> u32 {
+        self.changes
+    }
+
     /// Notes what parse analysis reads in the transaction at hand.
     pub(super) fn note_exact(&mut self, exact: SharedSettings) {
         self.exact = Some(exact);
@@ -116,6 +125,7 @@ impl SessionSettings {
             }
             Effect::ResetAll | Effect::DiscardAll | Effect::OpaqueSettings => {
                 (self.parse_is_uncertain, self.beyond_path_is_uncertain) = (true, true);
+                self.changes = self.changes.wrapping_add(1);
             }
             _ => {}
         }
@@ -130,6 +140,7 @@ impl SessionSettings {
     /// A setting may have changed, and its value is not known.
     fn doubt(&mut self, name: &str) {
         let is_relevant = Settings::is_parse_relevant(name);
+        self.changes = self.changes.wrapping_add(u32::from(is_relevant || RESULT_SETTINGS.contains(&name)));
         self.parse_is_uncertain |= is_relevant;
         self.beyond_path_is_uncertain |= is_relevant && !Settings::is_path_relevant(name);
     }
@@ -235,6 +246,19 @@ mod tests {
         assert!(session.is_uncertain() && !session.must_read_back());
         session.transaction_ended();
         assert!(!session.is_uncertain());
+    }
+
+    #[test]
+    fn what_decides_of_rows_is_counted_and_nothing_else() {
+        let mut session = SessionSettings::default();
+        let before = session.changes();
+        session.note_effect(&Effect::SetLocal("statement_timeout".into()));
+        assert_eq!(session.changes(), before);
+        for name in ["datestyle", "bytea_output", "role"] {
+            let before = session.changes();
+            session.note_effect(&Effect::SetLocal(name.into()));
+            assert_ne!(session.changes(), before, "{name}");
+        }
     }
 
     #[test]

@@ -377,7 +377,7 @@ impl Session {
         if self.status == TransactionStatus::Idle { self.release_if_at_rest(Instant::now()).await } else { Ok(()) }
     }
 
-    /// `DISCARD ALL` and `DEALLOCATE ALL` have worked, or have not.
+    /// `DISCARD ALL` and `DEALLOCATE ALL` have worked, or have not, in a string of statements.
     fn note_turn_outcome(&mut self, succeeded: bool) {
         let statements = std::mem::take(&mut self.forgets_statements);
         let pins = std::mem::take(&mut self.forgets_pins);
