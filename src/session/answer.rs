@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 
 use super::context::Target;
+use super::failure::POISON;
 use super::fan_out::Ran;
 use super::planned::{Execution, Way};
 use super::{Attached, Session};
@@ -13,6 +14,7 @@ use crate::backend::server::UNKNOWN_STATEMENT;
 use crate::cache::{Failure, FillTicket};
 use crate::error::Error;
 use crate::exec::readonly::{self, Outcome, Protocol, Read};
+use crate::exec::two_phase::commit;
 use crate::plan::CachedRead;
 use crate::sql::facts::{Class, TransactionControl};
 use crate::telemetry::metrics::PlanClass;
@@ -93,7 +95,7 @@ impl Session {
                     Box::pin(self.check_hit(execution, audit)).await?;
                 }
             }
-            Way::Failed(failure) => self.share_failure(execution, &failure),
+            Way::Failed(failure) => self.share_failure(execution, &failure).await?,
             Way::FanOut(streamed) => {
                 let message = match Box::pin(self.fan_out(execution, described, &streamed)).await? {
                     Ran::Answered => return Ok(Carried::Answered),
@@ -248,7 +250,7 @@ impl Session {
         let read = Read { text: execution.text, protocol, undo };
         let Some((ticket, kept)) = fill else {
             let outcome = self.run_aside(target, read, None).await?.0;
-            return self.end_of_read(execution, target, outcome);
+            return self.end_of_read(execution, target, outcome).await;
         };
         let cancels = self.cancel.slot.fired();
         if kept.from_replica && ticket.may_ask_replica() {
@@ -280,7 +282,7 @@ impl Session {
                     }
                     _ => drop(ticket),
                 }
-                return self.end_of_read(execution, target, outcome);
+                return self.end_of_read(execution, target, outcome).await;
             }
         }
         Ok(Carried::Answered)
@@ -311,7 +313,12 @@ impl Session {
         Ok((outcome?, (started, cost)))
     }
 
-    fn end_of_read(&mut self, execution: &Execution<'_>, target: Target, outcome: Outcome) -> Result<Carried, Error> {
+    async fn end_of_read(
+        &mut self,
+        execution: &Execution<'_>,
+        target: Target,
+        outcome: Outcome,
+    ) -> Result<Carried, Error> {
         match outcome {
             Outcome::Writes => {
                 self.db.note_unseen_write(execution.facts.fingerprint);
@@ -325,7 +332,7 @@ impl Session {
                 if !parsed && let Some((_, bind)) = execution.bind {
                     self.forget_statement(bind.statement);
                 }
-                self.failed_read(execution);
+                self.failed_read(execution).await?;
             }
             Outcome::Done(_) => {}
         }
@@ -333,16 +340,27 @@ impl Session {
     }
 
     /// A read that failed outside the client's transaction fails that transaction, as it would have on one server.
-    pub(super) fn failed_read(&mut self, execution: &Execution<'_>) {
-        if self.status == TransactionStatus::InTransaction {
-            self.status = TransactionStatus::Failed;
-        }
+    pub(super) async fn failed_read(&mut self, execution: &Execution<'_>) -> Result<(), Error> {
         self.skipping = execution.bind.is_some();
+        if self.status != TransactionStatus::InTransaction {
+            return Ok(());
+        }
+        self.status = TransactionStatus::Failed;
+        let Some(server) = self.held_server().filter(|server| server.status == TransactionStatus::InTransaction) else {
+            return Ok(());
+        };
+        // The client has its error: this one is for the server alone.
+        let told = server.parameters.clone();
+        let poison = std::str::from_utf8(POISON).unwrap_or_default();
+        let poisoned = commit::command(server, poison).await;
+        self.tell_what_was_undone(&told);
+        poisoned.map(|_| ()).map_err(Error::fatal)
     }
 
     /// A server connection of that target for one read, beside whatever the session holds.
     pub(super) async fn borrow_server(&mut self, target: Target) -> Result<Attached, Error> {
-        let mut lease = self.lease_with_settings(target).await?;
+        let settings = self.settings_beside().await?;
+        let mut lease = self.lease_with(target, &settings).await?;
         self.cancel.slot.aim_at(Arc::clone(&lease.server().cancel_target));
         Ok(Attached { lease, target })
     }

@@ -37,6 +37,7 @@ mod planned;
 mod portals;
 pub mod purge;
 mod query;
+mod relocate;
 mod renewal;
 mod replica;
 pub mod replication;
@@ -50,6 +51,7 @@ mod turn;
 mod unit;
 mod unseen;
 mod unstreamed;
+mod within;
 mod writes;
 
 use std::collections::HashMap;

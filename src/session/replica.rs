@@ -97,7 +97,7 @@ impl Session {
             self.last_write = Some(Some(Arc::new(self.position_of_primary().await?.0)));
         }
         let mut targets: Vec<Target> = self.db.replicas_in_turn().collect();
-        targets.retain(|&target| self.check_defaults(target, &self.pool(target)).is_ok());
+        targets.retain(|&target| self.check_defaults(target, &self.pool(target), self.settings.now()).is_ok());
         let Some(position) = self.last_write.clone().flatten() else { return targets.first().copied() };
         let sql = position.is_replayed();
         for target in targets {

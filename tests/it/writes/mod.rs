@@ -1,5 +1,6 @@
 //! Writes and transactions over shards.
 
+mod beside;
 mod cached;
 mod commits;
 mod copies;
@@ -11,6 +12,7 @@ mod own_writes;
 mod queries;
 mod random;
 mod recovery;
+mod settings;
 mod several;
 mod stage;
 mod types;
