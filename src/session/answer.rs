@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 
 use super::context::Target;
+use super::failure::POISON;
 use super::fan_out::Ran;
 use super::planned::{Execution, Way};
 use super::{Attached, Session};
@@ -13,6 +14,7 @@ use crate::backend::server::UNKNOWN_STATEMENT;
 use crate::cache::{Failure, FillTicket};
 use crate::error::Error;
 use crate::exec::readonly::{self, Outcome, Protocol, Read};
+use crate::exec::two_phase::commit;
 use crate::plan::CachedRead;
 use crate::sql::facts::{Class, TransactionControl};
 use crate::telemetry::metrics::PlanClass;
@@ -251,7 +253,7 @@ impl Session {
         let read = Read { text: execution.text, protocol, undo };
         let Some((ticket, kept)) = fill else {
             let outcome = self.run_aside(target, read, None).await?.0;
-            return self.end_of_read(execution, target, outcome);
+            return self.end_of_read(execution, target, outcome).await;
         };
         let cancels = self.cancel.slot.fired();
         if kept.from_replica && ticket.may_ask_replica() {
@@ -283,7 +285,7 @@ impl Session {
                     }
                     _ => drop(ticket),
                 }
-                return self.end_of_read(execution, target, outcome);
+                return self.end_of_read(execution, target, outcome).await;
             }
         }
         Ok(Carried::Answered)
@@ -342,7 +344,8 @@ impl Session {
 
     /// A server connection of that target for one read, beside whatever the session holds.
     pub(super) async fn borrow_server(&mut self, target: Target) -> Result<Attached, Error> {
-        let mut lease = self.lease_with_settings(target).await?;
+        let settings = self.settings_beside().await?;
+        let mut lease = self.lease_with(target, &settings).await?;
         self.cancel.slot.aim_at(Arc::clone(&lease.server().cancel_target));
         Ok(Attached { lease, target })
     }

@@ -100,7 +100,7 @@ impl Session {
     fn cache_key(&self, execution: &Execution<'_>, shared: Option<String>) -> Option<Key> {
         let cache = self.db.cache.as_ref()?;
         let baseline = self.primary.baseline()?;
-        let current: &Settings = &self.settings.current;
+        let current: &Settings = self.settings.now();
         let login = self.db.login_role(&self.user);
         let authorization = current.get("session_authorization").unwrap_or(login);
         let settings = settings_of(&baseline.settings, current);
@@ -160,7 +160,7 @@ impl Session {
 
     /// `current_user` on a shard.
     pub(super) fn role_on_shard(&self, shard: usize) -> String {
-        let set = |name| self.settings.current.get(name).filter(|role| *role != "none");
+        let set = |name| self.settings.now().get(name).filter(|role| *role != "none");
         let role = set("role").or_else(|| set("session_authorization"));
         role.unwrap_or_else(|| self.login_role_of_shard(shard)).to_owned()
     }
@@ -264,7 +264,8 @@ impl Session {
     /// Runs what was just answered from the cache once more, in the background, and has the answers compared.
     pub(super) async fn check_hit(&mut self, execution: &Execution<'_>, audit: Audit) -> Result<(), Error> {
         self.client.flush().await?;
-        let leased = tokio::time::timeout(CHECK_PATIENCE, self.lease_with_settings(Target::Primary)).await;
+        let Ok(settings) = self.settings_beside().await else { return Ok(()) };
+        let leased = tokio::time::timeout(CHECK_PATIENCE, self.lease_with(Target::Primary, &settings)).await;
         let undo = self.trusts_user_code(execution.facts);
         self.note_whereabouts();
         // Where there is no connection to spare, this hit goes unchecked.

@@ -213,6 +213,11 @@ impl Session {
         };
         // Behind whatever had to be waited for: a transaction that ends takes its portals with it.
         match &prepared {
+            Some(prepared) if portal.is_empty() => self.note_work(&prepared.facts),
+            // It may be asked for later.
+            _ => self.transaction_has_worked(),
+        }
+        match &prepared {
             Some(prepared) => self.keep_portal(portal, Arc::clone(prepared))?,
             None => drop(self.portals.remove(portal)),
         }

@@ -198,6 +198,9 @@ impl Session {
     /// Prepares and describes outside the client's transaction, which must not be tied to a server by that. A server that the
     /// transaction has already waits meanwhile.
     async fn describe_aside(&mut self, unit: &[Frame], target: super::context::Target) -> Result<(), Error> {
+        let beside = self.settings_beside().await?;
+        let within = self.settings.is_uncertain().then(|| self.settings.as_if_outside(beside));
+        let within = within.map(|beside| std::mem::replace(&mut self.settings, beside));
         let (begin, status) = (std::mem::take(&mut self.lazy_begin), self.status);
         let held = self.server.take();
         let mut result = self.relay_unit(unit, target).await;
@@ -206,6 +209,9 @@ impl Session {
         }
         if result.is_ok() {
             result = self.wait_for_answers().await;
+        }
+        if let Some(within) = within {
+            self.settings = within;
         }
         self.lazy_begin = begin;
         self.status = status;
@@ -242,9 +248,10 @@ impl Session {
         let Some(attached) = &self.server else { return true };
         matches!(target, Target::Shard(_))
             && attached.target != target
-            && self.span.is_none()
+            && (self.span.is_none() || self.db.two_phase.is_none() || self.may_relocate())
             && attached.lease.awaits_nothing(TransactionStatus::InTransaction)
-            && self.needs_no_care()
+            && self.can_plan_by_settings()
+            && self.holds_nothing_odd()
     }
 
     async fn relay_unit(&mut self, unit: &[Frame], target: super::context::Target) -> Result<(), Error> {

@@ -130,7 +130,7 @@ impl Session {
     }
 
     /// An error of what pgherd has asked has ended the client's transaction: settings went back with it, which the client is to know.
-    fn tell_what_was_undone(&mut self, told: &[(String, String)]) {
+    pub(super) fn tell_what_was_undone(&mut self, told: &[(String, String)]) {
         let Some(attached) = &mut self.server else { return };
         let server = attached.lease.server();
         for (name, value) in server.parameters.iter().filter(|parameter| !told.contains(parameter)) {

@@ -39,6 +39,7 @@ mod planned;
 mod portals;
 pub mod purge;
 mod query;
+mod relocate;
 mod renewal;
 mod replica;
 pub mod replication;
@@ -52,6 +53,7 @@ mod turn;
 mod unit;
 mod unseen;
 mod unstreamed;
+mod within;
 mod writes;
 
 use std::collections::HashMap;

@@ -9,6 +9,7 @@ use super::context::Target;
 use super::late_begin::{is_plain_savepoint, savepoint_named_in};
 use super::memo::World;
 use super::others::belongs_nowhere;
+use crate::backend::settings::Settings;
 use crate::cache::{Audit, Entry, Failure, FillTicket};
 use crate::catalog::model::{Catalog, FIRST_USER_OID};
 use crate::error::{Error, ErrorKind};
@@ -189,7 +190,10 @@ impl Session {
             }
         }
         self.show_that_it_has_read(execution.facts);
-        let spans = self.span.is_some() || (!self.lazy_begin.is_empty() && self.db.two_phase.is_some());
+        if self.span.as_ref().is_some_and(|span| !span.set_by_query.is_empty()) {
+            Box::pin(self.repeat_what_a_query_set()).await?;
+        }
+        let spans = self.span.is_some() || (!self.lazy_begin.is_empty() && self.db.config.is_distributed());
         if spans && let Some(message) = self.note_for_span(execution).await? {
             return Ok(Way::Fail(message));
         }
@@ -203,6 +207,9 @@ impl Session {
             || (!self.db.config.is_distributed() && self.db.may_run_unseen(execution.facts))
         {
             return Ok(Way::Relay(self.target_of_primary(execution.facts)));
+        }
+        if !self.settings.parse_is_certain() {
+            Box::pin(self.learn_what_names_mean(execution.facts)).await?;
         }
         let plan = self.plan(execution).await?;
         self.count_cache_refusal(&plan);
@@ -219,8 +226,9 @@ impl Session {
                     .hint("Give the parameters their types in Parse."))
             }
             Plan::Shard { shard, detachable, .. } => {
-                let aside = detachable && execution.max_rows == 0 && self.may_read_aside(execution.facts);
                 let target = Target::Shard(shard);
+                let may_read = self.may_read_aside(execution.facts) || self.may_read_beside(execution.facts, target);
+                let aside = detachable && execution.max_rows == 0 && may_read;
                 Ok(if aside { Way::ReadOnly(target) } else { Way::Relay(target) })
             }
             Plan::Replica(_) if execution.max_rows > 0 => Ok(Way::Relay(Target::Primary)),
@@ -305,7 +313,7 @@ impl Session {
     pub(super) fn turn_to_memory(&mut self, catalog: u64) {
         let world = World { catalog, epoch: self.db.gate.epoch() };
         let (db, user) = (&self.db, &self.user);
-        self.memo.check(world, &self.settings.current, &db.plan_memories, || db.login_role(user));
+        self.memo.check(world, self.settings.now(), &db.plan_memories, || db.login_role(user));
     }
 
     pub(super) fn refused(&self, refusal: Refusal) -> Error {
@@ -474,7 +482,7 @@ impl Session {
 
     /// `current_user`.
     pub(super) fn effective_role(&self) -> String {
-        let set = |name| self.settings.current.get(name).filter(|role| *role != "none").map(str::to_owned);
+        let set = |name| self.settings.now().get(name).filter(|role| *role != "none").map(str::to_owned);
         set("role")
             .or_else(|| set("session_authorization"))
             .unwrap_or_else(|| self.db.login_role(&self.user).to_owned())
@@ -482,12 +490,18 @@ impl Session {
 
     /// What a setting is for this session.
     pub(super) fn setting(&self, name: &str) -> Option<Box<str>> {
-        match self.settings.current.get(name) {
+        self.setting_among(self.settings.now(), name)
+    }
+
+    /// What a setting was for this session when its transaction began.
+    pub(super) fn setting_at_begin(&self, name: &str) -> Option<Box<str>> {
+        self.setting_among(&self.settings.current, name)
+    }
+
+    fn setting_among(&self, settings: &Settings, name: &str) -> Option<Box<str>> {
+        match settings.get(name) {
             Some(value) => Some(value.into()),
-            None => {
-                let baseline = self.primary.baseline()?;
-                baseline.setting(name).map(Into::into)
-            }
+            None => self.primary.baseline()?.setting(name).map(Into::into),
         }
     }
 
@@ -500,16 +514,17 @@ impl Session {
     pub(super) fn transaction_view(&self) -> Transaction {
         match self.status {
             TransactionStatus::Failed => Transaction::Failed,
-            _ if self.settings.is_uncertain() => Transaction::Written,
-            _ if self.isolated
-                || self.setting("default_transaction_isolation").as_deref() != Some("read committed") =>
-            {
-                Transaction::Isolated
-            }
+            _ if !self.can_plan_by_settings() => Transaction::Written,
+            _ if self.is_isolated() => Transaction::Isolated,
             TransactionStatus::Idle => Transaction::Outside,
             TransactionStatus::InTransaction if self.written => Transaction::Written,
             TransactionStatus::InTransaction => Transaction::VirginReadCommitted,
         }
+    }
+
+    /// Whether the transaction has one snapshot for all of its statements.
+    pub(super) fn is_isolated(&self) -> bool {
+        self.isolated || self.setting_at_begin("default_transaction_isolation").as_deref() != Some("read committed")
     }
 
     async fn way_of_replica(&mut self) -> Result<Way, Error> {

@@ -156,10 +156,12 @@ impl Session {
         {
             self.settings.forget_exact();
         }
+        self.note_work(facts);
         let mut asks_listening = false;
         self.note_unseen(facts);
         for effect in facts.effects() {
             refuse_pgherds_names(effect)?;
+            self.isolated |= sets_isolation(effect);
             self.settings.note_effect(effect);
             if let Some(pin) = Pin::of(effect) {
                 self.pin(pin);
@@ -193,6 +195,16 @@ impl Session {
     /// Where a statement runs that says nothing about it.
     pub(super) fn default_target(&self) -> Target {
         self.server.as_ref().map_or(Target::Primary, |attached| attached.target)
+    }
+}
+
+/// Whether the transaction may have another isolation from then on.
+fn sets_isolation(effect: &Effect) -> bool {
+    match effect {
+        Effect::Set(name) | Effect::SetLocal(name) => {
+            matches!(&**name, "transaction_isolation" | "transaction_deferrable")
+        }
+        _ => false,
     }
 }
 

@@ -102,7 +102,7 @@ impl Session {
             let pool = self.pool(target);
             // Before anybody has logged in there its settings are not known.
             let is_known = pool.baseline().is_some() || self.wait_for_lease(&pool).await.map(Lease::release).is_ok();
-            if is_known && self.check_defaults(target, &pool).is_ok() {
+            if is_known && self.check_defaults(target, &pool, self.settings.now()).is_ok() {
                 targets.push(target);
             }
         }

@@ -125,6 +125,7 @@ impl Session {
     pub(super) async fn assemble(&mut self, targets: impl Iterator<Item = Target>) -> Result<(), Error> {
         for target in targets {
             self.attach(target).await?;
+            self.transaction_has_worked();
         }
         self.come_to_rest().await
     }

@@ -1,6 +1,7 @@
 //! Writes and transactions over shards.
 
 mod behind_errors;
+mod beside;
 mod cached;
 mod commits;
 mod copies;
@@ -13,6 +14,7 @@ mod policies;
 mod queries;
 mod random;
 mod recovery;
+mod settings;
 mod several;
 mod stage;
 mod types;

@@ -27,6 +27,17 @@ impl Twins {
         Self { stage, pgherd, whole }
     }
 
+    /// Without two-phase commit, with more TOML at the end.
+    pub(super) async fn without_two_phase(rest: &str) -> Self {
+        let mut stage = Stage::over(harness::fresh_databases(3).await, "# two_phase is not wanted\n").await;
+        stage.toml += rest;
+        let whole = harness::fresh_database().await;
+        whole.execute(&super::stage::SCHEMA.replace("%shards%", "1").replace("%shard%", "0")).await;
+        whole.execute("create table local_notes (id int4, note text)").await;
+        let pgherd = stage.pgherd().await;
+        Self { stage, pgherd, whole }
+    }
+
     pub(super) async fn clients(&self) -> (WireClient, WireClient) {
         (WireClient::login(self.whole.port, "postgres", &self.whole.name).await, self.pgherd.wire("app").await)
     }
