@@ -192,6 +192,7 @@ pub struct Refusal {
 }
 
 mod functions;
+mod mentioned;
 mod moment;
 mod names;
 mod partitions;
