@@ -5,12 +5,15 @@ use std::sync::Arc;
 use super::distribute::{self, Answered, Distributed, InsertSelect, Parameters};
 use super::functions::{self, Conduct};
 use super::rules::{Input, Transaction};
-use super::{Plan, Reason, Refusal, mentioned, names, unnamed, wrapped};
+use super::{Plan, Reason, Refusal, maintain, mentioned, names, unnamed, wrapped};
 use crate::catalog::model::{Catalog, RelationKind};
 use crate::sql::facts::{Class, Name, Statement};
 
 /// A plan for a query string of a database with sharded tables; `None` where only the primary is concerned.
 pub(super) fn decide(input: &Input<'_>) -> Option<Plan> {
+    if let Some(plan) = maintain::decide(input) {
+        return Some(plan);
+    }
     if input.database.tables.is_empty() {
         return None;
     }
@@ -200,7 +203,7 @@ fn no_catalog() -> Refusal {
     )
 }
 
-fn is_index(input: &Input<'_>, name: &Name) -> bool {
+pub(super) fn is_index(input: &Input<'_>, name: &Name) -> bool {
     let found = input.shards.map(|catalog| names::candidates(name, catalog, input.session.search_path));
     found.is_some_and(|found| found.iter().any(|relation| relation.kind == RelationKind::Other))
 }

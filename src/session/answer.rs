@@ -112,6 +112,7 @@ impl Session {
             way @ (Way::Gather(_)
             | Way::ExplainOver(_)
             | Way::Cursor(_)
+            | Way::Maintain(_)
             | Way::Scatter(_)
             | Way::InsertSelect(_)
             | Way::KeyMove(_)
@@ -181,6 +182,7 @@ impl Session {
             }
             Way::ExplainOver(explained) => Box::pin(self.explain_over(execution, described, &explained)).await,
             Way::Cursor(gathered) => Box::pin(self.declare_cursor(execution, described, &gathered)).await,
+            Way::Maintain(maintained) => Box::pin(self.maintain(execution, described, &maintained)).await,
             Way::Scatter(scattered) => Box::pin(self.scatter(execution, described, &scattered)).await,
             Way::InsertSelect(plan) => Box::pin(self.insert_select(execution, described, &plan)).await,
             Way::KeyMove(moved) => Box::pin(self.move_rows(execution, described, &moved)).await,

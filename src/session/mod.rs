@@ -26,6 +26,7 @@ mod late_begin;
 mod lease;
 mod legs;
 mod listen;
+mod maintain;
 mod meaning;
 mod memo;
 mod mistyped;

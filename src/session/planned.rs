@@ -14,7 +14,7 @@ use crate::error::{Error, ErrorKind};
 use crate::plan::distribute::{CopiedIn, Gathered, InsertSelect, KeyMove, Scattered, Split, Streamed, Unstreamed};
 use crate::plan::rules::{self, Bound, Input, SessionView, Transaction, resolve_search_path};
 use crate::plan::search_path::listed;
-use crate::plan::{CachedRead, Explained, Local, Plan, Refusal};
+use crate::plan::{CachedRead, Explained, Local, Maintained, Plan, Refusal};
 use crate::sql::facts::{Class, Facts, SharedFacts, TransactionControl};
 use crate::telemetry::metrics::PlanClass;
 use crate::wire::frame::Frame;
@@ -67,6 +67,8 @@ pub(super) enum Way {
     Cursor(Arc<Gathered>),
     /// Tells how several shards, and the coordinator, would run it, or have.
     ExplainOver(Arc<Explained>),
+    /// Runs on several servers, on each by itself.
+    Maintain(Arc<Maintained>),
     /// Writes on several shards.
     Scatter(Arc<Scattered>),
     /// Reads a query's rows and inserts them where they belong.
@@ -111,6 +113,7 @@ impl Way {
                 | Self::FanOut(_)
                 | Self::Split(_)
                 | Self::Failed(_)
+                | Self::Maintain(_)
                 | Self::Scatter(_)
                 | Self::InsertSelect(_)
                 | Self::KeyMove(_)
@@ -135,6 +138,7 @@ impl Way {
             }
             Self::ExplainOver(_) | Self::InsertSelect(_) => Target::Shard(0),
             Self::KeyMove(moved) => Target::Shard(moved.sources.first().copied().unwrap_or(0)),
+            Self::Maintain(maintained) if !maintained.on_primary => Target::Shard(0),
             Self::Scatter(scattered) => Target::Shard(scattered.parts.first().map_or(0, |part| part.shard)),
             _ => Target::Primary,
         }
@@ -151,7 +155,9 @@ impl Way {
             Self::Hit(..) | Self::Fill(..) | Self::Failed(_) => PlanClass::Cached,
             Self::FanOut(_) | Self::Split(_) | Self::Resume => PlanClass::FanOut,
             Self::Gather(_) | Self::Cursor(_) | Self::ExplainOver(_) => PlanClass::Gather,
-            Self::Scatter(_) | Self::InsertSelect(_) | Self::KeyMove(_) | Self::CopyIn(_) => PlanClass::Scatter,
+            Self::Scatter(_) | Self::InsertSelect(_) | Self::KeyMove(_) | Self::CopyIn(_) | Self::Maintain(_) => {
+                PlanClass::Scatter
+            }
             Self::Explain(_)
             | Self::Bind
             | Self::Describe
@@ -239,6 +245,7 @@ impl Session {
             Plan::Cursor(gathered) => self.way_of_fan_out(Way::Cursor(gathered)),
             Plan::Explain(explained) => self.way_of_fan_out(Way::ExplainOver(explained)),
             Plan::CopyIn(copied) => self.way_of_fan_out(Way::CopyIn(copied)),
+            Plan::Maintain(maintained) => self.way_of_maintenance(maintained),
             Plan::Scatter(scattered) => self.way_of_fan_out(Way::Scatter(scattered)),
             Plan::KeyMove(moved) => self.way_of_fan_out(Way::KeyMove(moved)),
             Plan::InsertSelect(plan) => self.way_of_fan_out(Way::InsertSelect(plan)),
@@ -536,7 +543,7 @@ impl Session {
         self.written_by(facts).trusts_code
     }
 
-    fn way_of_fan_out(&self, way: Way) -> Result<Way, Error> {
+    pub(super) fn way_of_fan_out(&self, way: Way) -> Result<Way, Error> {
         if self.is_mid_flight() {
             return Err(Error::refused("a statement over several shards cannot stand in the middle of a pipeline")
                 .hint("Send Sync before it."));

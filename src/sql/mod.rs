@@ -8,6 +8,7 @@ mod functions;
 mod hint;
 pub mod lexer;
 pub mod literal;
+pub mod maintenance;
 mod mentions;
 pub mod parameters;
 pub mod parse;

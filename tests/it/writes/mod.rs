@@ -6,6 +6,7 @@ mod copies;
 mod crashes;
 mod foreign_keys;
 mod key_moves;
+mod maintenance;
 mod moves;
 mod names;
 mod own_reads;
