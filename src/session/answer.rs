@@ -146,6 +146,13 @@ impl Session {
                 self.close_halted(None).await;
                 self.end(execution, described, commit);
             }
+            Way::EndAndChain(commit) => self.end_and_chain(execution, described, commit).await,
+            Way::ChainEverywhere(commit, begin) => {
+                if let Err(message) = Box::pin(self.chain_everywhere(execution, described, (commit, begin))).await? {
+                    self.fail_with(message);
+                    return Ok(Carried::Failed);
+                }
+            }
             Way::Everywhere => {
                 if let Err(message) = Box::pin(self.control_everywhere(execution)).await? {
                     self.fail_with(message);

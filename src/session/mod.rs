@@ -6,6 +6,7 @@ mod at_once;
 mod cached;
 mod call;
 pub mod cancel;
+mod chain;
 pub mod clients;
 pub mod context;
 mod copy_in;

@@ -95,6 +95,10 @@ pub(super) enum Way {
     RollbackTo(usize),
     /// Ends one that no server knows of; true is COMMIT.
     End(bool),
+    /// Ends one that no server knows of, and begins its like; true is COMMIT.
+    EndAndChain(bool),
+    /// Ends a transaction over several servers; true is COMMIT. Its like begins with these.
+    ChainEverywhere(bool, Vec<Bytes>),
     /// Runs SAVEPOINT, RELEASE or ROLLBACK TO on every server of the transaction.
     Everywhere,
     /// Ends a transaction over several servers; true is COMMIT.
@@ -168,6 +172,8 @@ impl Way {
             | Self::End(_)
             | Self::Everywhere
             | Self::EndEverywhere(_)
+            | Self::EndAndChain(_)
+            | Self::ChainEverywhere(..)
             | Self::Fail(_) => PlanClass::Local,
         }
     }
@@ -338,6 +344,10 @@ impl Session {
                     return Ok(Some(Way::End(self.status != TransactionStatus::Failed)));
                 }
                 Some(TransactionControl::Rollback) => return Ok(Some(Way::End(false))),
+                Some(TransactionControl::CommitAndChain) => {
+                    return Ok(Some(Way::EndAndChain(self.status != TransactionStatus::Failed)));
+                }
+                Some(TransactionControl::RollbackAndChain) => return Ok(Some(Way::EndAndChain(false))),
                 Some(TransactionControl::RollbackTo) if let Some(kept) = savepoint_named_in(&self.lazy_begin, text) => {
                     return Ok(Some(Way::RollbackTo(kept)));
                 }

@@ -1,6 +1,7 @@
 //! Writes and transactions over shards.
 
 mod cached;
+mod chains;
 mod commits;
 mod copies;
 mod crashes;
