@@ -8,6 +8,7 @@ use bytes::Bytes;
 use super::context::Target;
 use super::fan_out::Ran;
 use super::planned::{Execution, Way};
+use super::route::ROUTE_COLUMNS;
 use super::{Attached, Session};
 use crate::backend::server::UNKNOWN_STATEMENT;
 use crate::cache::{Failure, FillTicket};
@@ -80,7 +81,7 @@ impl Session {
         let types = Box::pin(self.types_over_servers(execution, &way)).await?;
         let execution = &Execution { types: types.as_deref().unwrap_or(execution.types), ..*execution };
         match way {
-            Way::Relay(_) | Way::Resume | Way::Bind | Way::Describe => {
+            Way::Relay(_) | Way::Resume | Way::Bind | Way::Describe(_) => {
                 return Err(Error::internal("a relayed statement is not pgherd's to answer"));
             }
             Way::ReadOnly(target) => return self.read_only(execution, described, target, None).await,
@@ -228,7 +229,7 @@ impl Session {
     fn answer_rows(&mut self, execution: &Execution<'_>, described: bool, rows: &[(String, String)]) {
         let out = self.out();
         if execution.bind.is_none() || described {
-            writer::text_row_description(out, &["property", "value"]);
+            writer::text_row_description(out, &ROUTE_COLUMNS);
         }
         for (property, value) in rows {
             writer::data_row(out, [Some(property.as_bytes()), Some(value.as_bytes())].into_iter());

@@ -7,6 +7,7 @@ use super::context::Target;
 use super::extended::malformed;
 use super::planned::{Execution, Way};
 use super::portals::Halt;
+use super::route::{NO_ROWS, ROUTE};
 use super::unit::{asks_one_thing, describes_another, executes_again, prepares, statement_of};
 use crate::backend::expect::Expect;
 use crate::error::{Error, ErrorKind};
@@ -145,12 +146,12 @@ impl Session {
         let way = self.way_of_unit(unit).await?.settled(unit, behind, self.status);
         self.refuse_in_pipeline(&way, is_last)?;
         let only_statements = unit.iter().all(|frame| !matches!(frame.tag(), b'B' | b'E'));
-        if only_statements && !matches!(way, Way::Describe) && self.describes_beside(way.relay_target()) {
+        if only_statements && !matches!(way, Way::Describe(_)) && self.describes_beside(way.relay_target()) {
             return self.describe_aside(unit, way.relay_target()).await;
         }
         match way {
             Way::Relay(target) => return self.relay_unit(unit, target).await,
-            Way::Describe => return self.answer_unit(unit, way).await,
+            Way::Describe(_) => return self.answer_unit(unit, way).await,
             _ => {}
         }
         let described = unit.iter().rposition(|frame| frame.tag() == b'D' && frame.body().first() == Some(&b'S'));
@@ -160,7 +161,7 @@ impl Session {
         let (statements, rest) = unit.split_at(at + 1);
         let way = self.way_of_unit(statements).await?;
         let target = way.relay_target();
-        if matches!(way, Way::Describe) {
+        if matches!(way, Way::Describe(_)) {
             self.answer_unit(statements, way).await?;
         } else if self.describes_beside(target) {
             self.describe_aside(statements, target).await?;
@@ -395,7 +396,13 @@ impl Session {
                         if unit.iter().any(|frame| frame.tag() == b'B') {
                             return Err(described_alone());
                         }
-                        Way::Describe
+                        Way::Describe(NO_ROWS)
+                    }
+                    Way::Explain(_) => {
+                        if unit.iter().any(|frame| frame.tag() == b'B') {
+                            return Err(described_alone());
+                        }
+                        Way::Describe(&ROUTE)
                     }
                     way => Way::Relay(way.describe_target()),
                 };
@@ -459,7 +466,14 @@ impl Session {
         } else {
             b""
         };
+        let description = match &way {
+            Some(Way::Describe(description)) => Some(*description),
+            _ => None,
+        };
         for frame in unit {
+            if let (b'D', Some(description)) = (frame.tag(), description) {
+                self.answer_in_turn(description);
+            }
             match frame.tag() {
                 b'P' => {
                     let (name, prepared) = self.read_parse(frame)?;
@@ -483,7 +497,6 @@ impl Session {
                         self.answer_in_turn(BOUND);
                     }
                 }
-                b'D' if matches!(way, Some(Way::Describe)) => self.answer_in_turn(b"t\0\0\0\x06\0\0n\0\0\0\x04"),
                 b'D' => described = true,
                 b'C' => self.on_close(frame.clone()).await?,
                 _ => {

@@ -44,6 +44,7 @@ mod replica;
 pub mod replication;
 mod restore;
 mod rights;
+mod route;
 mod scatter;
 mod span;
 mod split;

@@ -83,8 +83,8 @@ pub(super) enum Way {
     Resume,
     /// Binds a portal over several shards, which is executed later.
     Bind,
-    /// Describes an INSERT of which no server has all tables: it has no parameters and gives no rows.
-    Describe,
+    /// Describes what no server can: an INSERT of which none has all tables, or `EXPLAIN (ROUTE)`. It has no parameters.
+    Describe(&'static [u8]),
     /// There is nothing to run.
     Empty,
     /// Begins a transaction that no server knows of yet.
@@ -164,7 +164,7 @@ impl Way {
             }
             Self::Explain(_)
             | Self::Bind
-            | Self::Describe
+            | Self::Describe(_)
             | Self::Empty
             | Self::Begin
             | Self::Savepoint
