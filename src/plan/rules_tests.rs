@@ -397,7 +397,7 @@ fn ddl_is_about_the_table_that_its_name_means() {
     ]);
     // A table is made in the first schema of the path, and looked for in all.
     world.path.push("public".into());
-    world.all(&[("create table orders (a int)", named), ("drop table orders", "refuse/multi-shard-write")]);
+    world.all(&[("create table orders (a int)", named), ("drop table orders", "refuse/ambiguous-name")]);
     world.path.swap(1, 2);
     world.all(&[("create table orders (customer_id int)", "refuse/multi-shard-write")]);
     let other = config::Table { schema: "other".into(), ..world.database.tables[0].clone() };

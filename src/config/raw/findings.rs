@@ -87,7 +87,7 @@ pub(super) fn second(text: &str, line: usize, message: &str) -> Option<Fault> {
     };
     // A key's table begins at the header before it.
     let from = if is_header { 0 } else { before.iter().rposition(|line| line.starts_with('[')).unwrap_or(0) };
-    let first = from + before.get(from..)?.iter().position(|line| is_it(&line))? + 1;
+    let first = from + before.get(from..)?.iter().position(is_it)? + 1;
     let help = match is_header {
         true => format!("put the keys of both under the {name} of line {first}"),
         false => "leave one of the two".into(),

@@ -12,7 +12,7 @@ use super::foreign_key::{self, Child};
 use super::functions::Functions;
 use super::gather::ctes;
 use super::model::{Distributed, Input};
-use super::named::{created, existing, meant};
+use super::named::{created, existing, first_of_path, meant};
 use super::refuse::refuse;
 use super::scatter::{Part, Scattered, Tally, finished};
 use super::scope::parts;
@@ -42,6 +42,9 @@ pub fn ddl(input: &Input<'_>, is_on_shards: impl Fn(&Name) -> Result<bool, Refus
             return Err(refuse("mixed", message, "send a statement for each"));
         }
         _ => {}
+    }
+    if !matches!(tree, Statement::CreateView(_)) {
+        names.iter().try_for_each(|name| first_of_path(input, name))?;
     }
     judge(input, tree, &names)?;
     let part = |shard| Part { shard, sql: input.text.into(), rows: Vec::new(), is_verbatim: true, more: Vec::new() };

@@ -65,13 +65,13 @@ impl Child<'_> {
                 format!("shard {child} by the columns that refer to {name}'s shard key, or leave the foreign key out");
             return Err(refused(message, hint));
         }
-        let keys = self.table.distribution.key().iter().zip(parent.distribution.key());
+        let mut keys = self.table.distribution.key().iter().zip(parent.distribution.key());
         let referred = self.referred(key, parent)?;
         let pairs = |(own, theirs): (&String, &String)| {
             columns.iter().zip(&referred).any(|(column, referred)| **column == **own && **referred == **theirs)
         };
         let has_all = self.table.distribution.key().len() == parent.distribution.key().len();
-        if !has_all || !keys.map(pairs).all(|is_paired| is_paired) {
+        if !has_all || !keys.all(pairs) {
             let message = format!(
                 "a foreign key from {child} to {name} that does not pair their shard keys: the row that is referred to may be on another shard"
             );

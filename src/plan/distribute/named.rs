@@ -54,6 +54,27 @@ pub(super) fn meant<'i>(input: &Input<'i>, name: &Name) -> Result<Option<&'i Tab
     }
 }
 
+/// What the primary has been given a moment ago need not be known yet: only in the first schema of the path no other can hide the table.
+///
+/// # Errors
+/// A name without a schema whose table is in a later one.
+pub(super) fn first_of_path(input: &Input<'_>, name: &Name) -> Result<(), Refusal> {
+    let first = input.search_path.iter().find(|schema| &***schema != "pg_catalog");
+    let (None, Some(first)) = (&name.schema, first) else { return Ok(()) };
+    let schema = match meant(input, name)? {
+        Some(table) => Some(table.schema.as_str()),
+        None => input.catalog.resolve(input.search_path, &name.name).map(|relation| &*relation.schema),
+    };
+    let is_later = |schema: &&str| **schema != **first && input.search_path.iter().any(|it| **it == **schema);
+    match schema.filter(is_later) {
+        None => Ok(()),
+        Some(schema) => {
+            let message = format!("\"{0}\" may be {first}.{0} or {schema}.{0} by search_path", name.name);
+            Err(refuse("ambiguous-name", message, "write the table's schema"))
+        }
+    }
+}
+
 fn candidates<'i>(input: &Input<'i>, name: &Name) -> impl Iterator<Item = &'i Table> {
     let (schema, name) = (name.schema.clone(), name.name.clone());
     let is_it =
