@@ -5,12 +5,15 @@ use std::sync::Arc;
 use super::distribute::{self, Answered, Distributed, InsertSelect, Parameters};
 use super::functions::{self, Conduct};
 use super::rules::{Input, Transaction};
-use super::{Plan, Reason, Refusal, names, policies, unnamed, wrapped};
+use super::{Plan, Reason, Refusal, maintain, mentioned, names, policies, unnamed, wrapped};
 use crate::catalog::model::{Catalog, RelationKind};
 use crate::sql::facts::{Class, Name, Statement};
 
 /// A plan for a query string of a database with sharded tables; `None` where only the primary is concerned.
 pub(super) fn decide(input: &Input<'_>) -> Option<Plan> {
+    if let Some(plan) = maintain::decide(input) {
+        return Some(plan);
+    }
     if input.database.tables.is_empty() {
         return None;
     }
@@ -34,6 +37,7 @@ pub(super) fn decide(input: &Input<'_>) -> Option<Plan> {
     for statement in &input.facts.statements {
         match touches(input, statement) {
             Ok(touched) => distributed |= touched,
+            Err(refusal) if refusal.code == mentioned::MATERIALIZED => return Some(Plan::Refuse(refusal)),
             Err(refusal) => return Some(into_primary(input).unwrap_or(Plan::Refuse(refusal))),
         }
     }
@@ -202,7 +206,7 @@ fn no_catalog() -> Refusal {
     )
 }
 
-fn is_index(input: &Input<'_>, name: &Name) -> bool {
+pub(super) fn is_index(input: &Input<'_>, name: &Name) -> bool {
     let found = input.shards.map(|catalog| names::candidates(name, catalog, input.session.search_path));
     found.is_some_and(|found| found.iter().any(|relation| relation.kind == RelationKind::Other))
 }
@@ -281,10 +285,8 @@ fn touches(input: &Input<'_>, statement: &Statement) -> Result<bool, Refusal> {
     }
     match statement.class {
         Class::Opaque => opaque(input, statement)?,
-        Class::Ddl => named(input, statement, "DDL on a sharded or reference table", "Run it on each shard.")?,
-        Class::Utility if !statement.explain => {
-            named(input, statement, "maintenance or LOCK of a sharded or reference table", "Run it on each shard.")?;
-        }
+        Class::Ddl => mentioned::check(input, statement)?,
+        Class::Utility if !statement.explain => mentioned::check(input, statement)?,
         Class::Session if !wrapped::is_cursor(statement) => {
             let hint = "Use the protocol's prepared statements instead.";
             named(input, statement, "PREPARE over a sharded or reference table", hint)?;
@@ -322,14 +324,14 @@ fn touches(input: &Input<'_>, statement: &Statement) -> Result<bool, Refusal> {
     }
 }
 
-enum Place {
+pub(super) enum Place {
     Shards,
     Primary,
     Nowhere,
 }
 
 /// Where the relation of that name is.
-fn place(input: &Input<'_>, name: &Name) -> Result<Place, Refusal> {
+pub(super) fn place(input: &Input<'_>, name: &Name) -> Result<Place, Refusal> {
     let path = input.session.search_path;
     let on_primary = input.catalog.is_some_and(|catalog| !names::candidates(name, catalog, path).is_empty());
     let mut tables = input.database.tables.iter().filter(|table| *table.name == *name.name);

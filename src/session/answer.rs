@@ -6,15 +6,14 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 
 use super::context::Target;
-use super::failure::POISON;
 use super::fan_out::Ran;
 use super::planned::{Execution, Way};
+use super::route::ROUTE_COLUMNS;
 use super::{Attached, Session};
 use crate::backend::server::UNKNOWN_STATEMENT;
 use crate::cache::{Failure, FillTicket};
 use crate::error::Error;
 use crate::exec::readonly::{self, Outcome, Protocol, Read};
-use crate::exec::two_phase::commit;
 use crate::plan::CachedRead;
 use crate::sql::facts::{Class, TransactionControl};
 use crate::telemetry::metrics::PlanClass;
@@ -85,7 +84,7 @@ impl Session {
         let types = Box::pin(self.types_over_servers(execution, &way)).await?;
         let execution = &Execution { types: types.as_deref().unwrap_or(execution.types), ..*execution };
         match way {
-            Way::Relay(_) | Way::Resume | Way::Bind | Way::Describe => {
+            Way::Relay(_) | Way::Resume | Way::Bind | Way::Describe(_) => {
                 return Err(Error::internal("a relayed statement is not pgherd's to answer"));
             }
             Way::ReadOnly(target) => return self.read_only(execution, described, target, None).await,
@@ -117,6 +116,7 @@ impl Session {
             way @ (Way::Gather(_)
             | Way::ExplainOver(_)
             | Way::Cursor(_)
+            | Way::Maintain(_)
             | Way::Scatter(_)
             | Way::InsertSelect(_)
             | Way::KeyMove(_)
@@ -149,6 +149,13 @@ impl Session {
             Way::End(commit) => {
                 self.close_halted(None).await;
                 self.end(execution, described, commit);
+            }
+            Way::EndAndChain(commit) => self.end_and_chain(execution, described, commit).await,
+            Way::ChainEverywhere(commit, begin) => {
+                if let Err(message) = Box::pin(self.chain_everywhere(execution, described, (commit, begin))).await? {
+                    self.fail_with(message);
+                    return Ok(Carried::Failed);
+                }
             }
             Way::Everywhere => {
                 if let Err(message) = Box::pin(self.control_everywhere(execution)).await? {
@@ -186,6 +193,7 @@ impl Session {
             }
             Way::ExplainOver(explained) => Box::pin(self.explain_over(execution, described, &explained)).await,
             Way::Cursor(gathered) => Box::pin(self.declare_cursor(execution, described, &gathered)).await,
+            Way::Maintain(maintained) => Box::pin(self.maintain(execution, described, &maintained)).await,
             Way::Scatter(scattered) => Box::pin(self.scatter(execution, described, &scattered)).await,
             Way::InsertSelect(plan) => Box::pin(self.insert_select(execution, described, &plan)).await,
             Way::KeyMove(moved) => Box::pin(self.move_rows(execution, described, &moved)).await,
@@ -224,7 +232,7 @@ impl Session {
     fn answer_rows(&mut self, execution: &Execution<'_>, described: bool, rows: &[(String, String)]) {
         let out = self.out();
         if execution.bind.is_none() || described {
-            writer::text_row_description(out, &["property", "value"]);
+            writer::text_row_description(out, &ROUTE_COLUMNS);
         }
         for (property, value) in rows {
             writer::data_row(out, [Some(property.as_bytes()), Some(value.as_bytes())].into_iter());
@@ -253,7 +261,7 @@ impl Session {
         let read = Read { text: execution.text, protocol, undo };
         let Some((ticket, kept)) = fill else {
             let outcome = self.run_aside(target, read, None).await?.0;
-            return self.end_of_read(execution, target, outcome).await;
+            return self.end_of_read(execution, target, outcome);
         };
         let cancels = self.cancel.slot.fired();
         if kept.from_replica && ticket.may_ask_replica() {
@@ -285,7 +293,7 @@ impl Session {
                     }
                     _ => drop(ticket),
                 }
-                return self.end_of_read(execution, target, outcome).await;
+                return self.end_of_read(execution, target, outcome);
             }
         }
         Ok(Carried::Answered)

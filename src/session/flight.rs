@@ -7,6 +7,7 @@ use super::context::Target;
 use super::extended::malformed;
 use super::planned::{Execution, Way};
 use super::portals::Halt;
+use super::route::{NO_ROWS, ROUTE};
 use super::unit::{asks_one_portal, asks_one_thing, describes_another, executes_again, prepares, statement_of};
 use crate::backend::expect::Expect;
 use crate::error::{Error, ErrorKind};
@@ -157,12 +158,12 @@ impl Session {
         self.check_others(unit, &way).await?;
         let only_statements = unit.iter().all(|frame| !matches!(frame.tag(), b'B' | b'E'));
         let is_aside = !self.has_failed_alone() && self.describes_beside(way.relay_target());
-        if only_statements && !matches!(way, Way::Describe) && is_aside {
+        if only_statements && !matches!(way, Way::Describe(_)) && is_aside {
             return self.describe_aside(unit, way.relay_target()).await;
         }
         match way {
             Way::Relay(target) => return self.relay_unit(unit, target).await,
-            Way::Describe => return self.answer_unit(unit, way).await,
+            Way::Describe(_) => return self.answer_unit(unit, way).await,
             _ => {}
         }
         let described = unit.iter().rposition(|frame| frame.tag() == b'D' && frame.body().first() == Some(&b'S'));
@@ -175,7 +176,7 @@ impl Session {
             return Err(described_alone());
         }
         let target = way.relay_target();
-        if matches!(way, Way::Describe) {
+        if matches!(way, Way::Describe(_)) {
             self.answer_unit(statements, way).await?;
         } else if self.describes_beside(target) {
             self.describe_aside(statements, target).await?;
@@ -387,7 +388,13 @@ impl Session {
                         if unit.iter().any(|frame| frame.tag() == b'B') {
                             return Err(described_alone());
                         }
-                        Way::Describe
+                        Way::Describe(NO_ROWS)
+                    }
+                    Way::Explain(_) => {
+                        if unit.iter().any(|frame| frame.tag() == b'B') {
+                            return Err(described_alone());
+                        }
+                        Way::Describe(&ROUTE)
                     }
                     way => Way::Relay(self.where_described(&way)),
                 };
@@ -455,7 +462,14 @@ impl Session {
         } else {
             b""
         };
+        let description = match &way {
+            Some(Way::Describe(description)) => Some(*description),
+            _ => None,
+        };
         for frame in unit {
+            if let (b'D', Some(description)) = (frame.tag(), description) {
+                self.answer_in_turn(description);
+            }
             match frame.tag() {
                 b'P' => {
                     self.learn_exact_settings().await?;
@@ -480,7 +494,6 @@ impl Session {
                         self.answer_in_turn(BOUND);
                     }
                 }
-                b'D' if matches!(way, Some(Way::Describe)) => self.answer_in_turn(b"t\0\0\0\x06\0\0n\0\0\0\x04"),
                 b'D' => described = true,
                 b'C' => self.on_close(frame.clone()).await?,
                 _ => {

@@ -113,7 +113,9 @@ pub(super) fn savepoint_named_in(lazy_begin: &[Bytes], text: &[u8]) -> Option<us
     let name = folded(rolled_back_to(std::str::from_utf8(text).ok()?)?);
     let is_it = |savepoint: &Bytes| {
         let text = std::str::from_utf8(savepoint).unwrap_or_default();
-        words(text).nth(1).is_some_and(|known| folded(known) == name)
+        let mut words = words(text);
+        let is_savepoint = words.next().is_some_and(|word| word.eq_ignore_ascii_case("savepoint"));
+        is_savepoint && words.next().is_some_and(|known| folded(known) == name)
     };
     // The first is BEGIN; the savepoint itself stays.
     lazy_begin.iter().skip(1).collect::<Vec<_>>().into_iter().rposition(is_it).map(|at| at + 2)

@@ -16,7 +16,7 @@ use crate::error::{Error, ErrorKind};
 use crate::plan::distribute::{CopiedIn, Gathered, InsertSelect, KeyMove, Scattered, Split, Streamed, Unstreamed};
 use crate::plan::rules::{self, Bound, Input, SessionView, Transaction, resolve_search_path};
 use crate::plan::search_path::listed;
-use crate::plan::{CachedRead, Explained, Local, Plan, Refusal};
+use crate::plan::{CachedRead, Explained, Local, Maintained, Plan, Refusal};
 use crate::sql::facts::{Class, Facts, SharedFacts, TransactionControl};
 use crate::telemetry::metrics::PlanClass;
 use crate::wire::frame::Frame;
@@ -69,6 +69,8 @@ pub(super) enum Way {
     Cursor(Arc<Gathered>),
     /// Tells how several shards, and the coordinator, would run it, or have.
     ExplainOver(Arc<Explained>),
+    /// Runs on several servers, on each by itself.
+    Maintain(Arc<Maintained>),
     /// Writes on several shards.
     Scatter(Arc<Scattered>),
     /// Reads a query's rows and inserts them where they belong.
@@ -83,8 +85,8 @@ pub(super) enum Way {
     Resume,
     /// Binds a portal over several shards, which is executed later.
     Bind,
-    /// Describes an INSERT of which no server has all tables: it has no parameters and gives no rows.
-    Describe,
+    /// Describes what no server can: an INSERT of which none has all tables, or `EXPLAIN (ROUTE)`. It has no parameters.
+    Describe(&'static [u8]),
     /// There is nothing to run.
     Empty,
     /// Begins a transaction that no server knows of yet.
@@ -95,6 +97,10 @@ pub(super) enum Way {
     RollbackTo(usize),
     /// Ends one that no server knows of; true is COMMIT.
     End(bool),
+    /// Ends one that no server knows of, and begins its like; true is COMMIT.
+    EndAndChain(bool),
+    /// Ends a transaction over several servers; true is COMMIT. Its like begins with these.
+    ChainEverywhere(bool, Vec<Bytes>),
     /// Runs SAVEPOINT, RELEASE or ROLLBACK TO on every server of the transaction.
     Everywhere,
     /// Ends a transaction over several servers; true is COMMIT.
@@ -113,6 +119,7 @@ impl Way {
                 | Self::FanOut(_)
                 | Self::Split(_)
                 | Self::Failed(_)
+                | Self::Maintain(_)
                 | Self::Scatter(_)
                 | Self::InsertSelect(_)
                 | Self::KeyMove(_)
@@ -137,6 +144,7 @@ impl Way {
             }
             Self::ExplainOver(_) | Self::InsertSelect(_) => Target::Shard(0),
             Self::KeyMove(moved) => Target::Shard(moved.sources.first().copied().unwrap_or(0)),
+            Self::Maintain(maintained) if !maintained.on_primary => Target::Shard(0),
             Self::Scatter(scattered) => Target::Shard(scattered.parts.first().map_or(0, |part| part.shard)),
             _ => Target::Primary,
         }
@@ -153,10 +161,12 @@ impl Way {
             Self::Hit(..) | Self::Fill(..) | Self::Failed(_) => PlanClass::Cached,
             Self::FanOut(_) | Self::Split(_) | Self::Resume => PlanClass::FanOut,
             Self::Gather(_) | Self::Cursor(_) | Self::ExplainOver(_) => PlanClass::Gather,
-            Self::Scatter(_) | Self::InsertSelect(_) | Self::KeyMove(_) | Self::CopyIn(_) => PlanClass::Scatter,
+            Self::Scatter(_) | Self::InsertSelect(_) | Self::KeyMove(_) | Self::CopyIn(_) | Self::Maintain(_) => {
+                PlanClass::Scatter
+            }
             Self::Explain(_)
             | Self::Bind
-            | Self::Describe
+            | Self::Describe(_)
             | Self::Empty
             | Self::Begin
             | Self::Savepoint
@@ -164,6 +174,8 @@ impl Way {
             | Self::End(_)
             | Self::Everywhere
             | Self::EndEverywhere(_)
+            | Self::EndAndChain(_)
+            | Self::ChainEverywhere(..)
             | Self::Fail(_) => PlanClass::Local,
         }
     }
@@ -248,6 +260,7 @@ impl Session {
             Plan::Cursor(gathered) => self.way_of_fan_out(Way::Cursor(gathered)),
             Plan::Explain(explained) => self.way_of_fan_out(Way::ExplainOver(explained)),
             Plan::CopyIn(copied) => self.way_of_fan_out(Way::CopyIn(copied)),
+            Plan::Maintain(maintained) => self.way_of_maintenance(maintained),
             Plan::Scatter(scattered) => self.way_of_fan_out(Way::Scatter(scattered)),
             Plan::KeyMove(moved) => self.way_of_fan_out(Way::KeyMove(moved)),
             Plan::InsertSelect(plan) => self.way_of_fan_out(Way::InsertSelect(plan)),
@@ -339,6 +352,10 @@ impl Session {
                     return Ok(Some(Way::End(self.status != TransactionStatus::Failed)));
                 }
                 Some(TransactionControl::Rollback) => return Ok(Some(Way::End(false))),
+                Some(TransactionControl::CommitAndChain) => {
+                    return Ok(Some(Way::EndAndChain(self.status != TransactionStatus::Failed)));
+                }
+                Some(TransactionControl::RollbackAndChain) => return Ok(Some(Way::EndAndChain(false))),
                 Some(TransactionControl::RollbackTo) if let Some(kept) = savepoint_named_in(&self.lazy_begin, text) => {
                     return Ok(Some(Way::RollbackTo(kept)));
                 }
@@ -555,7 +572,7 @@ impl Session {
         self.written_by(facts).trusts_code
     }
 
-    fn way_of_fan_out(&self, way: Way) -> Result<Way, Error> {
+    pub(super) fn way_of_fan_out(&self, way: Way) -> Result<Way, Error> {
         if self.is_mid_flight() {
             return Err(Error::refused("a statement over several shards cannot stand in the middle of a pipeline")
                 .hint("Send Sync before it."));

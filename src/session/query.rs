@@ -6,6 +6,7 @@ use super::Session;
 use super::context::Target;
 use super::extended::malformed;
 use super::pin::Pin;
+use super::route::asks_route;
 use crate::backend::expect::Expect;
 use crate::backend::settings::Settings;
 use crate::backend::statements::NAME_PREFIX;
@@ -30,7 +31,7 @@ impl Session {
         if self.answers_itself(&facts).await? {
             return Ok(());
         }
-        if self.db.is_planned() {
+        if self.db.is_planned() || asks_route(&facts) {
             return self.go_simple(&frame, text, &facts).await;
         }
         self.relay_query(&frame, &facts).await

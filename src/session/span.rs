@@ -67,6 +67,21 @@ impl Span {
         self.log.push(Entry::new(text));
     }
 
+    /// What was run that every server of the transaction must have run.
+    pub(super) fn texts(&self) -> impl Iterator<Item = &Bytes> {
+        self.log.iter().map(|entry| &entry.text)
+    }
+
+    /// The next transaction on the server at hand began with that. False if others cannot join it.
+    pub(super) fn begin_again(&mut self, begin: Vec<Bytes>) -> bool {
+        if self.sets || self.cannot_grow || !self.others.is_empty() {
+            return false;
+        }
+        self.log = begin.into_iter().map(|text| Entry { text, savepoint: None }).collect();
+        self.changed_tables.clear();
+        true
+    }
+
     fn note(&mut self, control: TransactionControl, text: &[u8], name: Option<&str>) {
         let found = name.and_then(|name| self.savepoint(name));
         match (control, found) {
@@ -325,18 +340,22 @@ impl Session {
         match control {
             Control::Savepoint | Control::Release | Control::RollbackTo if spans => Ok(Some(Way::Everywhere)),
             Control::Commit | Control::Rollback if spans => Ok(Some(Way::EndEverywhere(control == Control::Commit))),
-            Control::Prepare | Control::CommitAndChain | Control::RollbackAndChain if spans => {
-                Err(Error::refused("PREPARE TRANSACTION and AND CHAIN in a transaction over several servers")
-                    .hint("Use COMMIT or ROLLBACK, and begin anew."))
+            Control::CommitAndChain | Control::RollbackAndChain if spans => {
+                self.way_of_chain(control == Control::CommitAndChain).map(Some)
             }
+            Control::Prepare if spans => Err(Error::refused(
+                "PREPARE TRANSACTION in a transaction over several servers",
+            )
+            .hint(
+                "Use COMMIT, which is done on all of them or on none, or let the transaction touch one server only.",
+            )),
             Control::Savepoint | Control::Release if self.status == TransactionStatus::Failed => Ok(None),
             Control::Savepoint | Control::Release | Control::RollbackTo => {
                 self.note_savepoint(facts, text);
                 Ok(None)
             }
             Control::CommitAndChain | Control::RollbackAndChain => {
-                // How the next transaction begins is this server's to know.
-                self.span = None;
+                self.chain_on_one();
                 Ok(None)
             }
             _ => Ok(None),

@@ -202,7 +202,9 @@ impl Session {
             b'Q' | b'F' if skipping => Ok(()),
             b'Q' => self.on_query(frame).await,
             b'P' | b'B' | b'D' | b'E' | b'C' | b'H' | b'F' if self.skipping => Ok(()),
-            b'P' | b'B' | b'D' | b'E' | b'C' | b'H' | b'S' if self.db.is_planned() => self.hold(frame).await,
+            b'P' | b'B' | b'D' | b'E' | b'C' | b'H' | b'S' if self.db.is_planned() || self.may_ask_route(&frame) => {
+                self.hold(frame).await
+            }
             b'S' => self.on_sync(frame).await,
             b'P' => self.on_parse(frame).await,
             b'B' => self.on_bind(frame).await,

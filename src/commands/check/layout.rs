@@ -204,7 +204,8 @@ fn judge_shape(database: &Database, table: &Table, shape: &Shape, place: &str, r
     }
     let is_reference = table.distribution == Distribution::Reference;
     if shape.row_security && !is_reference {
-        let help = "let its policies look at the row, at settings and at reference tables: other statements are refused";
+        let help =
+            "let its policies look at the row, at settings and at reference tables: other statements are refused";
         report.warning(place, "row-level security is enabled, and each shard judges by what it holds", help);
     }
     let mut judge = |text: String, help: &str| {

@@ -3,11 +3,15 @@
 mod behind_errors;
 mod beside;
 mod cached;
+mod chains;
 mod commits;
 mod copies;
 mod crashes;
+mod foreign_keys;
 mod key_moves;
+mod maintenance;
 mod moves;
+mod names;
 mod own_reads;
 mod own_writes;
 mod policies;
