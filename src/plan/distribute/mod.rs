@@ -9,6 +9,7 @@ mod constant;
 mod copy;
 mod correlated;
 mod ddl;
+mod defaults;
 mod filters;
 mod functions;
 mod gather;

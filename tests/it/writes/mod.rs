@@ -4,6 +4,7 @@ mod cached;
 mod commits;
 mod copies;
 mod crashes;
+mod defaults;
 mod key_moves;
 mod moves;
 mod own_reads;
