@@ -20,6 +20,7 @@ mod insert_select;
 mod items;
 mod key_lists;
 mod key_move;
+mod label;
 mod membership;
 mod merge_into;
 mod model;

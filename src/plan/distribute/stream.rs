@@ -12,7 +12,7 @@ use super::analysis::Block;
 use super::constant::Constants;
 use super::functions::Functions;
 use super::group;
-use super::items::{Item, Items, Meant, texts, wrapped};
+use super::items::{Item, Items, Meant, bare, texts, wrapped};
 use super::model::{Collating, Distributed, Key, Merge, Sort, SortBy, Streamed};
 use super::refuse::{clause, refuse};
 use super::scope::{Resolved, Scope, parts};
@@ -223,7 +223,7 @@ impl<'t> Job<'t> {
             return Ok(Vec::new());
         }
         let texts = texts(self.source, &self.clauses.group);
-        if texts.len() != exprs.len() || exprs.iter().any(|expr| matches!(expr, Expr::Tuple(_))) {
+        if texts.len() != exprs.len() || exprs.iter().any(|expr| matches!(bare(expr), Expr::Tuple(_))) {
             return Err(clause("group-by", "this form of GROUP BY"));
         }
         exprs.iter().zip(texts).map(|(expr, text)| self.items.grouped(expr, text, self.scope)).collect()
@@ -301,7 +301,7 @@ impl<'t> Job<'t> {
     pub(super) fn check_distinct(&self, elements: &[(Meant<'_>, Direction)]) -> Result<(), Refusal> {
         let is_listed = |meant: &Meant<'_>| match meant {
             Meant::Item(_) => true,
-            Meant::Expr(expr, _) => self.items.all.iter().any(|item| item.expr == Some(*expr)),
+            Meant::Expr(expr, _) => self.items.all.iter().any(|item| item.expr.map(bare) == Some(*expr)),
         };
         if self.select.distinct.is_some() && !elements.iter().all(|(meant, _)| is_listed(meant)) {
             return Err(clause("distinct", "DISTINCT with ORDER BY of an expression that is not listed"));

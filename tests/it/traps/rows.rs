@@ -76,6 +76,47 @@ const TRAPS: &[Trap] = &[
         ],
     ),
     trap(
+        "parentheses, which the grammar drops, around positions and names",
+        &[
+            "= select id, -id from odd order by (2) limit 3",
+            "= select id, -id from odd order by ((2)) desc, (1) limit 3",
+            "= select -id as id from odd order by (id) limit 3",
+            "= select -id as id from odd order by ((id)) desc limit 3",
+            "= select abs(zz) x, count(*) from odd group by (1)",
+            "= select abs(zz) x, count(*) from odd group by (x)",
+            "= select id as y from odd order by (y) limit 5",
+            "= select max(id) as id, zz from odd group by zz order by (id)",
+            "= select max(id) as id, k from odd group by k order by (id) limit 5",
+            "= select distinct on ((1)) zz, id from odd order by (1), (2)",
+            "= select distinct (zz) from odd order by (zz)",
+            "= select distinct zz from odd order by (1)",
+            "= select zz, id from odd group by ((zz, id)) order by 1, 2 limit 5",
+            "= select d.n, count(*) from (select k, count(*) as n from odd group by (1)) d group by (d.n) order by 1",
+            "= select count(*) from (select zz, count(*) as n from odd group by (1)) d",
+            "= select id from odd order by -1",
+            "= select id from odd order by (-1)",
+            "= select id, zz from odd order by - (-2), 1 limit 3",
+            "= select id from odd order by 'x'",
+            "= select zz, count(*) from odd group by -1",
+            "= select zz, count(*) from odd group by (3)",
+        ],
+    ),
+    trap(
+        "names that casts and the grammar give to columns, beside columns of that name",
+        &[
+            "= select id, (a || b)::uuid from odd order by uuid limit 5",
+            "= select id, (a || b)::uuid from odd group by id, a, b order by uuid limit 5",
+            "= select id, (a || 'x')::name from odd order by name limit 5",
+            "= select id, (id + 0)::text::money from odd order by money limit 5",
+            "= select id, (case when id % 2 = 0 then 'new' else 'old' end)::status from odd order by status, id limit 5",
+            "= select (id + 0)::int from odd order by int4 limit 5",
+            "= select (0 - id)::double precision from odd order by float8 limit 5",
+            "= select (a || b)::bytea from odd order by bytea limit 5",
+            "= select extract(day from date '2024-01-01' + zz), id from odd order by extract, id limit 3",
+            "= select (id - 0)::int4 as x, zz from odd order by int4 limit 3",
+        ],
+    ),
+    trap(
         "order of NULL",
         &[
             "= select id, region from sales order by region, id",
@@ -303,7 +344,10 @@ fn is_any_rows(text: &str) -> bool {
 }
 
 fn is_ordered(text: &str) -> bool {
-    text.rfind("order by").is_some_and(|at| !text[at..].contains(')') || text[at..].contains("lower("))
+    text.rfind("order by").is_some_and(|at| {
+        let tail = &text[at..];
+        !tail.contains(')') || tail.contains("lower(") || tail.starts_with("order by (")
+    })
 }
 
 /// What PostgreSQL and pgherd said, made comparable.
