@@ -117,6 +117,20 @@ const TRAPS: &[Trap] = &[
         ],
     ),
     trap(
+        "collations that come from domains and from fields",
+        &[
+            "= select id, w from odd order by w::den, id",
+            "= select id, w from odd order by (c).s, id",
+            "= select id from odd order by lower(w::den), id limit 50",
+            "= select count(*) from odd group by (c).c",
+            "= select count(*) from odd group by w::dci",
+            "= select count(*), max(id) from odd group by (c).s order by (c).s",
+            "= select distinct lower((c).s) from odd",
+            "= select min(w::den), max((c).s) from odd",
+            "= select (c).n, count(*) from odd group by (c).n order by 1",
+        ],
+    ),
+    trap(
         "order of NULL",
         &[
             "= select id, region from sales order by region, id",
