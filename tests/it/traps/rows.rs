@@ -131,6 +131,15 @@ const TRAPS: &[Trap] = &[
         ],
     ),
     trap(
+        "digits of floats on and beside halfway points",
+        &[
+            "= select sum(case when id = 1 then 1e23::float8 else 0 end) from sales",
+            "= select sum(case when id = 1 then power(2::float8, -25) else 0 end), max(price) from sales where price <> 'NaN'",
+            "= select zz, sum(case when id < 8 then 9007199254740993::float8 * (id + 6) else 0 end) from odd group by zz order by zz",
+            "= select sum(case when id = 1 then 8.5e9::float4 else 0::float4 end) from sales",
+        ],
+    ),
+    trap(
         "order of NULL",
         &[
             "= select id, region from sales order by region, id",
