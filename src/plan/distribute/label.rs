@@ -16,6 +16,8 @@ pub(super) enum Label {
     Weak(Box<str>),
     /// It has none: `?column?`.
     Nameless,
+    /// It has none from version 15 on, and is called `bool` before.
+    Truth,
     /// One of those, from version to version.
     Either(&'static [&'static str]),
     /// Nobody here knows.
@@ -24,6 +26,8 @@ pub(super) enum Label {
 
 /// What PostgreSQL calls a column that has no name.
 const NAMELESS: &str = "?column?";
+/// What it calls a plain `true` or `false`.
+const TRUTHS: [&str; 2] = ["bool", NAMELESS];
 
 impl Label {
     /// Of an expression.
@@ -48,7 +52,7 @@ impl Label {
             }
             Expr::Subquery(query) => of_query(query),
             Expr::Value(value) => match &value.value {
-                Literal::Boolean(_) => Self::Weak("bool".into()),
+                Literal::Boolean(_) => Self::Truth,
                 Literal::Number(..)
                 | Literal::SingleQuotedString(_)
                 | Literal::EscapedStringLiteral(_)
@@ -64,7 +68,7 @@ impl Label {
     /// What stands around it has that one, if its own is none or a weak one.
     fn or(self, other: impl FnOnce() -> Self) -> Self {
         match self {
-            Self::Weak(_) | Self::Nameless => other(),
+            Self::Weak(_) | Self::Nameless | Self::Truth => other(),
             Self::Strong(_) | Self::Either(_) | Self::Open => self,
         }
     }
@@ -73,7 +77,7 @@ impl Label {
     pub(super) fn name(self) -> Option<Box<str>> {
         match self {
             Self::Strong(name) | Self::Weak(name) => Some(name),
-            Self::Nameless | Self::Either(_) | Self::Open => None,
+            Self::Nameless | Self::Truth | Self::Either(_) | Self::Open => None,
         }
     }
 
@@ -82,6 +86,7 @@ impl Label {
         match self {
             Self::Strong(_) | Self::Weak(_) => false,
             Self::Nameless => name == NAMELESS,
+            Self::Truth => TRUTHS.contains(&name),
             Self::Either(names) => names.contains(&name),
             Self::Open => true,
         }
@@ -158,6 +163,7 @@ fn of_query(query: &Query) -> Label {
             Label::Weak(name) => Label::Strong(name),
             // A name like any other, once a sub-query's column has it.
             Label::Nameless => strong(NAMELESS),
+            Label::Truth => Label::Either(&TRUTHS),
             label => label,
         },
         _ => Label::Open,
@@ -215,7 +221,8 @@ mod tests {
             ("(a + 1)::int[]", "int4"),
             ("date '2024-01-01'", "date"),
             ("interval '1 day'", "interval"),
-            ("true", "bool"),
+            ("true::int", "int4"),
+            ("case when a then 1 else true end", "case"),
             ("case when a then 1::int end", "case"),
             ("case when a then 1 else 1::int end", "case"),
         ] {
@@ -236,7 +243,7 @@ mod tests {
             ("exists (select 1)", "exists"),
             ("substr(a, 1)", "substr"),
             ("substring(a from 1)", "substring"),
-            ("trim(leading from a)", "ltrim"),
+            ("trim(leading 'x' from a)", "ltrim"),
             ("a at time zone 'UTC'", "timezone"),
         ] {
             assert_eq!(label(expression), Label::Strong(name.into()), "{expression}");
@@ -251,6 +258,7 @@ mod tests {
         assert!(label("(select * from t)").may_be("anything"));
         assert!(label("extract(year from a)").may_be("date_part"));
         assert!(!label("extract(year from a)").may_be("a"));
+        assert!(label("true").may_be("bool") && label("(select true)").may_be("?column?"));
         assert!(!label("a || b").may_be("a"));
         assert!(!label("a::int").may_be("int4"));
     }

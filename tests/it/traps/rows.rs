@@ -114,6 +114,12 @@ const TRAPS: &[Trap] = &[
             "= select (a || b)::bytea from odd order by bytea limit 5",
             "= select extract(day from date '2024-01-01' + zz), id from odd order by extract, id limit 3",
             "= select (id - 0)::int4 as x, zz from odd order by int4 limit 3",
+            "= select -id, zz + 1, id from odd order by \"?column?\" limit 3",
+            "= select -id, id from odd order by \"?column?\" limit 3",
+            "= select true, id from odd order by bool, id limit 2",
+            "= select case when id > 3 then 1 end, id from odd order by \"case\", id limit 2",
+            "= select (select 1 + 1)::int, id from odd order by \"?column?\", id limit 2",
+            "= select overlay(a placing 'x' from 1), id from odd order by overlay limit 3",
         ],
     ),
     trap(
