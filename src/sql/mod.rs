@@ -16,7 +16,7 @@ mod piece;
 mod settings;
 mod tokens;
 mod transaction;
-mod types;
+pub mod types;
 mod walk;
 mod walk_expr;
 mod walk_from;

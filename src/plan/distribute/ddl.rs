@@ -16,11 +16,12 @@ use super::named::{created, existing, first_of_path, meant};
 use super::refuse::refuse;
 use super::scatter::{Part, Scattered, Tally, finished};
 use super::scope::parts;
+use crate::catalog::model::{DefaultKind, Type};
 use crate::config::model::Table;
 use crate::plan::names::display;
 use crate::plan::{Reason, Refusal};
 use crate::sql::facts::Name;
-use crate::sql::parse;
+use crate::sql::{parse, types};
 
 /// Plans DDL whose tables are on the shards, as `is_on_shards` says; `Elsewhere` if none of them is, or its form is not read.
 ///
@@ -213,20 +214,7 @@ fn alteration(changed: &Changed<'_>, operation: &AlterTableOperation) -> Result<
     match operation {
         AlterTableOperation::AddColumn { column_def, .. } => {
             column(changed, column_def)?;
-            // The rows that are there are given the default now, each on its shard.
-            if is_serial(&column_def.data_type) {
-                return Err(beyond("ADD COLUMN with a sequence"));
-            }
-            let default =
-                |option: &ColumnOption| matches!(option, ColumnOption::Default(_) | ColumnOption::Identity(_));
-            match column_def.options.iter().map(|it| &it.option).find(|option| default(option)) {
-                Some(ColumnOption::Default(expr)) => {
-                    let functions = Functions { catalog: input.catalog, pure_functions: input.pure_functions };
-                    check(expr, functions)?.one_shard.map_or(Ok(()), Err)
-                }
-                Some(_) => Err(beyond("ADD COLUMN with a sequence")),
-                None => Ok(()),
-            }
+            filled(input, column_def)
         }
         AlterTableOperation::DropColumn { column_names, .. } if !column_names.iter().any(is_key) => Ok(()),
         AlterTableOperation::RenameColumn { old_column_name, .. } if !is_key(old_column_name) => Ok(()),
@@ -235,13 +223,57 @@ fn alteration(changed: &Changed<'_>, operation: &AlterTableOperation) -> Result<
             | AlterColumnOperation::DropNotNull
             | AlterColumnOperation::SetDefault { .. }
             | AlterColumnOperation::DropDefault => Ok(()),
-            AlterColumnOperation::SetDataType { using: None, .. } if !is_key(column_name) => Ok(()),
+            AlterColumnOperation::SetDataType { using: None, .. }
+                if !is_key(column_name) && !input.catalog.has_impure_user_casts =>
+            {
+                Ok(())
+            }
             _ => Err(beyond("this form of ALTER COLUMN")),
         },
         AlterTableOperation::AddConstraint { constraint, .. } => self::constraint(changed, constraint),
         AlterTableOperation::DropConstraint { .. } | AlterTableOperation::ValidateConstraint { .. } => Ok(()),
         _ => Err(beyond("this form of ALTER TABLE, or one of the shard key,")),
     }
+}
+
+/// Whether the rows that are there are given the same in a new column on every shard: each computes its default now.
+fn filled(input: &Input<'_>, column: &ColumnDef) -> Result<(), Refusal> {
+    if is_serial(&column.data_type) {
+        return Err(beyond("ADD COLUMN with a sequence"));
+    }
+    for option in &column.options {
+        match &option.option {
+            ColumnOption::Default(expr) => {
+                let functions = Functions { catalog: input.catalog, pure_functions: input.pure_functions };
+                return check(expr, functions)?.one_shard.map_or(Ok(()), Err);
+            }
+            // It is computed from the row's other columns.
+            ColumnOption::Generated { generation_expr: Some(_), .. } => return Ok(()),
+            ColumnOption::Generated { .. } | ColumnOption::Identity(_) => {
+                return Err(beyond("ADD COLUMN with a sequence"));
+            }
+            _ => {}
+        }
+    }
+    match own_default(input, &column.data_type) {
+        Some(DefaultKind::None | DefaultKind::Constant) => Ok(()),
+        Some(_) => Err(refuse(
+            "ddl",
+            "ADD COLUMN of a domain whose default could be another one on each shard",
+            "give the column a DEFAULT of its own, which may be NULL",
+        )),
+        None => Err(beyond("ADD COLUMN of a type that pgherd does not know")),
+    }
+}
+
+/// The default that a type brings; the worst of those of that name. `None` if there is no such type.
+fn own_default(input: &Input<'_>, data_type: &DataType) -> Option<DefaultKind> {
+    if matches!(data_type, DataType::Array(_)) {
+        return Some(DefaultKind::None);
+    }
+    let name = types::name(data_type)?;
+    let is_it = |it: &&Type| *it.name == *name.name && name.schema.as_ref().is_none_or(|schema| it.schema == *schema);
+    input.catalog.types.values().filter(is_it).map(|it| it.default).max()
 }
 
 fn creation(changed: &Changed<'_>, create: &CreateTable) -> Result<(), Refusal> {

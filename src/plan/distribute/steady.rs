@@ -14,6 +14,7 @@ use sqlparser::ast::{
 };
 
 use super::functions::Functions;
+use super::items::ordinal;
 use super::scope::parts;
 use crate::catalog::model::{Catalog, Column, Oid, RelationKind};
 
@@ -201,9 +202,9 @@ impl Finder<'_> {
             }
             _ => false,
         };
-        match key {
-            Expr::Value(_) => select.projection.iter().all(is_fit),
-            key => self.is_identical(key),
+        match ordinal(key) {
+            Some(_) => select.projection.iter().all(is_fit),
+            None => self.is_identical(key),
         }
     }
 

@@ -7,6 +7,7 @@ mod chains;
 mod commits;
 mod copies;
 mod crashes;
+mod defaults;
 mod foreign_keys;
 mod key_moves;
 mod maintenance;

@@ -159,6 +159,26 @@ async fn returning_gives_the_rows_in_the_order_of_the_insert() {
 }
 
 #[tokio::test]
+async fn rows_of_another_length_are_postgresqls_error() {
+    let twins = Twins::set(3).await;
+    let mut clients = twins.clients().await;
+    let [a, b, c] = twins.stage.one_of_each().await[..] else { panic!("three shards") };
+    for manner in MANNERS {
+        for rows in [
+            format!("({a}, 1), ({b}, 2, 'x')"),
+            format!("({a}, 1, 'x'), ({b}, 2), ({c}, 3, 'y')"),
+            format!("({a}, 1, 'x', 2), ({b}, 2, 'y', 3)"),
+        ] {
+            let into = "insert into entries (account_id, amount, note) values";
+            let answer = twins.same(&mut clients, manner, &format!("{into} {rows}")).await;
+            assert_eq!(answer.code(), Some("42601"), "{rows}");
+        }
+        twins.same(&mut clients, manner, "insert into rates values ('x', 1), ('y')").await;
+    }
+    twins.is_same().await;
+}
+
+#[tokio::test]
 async fn updates_and_deletes_without_a_key_reach_all_shards() {
     let twins = Twins::set(3).await;
     let mut clients = twins.clients().await;
