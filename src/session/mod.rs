@@ -49,6 +49,7 @@ mod restore;
 mod rights;
 mod route;
 mod scatter;
+mod seen_settings;
 mod span;
 mod split;
 mod state;

@@ -9,12 +9,12 @@ use super::context::Target;
 use super::late_begin::{is_plain_savepoint, savepoint_named_in};
 use super::memo::World;
 use super::others::belongs_nowhere;
-use crate::backend::settings::Settings;
+use super::seen_settings::DEFAULT_PATH;
 use crate::cache::{Audit, Entry, Failure, FillTicket};
 use crate::catalog::model::{Catalog, FIRST_USER_OID};
 use crate::error::{Error, ErrorKind};
 use crate::plan::distribute::{CopiedIn, Gathered, InsertSelect, KeyMove, Scattered, Split, Streamed, Unstreamed};
-use crate::plan::rules::{self, Bound, Input, SessionView, Transaction, resolve_search_path};
+use crate::plan::rules::{self, Bound, Input, SessionView, Transaction};
 use crate::plan::search_path::listed;
 use crate::plan::{CachedRead, Explained, Local, Maintained, Plan, Refusal};
 use crate::sql::facts::{Class, Facts, SharedFacts, TransactionControl};
@@ -180,9 +180,6 @@ impl Way {
         }
     }
 }
-
-/// `search_path` where nobody has said otherwise.
-const DEFAULT_PATH: &str = "\"$user\", public";
 
 /// Client encodings whose characters may hold ASCII bytes, so that a quote may be hidden in one.
 const DECEPTIVE_ENCODINGS: [&str; 7] = ["SJIS", "BIG5", "GBK", "UHC", "GB18030", "JOHAB", "SHIFT_JIS_2004"];
@@ -489,42 +486,6 @@ impl Session {
             same_encoding: Some(&*encoding) == self.reported_at_login("server_encoding").as_deref(),
             text_is_plain: text.is_ascii() || !DECEPTIVE_ENCODINGS.contains(&&*encoding),
         })
-    }
-
-    /// Schemas as PostgreSQL resolves names for this session.
-    pub(super) fn search_path(&self, catalog: &Catalog, role: &str) -> Vec<Box<str>> {
-        let setting = self.setting("search_path").unwrap_or_else(|| DEFAULT_PATH.into());
-        resolve_search_path(&setting, role, catalog)
-    }
-
-    /// `current_user`.
-    pub(super) fn effective_role(&self) -> String {
-        let set = |name| self.settings.now().get(name).filter(|role| *role != "none").map(str::to_owned);
-        set("role")
-            .or_else(|| set("session_authorization"))
-            .unwrap_or_else(|| self.db.login_role(&self.user).to_owned())
-    }
-
-    /// What a setting is for this session.
-    pub(super) fn setting(&self, name: &str) -> Option<Box<str>> {
-        self.setting_among(self.settings.now(), name)
-    }
-
-    /// What a setting was for this session when its transaction began.
-    pub(super) fn setting_at_begin(&self, name: &str) -> Option<Box<str>> {
-        self.setting_among(&self.settings.current, name)
-    }
-
-    fn setting_among(&self, settings: &Settings, name: &str) -> Option<Box<str>> {
-        match settings.get(name) {
-            Some(value) => Some(value.into()),
-            None => self.primary.baseline()?.setting(name).map(Into::into),
-        }
-    }
-
-    pub(super) fn reported_at_login(&self, name: &str) -> Option<Box<str>> {
-        let baseline = self.primary.baseline()?;
-        baseline.parameters.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str().into())
     }
 
     /// Where the transaction stands, as far as a plan must know.
