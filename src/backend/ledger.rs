@@ -8,8 +8,10 @@
 //! is over after [`TURN`]. So a user who floods pgherd with clients slows his own only.
 
 use std::collections::{HashMap, HashSet, VecDeque};
+use std::pin::Pin;
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -392,25 +394,37 @@ pub(super) struct Place {
 }
 
 /// A client that waits for a connection of its pool.
-pub(super) struct Asking<'a>(&'a Shown);
+pub(super) struct Asking<'a>(&'a Place);
 
 impl Drop for Asking<'_> {
     fn drop(&mut self) {
-        self.0.waiting.fetch_sub(1, Ordering::Relaxed);
+        // Under the lock: who grants something has just looked for whom, and nobody else would ever claim it.
+        let _state = self.0.ledger.state.lock();
+        let Shown { waiting, unclaimed, .. } = &*self.0.shown;
+        waiting.fetch_sub(1, Ordering::Relaxed);
         let less = |unclaimed: u32| unclaimed.checked_sub(1);
-        let _ = self.0.unclaimed.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less);
+        let _ = unclaimed.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less);
     }
 }
 
 impl Place {
-    /// A client begins to wait; asks for one more connection unless the pool has all that it may have itself.
-    pub(super) fn ask(&self) -> Asking<'_> {
+    /// Takes a permit that is there. Else a client begins to wait, which asks for one more connection unless the pool has all that it may
+    /// have itself. It stands in its pool's queue by then: what is granted is its own at once, and not to be had by whoever looks for
+    /// something that nobody uses.
+    pub(super) fn take_or_ask<F: Future + ?Sized>(
+        &self,
+        queued: Pin<&mut F>,
+        cx: &mut Context<'_>,
+    ) -> Result<F::Output, Asking<'_>> {
+        if let Poll::Ready(taken) = queued.poll(cx) {
+            return Ok(taken);
+        }
         self.shown.waiting.fetch_add(1, Ordering::SeqCst);
         if self.granted() < self.max {
             self.ledger.state.lock().enqueue(self.id);
             self.ledger.settle();
         }
-        Asking(&self.shown)
+        Err(Asking(self))
     }
 
     /// One more for nobody in particular, if that leaves no other wanting: without a permit yet.

@@ -46,9 +46,11 @@ fn total(bound: u32) -> Bounds {
     Bounds { total: Some(bound), ..Bounds::default() }
 }
 
+type Queued = Pin<Box<dyn Future<Output = Result<OwnedSemaphorePermit, AcquireError>>>>;
+
 /// A client that stands in its pool's queue.
 struct Waiting<'p> {
-    _queued: Pin<Box<dyn Future<Output = Result<OwnedSemaphorePermit, AcquireError>>>>,
+    _queued: Queued,
     _asking: Asking<'p>,
 }
 
@@ -56,13 +58,16 @@ struct Waiting<'p> {
 fn take(pool: &Pool, clients: usize) -> Vec<Waiting<'_>> {
     let mut waiting = Vec::new();
     for _ in 0..clients {
-        if let Ok(permit) = pool.permits.try_acquire() {
-            permit.forget();
-            continue;
-        }
-        let asking = pool.place.ask();
-        let mut queued = Box::pin(Arc::clone(&pool.permits).acquire_owned());
-        match queued.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+        let mut queued: Queued = Box::pin(Arc::clone(&pool.permits).acquire_owned());
+        let cx = &mut Context::from_waker(Waker::noop());
+        let asking = match pool.place.take_or_ask(queued.as_mut(), cx) {
+            Ok(permit) => {
+                permit.expect("open").forget();
+                continue;
+            }
+            Err(asking) => asking,
+        };
+        match queued.as_mut().poll(cx) {
             Poll::Ready(permit) => permit.expect("open").forget(),
             Poll::Pending => waiting.push(Waiting { _queued: queued, _asking: asking }),
         }
@@ -145,6 +150,22 @@ fn the_only_connection_goes_round() {
     assert_eq!((a.place.granted(), b.place.granted()), (0, 1));
     give_back(&b, TURN);
     assert_eq!((a.place.granted(), b.place.granted()), (1, 0), "those who waited longer have not been forgotten");
+}
+
+#[test]
+fn what_is_granted_to_a_client_is_not_taken_before_it_looks() {
+    let ledger = ledger(total(1));
+    let (flood, other) = (pool(&ledger, "a", "s", None, 9), pool(&ledger, "b", "s", None, 9));
+    assert!(take(&flood, 1).is_empty());
+    give_back(&flood, Duration::ZERO);
+    let mut queued: Queued = Box::pin(Arc::clone(&other.permits).acquire_owned());
+    let cx = &mut Context::from_waker(Waker::noop());
+    let asking = other.place.take_or_ask(queued.as_mut(), cx).expect_err("the flood has it");
+    assert_eq!((flood.place.granted(), other.place.granted()), (0, 1), "it was idle");
+    let flooding = take(&flood, 3);
+    assert_eq!((flooding.len(), other.place.granted()), (3, 1), "whoever comes now waits for his turn");
+    assert!(queued.as_mut().poll(cx).is_ready());
+    drop(asking);
 }
 
 #[test]

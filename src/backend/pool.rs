@@ -410,17 +410,21 @@ impl Pool {
     async fn wait_for_permit(&self, alarm: &mut Alarm) -> Result<OwnedSemaphorePermit, Error> {
         let (_waiting, since) = (Waiting::new(&self.metrics), Instant::now());
         let place = &self.own.warm.place;
-        let _asking = place.ask();
         let deadline = since + self.acquire_timeout;
         let mut wait = pin!(Arc::clone(&self.own.permits).acquire_owned());
+        let asked = poll_fn(|cx| Poll::Ready(place.take_or_ask(wait.as_mut(), cx))).await;
+        let (mut got, _asking) = match asked {
+            Ok(got) => (Some(got), None),
+            Err(asking) => (None, Some(asking)),
+        };
         loop {
             // What was left to somebody for a while may be had after that.
             let until = if place.is_pressed() { deadline.min(Instant::now() + LINGER) } else { deadline };
-            let got = poll_fn(|cx| match wait.as_mut().poll(cx) {
+            let wait = poll_fn(|cx| match got.take().map_or_else(|| wait.as_mut().poll(cx), Poll::Ready) {
                 Poll::Ready(got) => Poll::Ready(Some(got)),
                 Poll::Pending => alarm.poll_at(until.into(), cx).map(|()| None),
             });
-            match got.await {
+            match wait.await {
                 Some(Ok(permit)) => {
                     self.metrics.wait.observe(since.elapsed());
                     return Ok(permit);

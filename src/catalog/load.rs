@@ -291,13 +291,17 @@ fn relation(row: &Row) -> Result<Relation, tokio_postgres::Error> {
     })
 }
 
-fn column(row: &Row) -> Result<Column, tokio_postgres::Error> {
-    let default = match letter(row, 8)? {
+fn default_kind(letter: char) -> DefaultKind {
+    match letter {
         'n' => DefaultKind::None,
         'i' => DefaultKind::Constant,
         'v' => DefaultKind::PerRow,
         _ => DefaultKind::Moment,
-    };
+    }
+}
+
+fn column(row: &Row) -> Result<Column, tokio_postgres::Error> {
+    let default = default_kind(letter(row, 8)?);
     let expression: Option<&str> = row.try_get(9)?;
     let moment = match expression.filter(|_| default == DefaultKind::Moment) {
         Some(expression) => Some((expression.into(), text(row, 10)?)),
@@ -359,6 +363,7 @@ fn types(rows: &[Row]) -> Result<HashMap<Oid, Type>, tokio_postgres::Error> {
             element: row.try_get(5)?,
             collation: row.try_get(6)?,
             labels: text(row, 7)?,
+            default: default_kind(letter(row, 8)?),
         };
         Ok((row.try_get(0)?, found))
     };

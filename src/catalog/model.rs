@@ -242,6 +242,8 @@ pub struct Type {
     pub collation: Oid,
     /// A hash of an enum's labels in their order, empty for all else.
     pub labels: Box<str>,
+    /// What sort of default a domain has.
+    pub default: DefaultKind,
 }
 
 /// One entry of `pg_collation`.

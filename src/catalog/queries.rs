@@ -15,17 +15,37 @@ select c.oid, n.nspname, c.relname, c.relkind, c.relpersistence, c.relrowsecurit
 from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
 where n.nspname !~ '^pg_(toast|temp_|toast_temp_)' and c.relpersistence <> 't'";
 
+/// What sort of default an expression of that node tree is, as a letter: `s` for the moment or the session, `v` for another one each
+/// time, `i` for none of it.
+macro_rules! default_kind {
+    ($tree:literal) => {
+        concat!(
+            "
+             case when ",
+            $tree,
+            r"::text ~ '\{SQLVALUEFUNCTION|\{COERCEVIAIO|\{XMLEXPR' then 's'
+             else coalesce((select case when bool_or(p.provolatile = 's' or (p.oid >= 16384 and p.provolatile <> 'i')) then 's'
+                                        when bool_or(p.provolatile = 'v') then 'v' else 'i' end
+                            from regexp_matches(",
+            $tree,
+            r"::text, ':(?:funcid|opfuncid) (\d+)', 'g') m
+                            join pg_catalog.pg_proc p on p.oid = m[1]::oid), 'i') end"
+        )
+    };
+}
+
 /// Live columns of relations outside of PostgreSQL's own schemas, in attribute order.
-pub(super) const COLUMNS: &str = r#"
+pub(super) const COLUMNS: &str = concat!(
+    r#"
 select a.attrelid, a.attnum, a.attname, a.atttypid, a.atttypmod, a.attcollation, a.attnotnull,
        a.atthasdef or a.attidentity <> '' or a.attgenerated <> '',
        (case when a.attidentity <> '' then 'v' when a.attgenerated <> '' then 'i'
-             when not a.atthasdef then case when t.typdefaultbin is null then 'n' else 's' end
-             when d.adbin::text ~ '\{SQLVALUEFUNCTION|\{COERCEVIAIO|\{XMLEXPR' then 's'
-             else coalesce((select case when bool_or(p.provolatile = 's' or (p.oid >= 16384 and p.provolatile <> 'i')) then 's'
-                                        when bool_or(p.provolatile = 'v') then 'v' else 'i' end
-                            from regexp_matches(d.adbin::text, ':(?:funcid|opfuncid) (\d+)', 'g') m
-                            join pg_catalog.pg_proc p on p.oid = m[1]::oid), 'i') end)::"char",
+             when not a.atthasdef then case when t.typdefaultbin is null then 'n' else"#,
+    default_kind!("t.typdefaultbin"),
+    " end
+             else",
+    default_kind!("d.adbin"),
+    r#" end)::"char",
        case when d.adbin::text ~ '\{SQLVALUEFUNCTION|:funcid ' and not exists
               (select from regexp_matches(d.adbin::text, ':(?:funcid|opfuncid) (\d+)', 'g') m where m[1]::oid >= 16384)
             then pg_catalog.pg_get_expr(d.adbin, d.adrelid) end,
@@ -35,7 +55,8 @@ join pg_catalog.pg_namespace n on n.oid = c.relnamespace join pg_catalog.pg_type
 left join pg_catalog.pg_attrdef d on d.adrelid = a.attrelid and d.adnum = a.attnum
 where a.attnum > 0 and not a.attisdropped and c.relkind in ('r', 'p', 'v', 'm', 'f') and c.relpersistence <> 't'
   and n.nspname <> 'information_schema' and n.nspname !~ '^pg_(catalog$|toast|temp_)'
-order by a.attrelid, a.attnum"#;
+order by a.attrelid, a.attnum"#
+);
 
 /// Primary keys, foreign keys and whether their action writes to the referencing table, and what else must be unique.
 pub(super) const CONSTRAINTS: &str = "
@@ -90,13 +111,18 @@ left join pg_catalog.pg_extension e on e.oid = d.refobjid and e.extname in
   ('btree_gin', 'btree_gist', 'citext', 'cube', 'fuzzystrmatch', 'hstore', 'intarray', 'isn', 'ltree', 'pg_trgm', 'pgcrypto', 'seg', 'unaccent', 'uuid-ossp')";
 
 /// Types of every schema; `typelem` only where it is an array's element; of enums, a hash of their labels in order.
-pub(super) const TYPES: &str = "
+pub(super) const TYPES: &str = concat!(
+    r#"
 select t.oid, n.nspname, t.typname, t.typtype, t.typbasetype,
        case when t.typcategory = 'A' then t.typelem else 0::oid end, t.typcollation,
        case when t.typtype = 'e' then (select coalesce(pg_catalog.md5(pg_catalog.string_agg(pg_catalog.quote_literal(e.enumlabel), ',' order by e.enumsortorder)), '')
-         from pg_catalog.pg_enum e where e.enumtypid = t.oid) else '' end
+         from pg_catalog.pg_enum e where e.enumtypid = t.oid) else '' end,
+       (case when t.typdefaultbin is null then 'n' else"#,
+    default_kind!("t.typdefaultbin"),
+    r#" end)::"char"
 from pg_catalog.pg_type t join pg_catalog.pg_namespace n on n.oid = t.typnamespace
-where n.nspname !~ '^pg_(toast|temp_)'";
+where n.nspname !~ '^pg_(toast|temp_)'"#
+);
 
 /// Collations that something uses, and those that sort by bytes.
 pub(super) const COLLATIONS: &str = "

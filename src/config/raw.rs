@@ -42,6 +42,10 @@ impl<'a> Document<'a> {
         for error in errors {
             // Only the message: Display would quote the line, and the line may hold a password.
             let line = error.span().map(|span| self.line_of(span.start));
+            if let Some(fault) = line.and_then(|line| findings::second(self.text, line, error.message())) {
+                self.faults.borrow_mut().push(fault);
+                continue;
+            }
             self.faults.borrow_mut().push(Fault {
                 path: String::new(),
                 line,

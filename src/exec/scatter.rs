@@ -12,6 +12,7 @@ use crate::error::{Error, ErrorKind};
 use crate::exec::merge::description::format_of;
 use crate::plan::distribute::{Part, Tally};
 use crate::sql::parameters;
+use crate::wire::backend::ErrorFields;
 use crate::wire::frame::{Body, Frame};
 use crate::wire::sqlstate::SqlState;
 use crate::wire::writer;
@@ -84,8 +85,10 @@ pub struct Said {
     pub rows: Vec<Bytes>,
     /// The command tag.
     pub tag: String,
-    completed: usize,
-    error: Option<Frame>,
+    /// How many of ParseComplete and BindComplete came.
+    pub completed: usize,
+    /// The ErrorResponse, if it failed.
+    pub error: Option<Frame>,
 }
 
 /// What all parts look at.
@@ -154,6 +157,29 @@ pub async fn each(
         }
     }
     Ok(answers)
+}
+
+/// Runs the same statement on each server, whatever becomes of it on the others; `halt` cancels what still runs when `cancel` says so.
+/// The inner error is a connection that was lost.
+pub async fn apart(
+    servers: Vec<&mut ServerConn>,
+    sql: &str,
+    cancel: &CancellationToken,
+    halt: impl Future<Output = ()>,
+) -> Vec<Result<Said, Error>> {
+    let part = Part { shard: 0, sql: sql.into(), rows: Vec::new(), is_verbatim: true, more: Vec::new() };
+    let each = servers.into_iter().map(|server| async {
+        // Each of its own: none is stopped by another's error.
+        let stop = CancellationToken::new();
+        let common = Common { statement: &Statement::OWN, bytes: AtomicUsize::new(0), failed: Mutex::default(), stop };
+        one(&common, 0, server, &part).await
+    });
+    let mut running = std::pin::pin!(join_all(each));
+    tokio::select! {
+        biased;
+        said = &mut running => said,
+        () = cancel.cancelled() => tokio::join!(halt, running).1,
+    }
 }
 
 async fn one(common: &Common<'_>, at: usize, server: &mut ServerConn, part: &Part) -> Result<Said, Error> {
@@ -299,15 +325,33 @@ fn too_many_rows(what: &str, limit: usize) -> Error {
 }
 
 fn without_position(frame: &Frame) -> Bytes {
+    edited(frame.body(), |code, text| (code != b'P').then(|| text.to_vec()), None)
+}
+
+/// An ErrorResponse with more detail, given its body.
+pub fn with_detail(body: &[u8], more: &str) -> Bytes {
+    let has_own = ErrorFields::parse(body).is_ok_and(|fields| fields.detail().is_some());
+    let added = |code: u8, text: &[u8]| {
+        Some(if code == b'D' { [text, b"\n", more.as_bytes()].concat() } else { text.to_vec() })
+    };
+    edited(body, added, (!has_own).then_some((b'D', more)))
+}
+
+/// An ErrorResponse with its fields as `edit` says, and with one more.
+fn edited(body: &[u8], edit: impl Fn(u8, &[u8]) -> Option<Vec<u8>>, added: Option<(u8, &str)>) -> Bytes {
     let mut bytes = BytesMut::new();
     writer::message(&mut bytes, b'E', |out| {
-        let mut body = Body::new(frame.body());
+        let mut body = Body::new(body);
         while let Some(code) = body.u8().filter(|&code| code != 0) {
             let Some(text) = body.cstr() else { break };
-            if code != b'P' {
+            if let Some(text) = edit(code, text) {
                 out.put_u8(code);
-                writer::cstr(out, text);
+                writer::cstr(out, &text);
             }
+        }
+        if let Some((code, text)) = added {
+            out.put_u8(code);
+            writer::cstr(out, text.as_bytes());
         }
         out.put_u8(0);
     });
@@ -334,6 +378,15 @@ mod tests {
             together(vec![said("INSERT 0 2", &["b", "c"]), said("INSERT 0 2", &["a", "d"])], &parts, Tally::Sum);
         let answer = answer.expect("together");
         assert_eq!((answer.messages.concat(), answer.tag.as_str()), (b"abcd".to_vec(), "INSERT 0 4"));
+    }
+
+    #[test]
+    fn an_error_is_told_with_what_became_of_the_others() {
+        let body = b"SERROR\0C42P01\0Mno such table\0\0";
+        let told = with_detail(body, "Done on shard 0.");
+        assert_eq!(&told[5..], b"SERROR\0C42P01\0Mno such table\0DDone on shard 0.\0\0");
+        let twice = with_detail(&told[5..], "x");
+        assert_eq!(&twice[5..], b"SERROR\0C42P01\0Mno such table\0DDone on shard 0.\nx\0\0");
     }
 
     #[test]

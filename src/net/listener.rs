@@ -181,11 +181,14 @@ fn is_exhausted(error: &io::Error) -> bool {
 }
 
 fn cannot_listen(place: &dyn std::fmt::Display, cause: io::Error) -> Error {
-    let error =
-        Error::new(ErrorKind::Config, SqlState::CONFIG_FILE_ERROR, format!("cannot listen on {place}: {cause}"));
+    let error = Error::new(ErrorKind::Config, SqlState::CONFIG_FILE_ERROR, format!("cannot listen on {place}"));
     let error = match cause.kind() {
-        io::ErrorKind::AddrInUse => error.hint("Another process listens there: stop it, or choose another port."),
-        io::ErrorKind::PermissionDenied => error.hint("This process may not use that port or directory."),
+        io::ErrorKind::AddrInUse => {
+            error.hint("Another process listens there: stop it, or choose another port (listen.address).")
+        }
+        io::ErrorKind::PermissionDenied => error.hint(
+            "This process may not use that port or directory: choose another (listen.address, listen.unix_socket_dir).",
+        ),
         _ => error,
     };
     error.cause(cause)
@@ -222,7 +225,10 @@ mod tests {
         let address = first.local_addr().expect("TCP");
         let error = Listener::bind_tcp(address).expect_err("taken");
         assert!(error.message().contains(&address.to_string()), "{error}");
-        assert!(error.hint_text().is_some());
+        assert!(error.hint_text().is_some_and(|hint| hint.contains("listen.address")));
+        // The cause is told once, by whoever shows the error with its cause.
+        assert!(!error.message().contains("in use"), "{error}");
+        assert!(std::error::Error::source(&error).is_some_and(|cause| cause.to_string().contains("in use")));
     }
 
     #[tokio::test]

@@ -107,6 +107,11 @@ fn way(rows: &mut Rows, plan: &Plan, scs: bool) {
             rows.add("moves", format!("rows of {}, by shard key {}", moved.table, moved.key()));
             rows.add("to shards", shown(&moved.targets));
         }
+        Plan::Maintain(maintained) => {
+            let shards: Vec<String> = maintained.shards.iter().map(ToString::to_string).collect();
+            rows.add("primary", if maintained.on_primary { "the statement" } else { "nothing" });
+            rows.add("shards", shards.join(", "));
+        }
         Plan::Scatter(scattered) => {
             for part in &scattered.parts {
                 let what = match part.rows.len() {

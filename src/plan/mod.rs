@@ -35,6 +35,8 @@ pub enum Plan {
     Cursor(Arc<distribute::Gathered>),
     /// EXPLAIN of a statement that runs on several shards.
     Explain(Arc<Explained>),
+    /// Maintenance on several servers, on each by itself.
+    Maintain(Arc<Maintained>),
     /// A write on several shards, in one transaction over them.
     Scatter(Arc<distribute::Scattered>),
     /// A query's rows, read from the shards and inserted where they belong.
@@ -63,6 +65,7 @@ impl Plan {
             Self::Gather(_) => "gather",
             Self::Cursor(_) => "cursor",
             Self::Explain(_) => "explain",
+            Self::Maintain(_) => "maintain",
             Self::Scatter(_) => "scatter",
             Self::InsertSelect(_) => "insert-select",
             Self::KeyMove(_) => "key-move",
@@ -84,6 +87,7 @@ impl Plan {
             Self::Split(split) => Some(&split.streamed.reason),
             Self::Gather(gathered) | Self::Cursor(gathered) => Some(&gathered.reason),
             Self::Explain(explained) => explained.plan.reason(),
+            Self::Maintain(maintained) => Some(&maintained.reason),
             Self::Scatter(scattered) => Some(&scattered.reason),
             Self::InsertSelect(moved) => Some(&moved.reason),
             Self::KeyMove(moved) => Some(&moved.reason),
@@ -112,6 +116,19 @@ pub struct Explained {
     pub plan: Plan,
     /// The statement without EXPLAIN.
     pub text: Box<str>,
+}
+
+/// VACUUM, ANALYZE and their like on several servers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Maintained {
+    /// Whether the primary runs it.
+    pub on_primary: bool,
+    /// The shards that run it.
+    pub shards: Vec<usize>,
+    /// Whether PostgreSQL itself refuses it within a transaction block.
+    pub only_alone: bool,
+    /// Why there.
+    pub reason: Reason,
 }
 
 /// Why a plan was taken.
@@ -192,9 +209,12 @@ pub struct Refusal {
 }
 
 mod functions;
+mod maintain;
+mod mentioned;
 mod moment;
 mod names;
 mod partitions;
+mod policies;
 mod sharded;
 mod unnamed;
 mod wrapped;

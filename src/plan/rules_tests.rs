@@ -4,7 +4,7 @@ use std::time::Duration;
 use super::*;
 use crate::catalog::model::{Catalog, Oid, Relation, RelationKind};
 use crate::catalog::partitions::Partitions;
-use crate::config::model::{Reads, SplitScans};
+use crate::config::model::{self as config, Reads, SplitScans};
 use crate::plan::WriteSet;
 use crate::sql::Analyzer;
 use world::{World, address, relation, sharded};
@@ -340,7 +340,6 @@ fn what_might_reach_the_shards_unseen_is_refused() {
         ("truncate u, orders", "refuse/mixed"),
         ("create table u2 ()", "primary/ddl"),
         ("lock table orders", "refuse/names-shards"),
-        ("vacuum countries", "refuse/names-shards"),
         ("prepare p as select * from orders", "refuse/names-shards"),
         ("declare c cursor for select * from orders", "refuse/unknown-table"),
         ("explain select * from orders", "refuse/unknown-table"),
@@ -357,6 +356,82 @@ fn what_might_reach_the_shards_unseen_is_refused() {
     let mut temporary = sharded();
     temporary.temporary = true;
     temporary.all(&[("select * from orders", "refuse/ambiguous-name")]);
+}
+
+#[test]
+fn ddl_is_about_the_table_that_its_name_means() {
+    let mut world = sharded();
+    world.catalog.schemas.push("other".into());
+    let named = "refuse/names-shards";
+    world.all(&[
+        ("alter table other.orders add x int", "primary/ddl"),
+        ("create table other.orders (a int)", "primary/ddl"),
+        ("create index on other.orders (a)", "primary/ddl"),
+        ("drop table other.orders, other.countries", "primary/ddl"),
+        ("comment on column other.orders.a is 'orders'", "primary/ddl"),
+        ("grant select on other.orders to bob", "primary/ddl"),
+        ("lock table other.orders", "primary/utility"),
+        ("alter table other.a rename to orders", "primary/ddl"),
+        ("notify orders", "primary/utility"),
+        ("comment on table orders is 'x'", named),
+        ("comment on table public.orders is 'x'", named),
+        ("comment on table app.public.orders is 'x'", named),
+        ("comment on table other.orders is 'x'; comment on table orders is 'x'", named),
+        ("drop table other.orders, public.orders", "refuse/mixed"),
+        ("alter table u rename to orders", named),
+        ("alter table other.orders set schema public", named),
+        ("create schema public create table orders (a int)", named),
+        ("comment on table t is 'x'", "refuse/ambiguous-name"),
+        ("create materialized view m as select * from orders", "refuse/materialized-view"),
+        ("create table kid (a int references orders)", "refuse/foreign-key"),
+        ("alter table u add foreign key (a) references public.countries (code)", "refuse/foreign-key"),
+        ("create table kid (a int references other.orders)", "primary/ddl"),
+    ]);
+    world.path = vec!["pg_catalog".into(), "other".into()];
+    world.all(&[
+        ("drop table orders", "primary/ddl"),
+        ("comment on table orders is 'x'", "primary/ddl"),
+        ("create table orders (a int references countries)", "primary/ddl"),
+        ("select 1; comment on table orders is 'x'", named),
+        ("drop table public.orders", "refuse/multi-shard-write"),
+    ]);
+    // A table is made in the first schema of the path, and looked for in all.
+    world.path.push("public".into());
+    world.all(&[("create table orders (a int)", named), ("drop table orders", "refuse/ambiguous-name")]);
+    world.path.swap(1, 2);
+    world.all(&[("create table orders (customer_id int)", "refuse/multi-shard-write")]);
+    let other = config::Table { schema: "other".into(), ..world.database.tables[0].clone() };
+    world.database.tables.push(other);
+    world.all(&[("alter table orders add x int", "refuse/ambiguous-name")]);
+}
+
+#[test]
+fn maintenance_goes_where_its_tables_are() {
+    let everywhere = "maintain/maintenance";
+    let world = sharded();
+    world.all(&[
+        ("vacuum", everywhere),
+        ("analyze", everywhere),
+        ("vacuum (analyze) countries, public.orders (customer_id)", everywhere),
+        ("reindex table orders", everywhere),
+        ("reindex schema public", everywhere),
+        ("reindex database app", everywhere),
+        ("cluster orders using i", everywhere),
+        ("analyze u", "primary/utility"),
+        ("vacuum other.orders", "primary/utility"),
+        ("vacuum u, orders", "refuse/mixed"),
+        ("analyze t", "refuse/ambiguous-name"),
+        ("analyze; select 1", "refuse/multi-statement"),
+        ("vacuum orders; vacuum u", "refuse/multi-statement"),
+        ("vacuum u; analyze u", "primary/multi-statement"),
+        ("vacuum orders u", "refuse/names-shards"),
+        ("checkpoint", "primary/utility"),
+    ]);
+    let mut apart = sharded();
+    apart.database.shards[1].dbname = Some("app_1".into());
+    apart.all(&[("reindex database app", "refuse/server-function"), ("reindex database", everywhere)]);
+    // Without shards there is one server.
+    World::new().all(&[("vacuum", "primary/utility"), ("analyze orders", "primary/utility")]);
 }
 
 #[test]

@@ -265,7 +265,11 @@ fn catalog() -> Catalog {
     .map(|(oid, name, kind)| {
         let schema = if oid >= 16_384 { "public" } else { "pg_catalog" };
         let labels = Box::default();
-        (oid, Type { schema: schema.into(), name: name.into(), kind, base: 0, element: 0, collation: 0, labels })
+        let default = DefaultKind::None;
+        (
+            oid,
+            Type { schema: schema.into(), name: name.into(), kind, base: 0, element: 0, collation: 0, labels, default },
+        )
     })
     .collect();
     let all = relations();

@@ -286,6 +286,12 @@ fn parts(distribution: &Distribution, kinds: &[Kind]) -> Option<Parts> {
     }
 }
 
+/// Whether an expression of a type with that collation can have another one than what it is made from: one that does not sort by bytes
+/// and is not the database's own.
+pub fn brings_collation(collation: Oid, catalog: &Catalog) -> bool {
+    collation != DEFAULT_COLLATION && collating(collation, catalog) != Collating::Bytes
+}
+
 /// What is known of a collation by its oid; types without one count as `Bytes`.
 pub fn collating(collation: Oid, catalog: &Catalog) -> Collating {
     let known: Option<&Collation> = match collation {

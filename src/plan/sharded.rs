@@ -5,12 +5,15 @@ use std::sync::Arc;
 use super::distribute::{self, Answered, Distributed, InsertSelect, Parameters};
 use super::functions::{self, Conduct};
 use super::rules::{Input, Transaction};
-use super::{Plan, Reason, Refusal, names, unnamed, wrapped};
+use super::{Plan, Reason, Refusal, maintain, mentioned, names, policies, unnamed, wrapped};
 use crate::catalog::model::{Catalog, RelationKind};
 use crate::sql::facts::{Class, Name, Statement};
 
 /// A plan for a query string of a database with sharded tables; `None` where only the primary is concerned.
 pub(super) fn decide(input: &Input<'_>) -> Option<Plan> {
+    if let Some(plan) = maintain::decide(input) {
+        return Some(plan);
+    }
     if input.database.tables.is_empty() {
         return None;
     }
@@ -20,6 +23,9 @@ pub(super) fn decide(input: &Input<'_>) -> Option<Plan> {
             Ok(None) => {}
             Err(refusal) => return Some(Plan::Refuse(refusal)),
         }
+    }
+    if let Some(Err(refusal)) = input.shards.map(|shards| policies::check(input, shards)) {
+        return Some(Plan::Refuse(refusal));
     }
     let mut distributed = false;
     let changes = |statement: &Statement| matches!(statement.class, Class::Ddl | Class::Opaque);
@@ -31,6 +37,7 @@ pub(super) fn decide(input: &Input<'_>) -> Option<Plan> {
     for statement in &input.facts.statements {
         match touches(input, statement) {
             Ok(touched) => distributed |= touched,
+            Err(refusal) if refusal.code == mentioned::MATERIALIZED => return Some(Plan::Refuse(refusal)),
             Err(refusal) => return Some(into_primary(input).unwrap_or(Plan::Refuse(refusal))),
         }
     }
@@ -199,7 +206,7 @@ fn no_catalog() -> Refusal {
     )
 }
 
-fn is_index(input: &Input<'_>, name: &Name) -> bool {
+pub(super) fn is_index(input: &Input<'_>, name: &Name) -> bool {
     let found = input.shards.map(|catalog| names::candidates(name, catalog, input.session.search_path));
     found.is_some_and(|found| found.iter().any(|relation| relation.kind == RelationKind::Other))
 }
@@ -278,10 +285,8 @@ fn touches(input: &Input<'_>, statement: &Statement) -> Result<bool, Refusal> {
     }
     match statement.class {
         Class::Opaque => opaque(input, statement)?,
-        Class::Ddl => named(input, statement, "DDL on a sharded or reference table", "Run it on each shard.")?,
-        Class::Utility if !statement.explain => {
-            named(input, statement, "maintenance or LOCK of a sharded or reference table", "Run it on each shard.")?;
-        }
+        Class::Ddl => mentioned::check(input, statement)?,
+        Class::Utility if !statement.explain => mentioned::check(input, statement)?,
         Class::Session if !wrapped::is_cursor(statement) => {
             let hint = "Use the protocol's prepared statements instead.";
             named(input, statement, "PREPARE over a sharded or reference table", hint)?;
@@ -319,14 +324,14 @@ fn touches(input: &Input<'_>, statement: &Statement) -> Result<bool, Refusal> {
     }
 }
 
-enum Place {
+pub(super) enum Place {
     Shards,
     Primary,
     Nowhere,
 }
 
 /// Where the relation of that name is.
-fn place(input: &Input<'_>, name: &Name) -> Result<Place, Refusal> {
+pub(super) fn place(input: &Input<'_>, name: &Name) -> Result<Place, Refusal> {
     let path = input.session.search_path;
     let on_primary = input.catalog.is_some_and(|catalog| !names::candidates(name, catalog, path).is_empty());
     let mut tables = input.database.tables.iter().filter(|table| *table.name == *name.name);
@@ -349,9 +354,9 @@ fn place(input: &Input<'_>, name: &Name) -> Result<Place, Refusal> {
             format!("{} is a table of the shards, and there is one of that name on the primary", names::display(name)),
             "Write the table's schema, or drop the one on the primary.",
         )),
-        (true, false) if is_hidden_elsewhere(input, name) => Err(refusal(
+        (_, false) if is_hidden_elsewhere(input, name) => Err(refusal(
             "ambiguous-name",
-            format!("{} is also a relation of a schema that only the shards have", names::display(name)),
+            format!("{} is a relation of a schema that only the shards have", names::display(name)),
             "Write the table's schema, or create that schema on the primary as well.",
         )),
         (true, false) => Ok(Place::Shards),
@@ -396,7 +401,8 @@ fn ddl_of_views(input: &Input<'_>) -> Result<(), Refusal> {
 /// Whether a schema that only the shards have, so that it is not known where in the path it stands, has another relation of an unqualified
 /// name.
 fn is_hidden_elsewhere(input: &Input<'_>, name: &Name) -> bool {
-    let Some(shards) = input.shards.filter(|_| name.schema.is_none()) else { return false };
+    let is_anywhere = name.schema.is_some() || input.database.schemas.is_some();
+    let Some(shards) = input.shards.filter(|_| !is_anywhere) else { return false };
     let is_configured =
         |schema: &str| input.database.tables.iter().any(|table| *table.schema == *schema && *table.name == *name.name);
     shards

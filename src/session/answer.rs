@@ -8,6 +8,7 @@ use bytes::Bytes;
 use super::context::Target;
 use super::fan_out::Ran;
 use super::planned::{Execution, Way};
+use super::route::ROUTE_COLUMNS;
 use super::{Attached, Session};
 use crate::backend::server::UNKNOWN_STATEMENT;
 use crate::cache::{Failure, FillTicket};
@@ -60,6 +61,9 @@ impl Session {
     /// Executes a portal that pgherd answers itself.
     pub(super) async fn go(&mut self, execution: &Execution<'_>, described: bool, way: Way) -> Result<(), Error> {
         self.wait_for_answers().await?;
+        if self.is_unheard() {
+            return Ok(());
+        }
         let class = way.class();
         let target = match self.carry_out(execution, described, way).await? {
             Carried::Answered => {
@@ -80,7 +84,7 @@ impl Session {
         let types = Box::pin(self.types_over_servers(execution, &way)).await?;
         let execution = &Execution { types: types.as_deref().unwrap_or(execution.types), ..*execution };
         match way {
-            Way::Relay(_) | Way::Resume | Way::Bind | Way::Describe => {
+            Way::Relay(_) | Way::Resume | Way::Bind | Way::Describe(_) => {
                 return Err(Error::internal("a relayed statement is not pgherd's to answer"));
             }
             Way::ReadOnly(target) => return self.read_only(execution, described, target, None).await,
@@ -93,7 +97,7 @@ impl Session {
                     Box::pin(self.check_hit(execution, audit)).await?;
                 }
             }
-            Way::Failed(failure) => self.share_failure(execution, &failure),
+            Way::Failed(failure) => return Ok(self.share_failure(execution, &failure)),
             Way::FanOut(streamed) => {
                 let message = match Box::pin(self.fan_out(execution, described, &streamed)).await? {
                     Ran::Answered => return Ok(Carried::Answered),
@@ -112,6 +116,7 @@ impl Session {
             way @ (Way::Gather(_)
             | Way::ExplainOver(_)
             | Way::Cursor(_)
+            | Way::Maintain(_)
             | Way::Scatter(_)
             | Way::InsertSelect(_)
             | Way::KeyMove(_)
@@ -144,6 +149,13 @@ impl Session {
             Way::End(commit) => {
                 self.close_halted(None).await;
                 self.end(execution, described, commit);
+            }
+            Way::EndAndChain(commit) => self.end_and_chain(execution, described, commit).await,
+            Way::ChainEverywhere(commit, begin) => {
+                if let Err(message) = Box::pin(self.chain_everywhere(execution, described, (commit, begin))).await? {
+                    self.fail_with(message);
+                    return Ok(Carried::Failed);
+                }
             }
             Way::Everywhere => {
                 if let Err(message) = Box::pin(self.control_everywhere(execution)).await? {
@@ -181,6 +193,7 @@ impl Session {
             }
             Way::ExplainOver(explained) => Box::pin(self.explain_over(execution, described, &explained)).await,
             Way::Cursor(gathered) => Box::pin(self.declare_cursor(execution, described, &gathered)).await,
+            Way::Maintain(maintained) => Box::pin(self.maintain(execution, described, &maintained)).await,
             Way::Scatter(scattered) => Box::pin(self.scatter(execution, described, &scattered)).await,
             Way::InsertSelect(plan) => Box::pin(self.insert_select(execution, described, &plan)).await,
             Way::KeyMove(moved) => Box::pin(self.move_rows(execution, described, &moved)).await,
@@ -219,7 +232,7 @@ impl Session {
     fn answer_rows(&mut self, execution: &Execution<'_>, described: bool, rows: &[(String, String)]) {
         let out = self.out();
         if execution.bind.is_none() || described {
-            writer::text_row_description(out, &["property", "value"]);
+            writer::text_row_description(out, &ROUTE_COLUMNS);
         }
         for (property, value) in rows {
             writer::data_row(out, [Some(property.as_bytes()), Some(value.as_bytes())].into_iter());
@@ -311,6 +324,11 @@ impl Session {
         Ok((outcome?, (started, cost)))
     }
 
+    /// What is left of a read beside the transaction which has failed, and whose error has been told.
+    pub(super) fn failed_read(&mut self, execution: &Execution<'_>) -> Carried {
+        if self.failed_aside(execution.bind.is_none()) { Carried::Failed } else { Carried::Answered }
+    }
+
     fn end_of_read(&mut self, execution: &Execution<'_>, target: Target, outcome: Outcome) -> Result<Carried, Error> {
         match outcome {
             Outcome::Writes => {
@@ -325,24 +343,17 @@ impl Session {
                 if !parsed && let Some((_, bind)) = execution.bind {
                     self.forget_statement(bind.statement);
                 }
-                self.failed_read(execution);
+                return Ok(self.failed_read(execution));
             }
             Outcome::Done(_) => {}
         }
         Ok(Carried::Answered)
     }
 
-    /// A read that failed outside the client's transaction fails that transaction, as it would have on one server.
-    pub(super) fn failed_read(&mut self, execution: &Execution<'_>) {
-        if self.status == TransactionStatus::InTransaction {
-            self.status = TransactionStatus::Failed;
-        }
-        self.skipping = execution.bind.is_some();
-    }
-
     /// A server connection of that target for one read, beside whatever the session holds.
     pub(super) async fn borrow_server(&mut self, target: Target) -> Result<Attached, Error> {
-        let mut lease = self.lease_with_settings(target).await?;
+        let settings = self.settings_beside().await?;
+        let mut lease = self.lease_with(target, &settings).await?;
         self.cancel.slot.aim_at(Arc::clone(&lease.server().cancel_target));
         Ok(Attached { lease, target })
     }

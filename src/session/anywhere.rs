@@ -2,7 +2,8 @@
 
 use super::Session;
 use super::context::Target;
-use super::planned::{DEFAULT_PATH, Execution};
+use super::planned::Execution;
+use super::seen_settings::DEFAULT_PATH;
 use crate::error::Error;
 use crate::plan::anywhere::{Judged, asks_sequences, runs_anywhere};
 use crate::plan::search_path::listed;
@@ -17,17 +18,9 @@ impl Session {
         if at_hand == Target::Primary && !self.spans_servers() {
             return Ok(at_hand);
         }
-        let catalog = self.db.catalog.current();
-        let search_path = self.search_path(&catalog, &self.effective_role());
-        let judged = Judged {
-            catalog: &catalog,
-            search_path: &search_path,
-            types: execution.types,
-            same_role: self.db.config.shards.iter().all(|shard| shard.user == self.db.config.primary.user),
-        };
         let statements = &execution.facts.statements;
         let of_cursors = self.target_of_cursors(execution.facts)?;
-        if !statements.iter().all(|statement| runs_anywhere(statement, judged)) {
+        if !self.is_same_everywhere(execution) {
             return match of_cursors {
                 Some(target) if target != Target::Primary => {
                     Err(Error::refused("a cursor of a shard is used together with what the primary has")
@@ -41,6 +34,19 @@ impl Session {
                 .hint("Use INSERT ... RETURNING, or what nextval() gave."));
         }
         Ok(of_cursors.unwrap_or(at_hand))
+    }
+
+    /// Whether a statement is answered alike by every server.
+    pub(super) fn is_same_everywhere(&self, execution: &Execution<'_>) -> bool {
+        let catalog = self.db.catalog.current();
+        let search_path = self.search_path(&catalog, &self.effective_role());
+        let judged = Judged {
+            catalog: &catalog,
+            search_path: &search_path,
+            types: execution.types,
+            same_role: self.db.config.shards.iter().all(|shard| shard.user == self.db.config.primary.user),
+        };
+        execution.facts.statements.iter().all(|statement| runs_anywhere(statement, judged))
     }
 
     /// The schemas that search_path lists for that role, where they say which shard is meant. What the transaction at hand has set

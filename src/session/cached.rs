@@ -100,7 +100,7 @@ impl Session {
     fn cache_key(&self, execution: &Execution<'_>, shared: Option<String>) -> Option<Key> {
         let cache = self.db.cache.as_ref()?;
         let baseline = self.primary.baseline()?;
-        let current: &Settings = &self.settings.current;
+        let current: &Settings = self.settings.now();
         let login = self.db.login_role(&self.user);
         let authorization = current.get("session_authorization").unwrap_or(login);
         let settings = settings_of(&baseline.settings, current);
@@ -160,7 +160,7 @@ impl Session {
 
     /// `current_user` on a shard.
     pub(super) fn role_on_shard(&self, shard: usize) -> String {
-        let set = |name| self.settings.current.get(name).filter(|role| *role != "none");
+        let set = |name| self.settings.now().get(name).filter(|role| *role != "none");
         let role = set("role").or_else(|| set("session_authorization"));
         role.unwrap_or_else(|| self.login_role_of_shard(shard)).to_owned()
     }
@@ -242,7 +242,7 @@ impl Session {
     }
 
     /// Gives the client the error of the fill that it waited for, as if it had been its own.
-    pub(super) fn share_failure(&mut self, execution: &Execution<'_>, failure: &Failure) {
+    pub(super) fn share_failure(&mut self, execution: &Execution<'_>, failure: &Failure) -> Carried {
         let mut unanswered = execution.unanswered;
         for came_to in [failure.parsed.then_some(b'1'), failure.bound.then_some(b'2')].into_iter().flatten() {
             if unanswered.first() == Some(&came_to)
@@ -258,13 +258,14 @@ impl Session {
         {
             self.forget_statement(bind.statement);
         }
-        self.failed_read(execution);
+        self.failed_read(execution)
     }
 
     /// Runs what was just answered from the cache once more, in the background, and has the answers compared.
     pub(super) async fn check_hit(&mut self, execution: &Execution<'_>, audit: Audit) -> Result<(), Error> {
         self.client.flush().await?;
-        let leased = tokio::time::timeout(CHECK_PATIENCE, self.lease_with_settings(Target::Primary)).await;
+        let Ok(settings) = self.settings_beside().await else { return Ok(()) };
+        let leased = tokio::time::timeout(CHECK_PATIENCE, self.lease_with(Target::Primary, &settings)).await;
         let undo = self.trusts_user_code(execution.facts);
         self.note_whereabouts();
         // Where there is no connection to spare, this hit goes unchecked.

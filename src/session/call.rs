@@ -35,6 +35,7 @@ impl Session {
             return;
         }
         self.settings.forget_exact();
+        self.nobody_joins_any_more();
         match set_by(body) {
             Some(effect) => self.settings.note_effect(&effect),
             None => {

@@ -257,6 +257,17 @@ impl Database {
         }
     }
 
+    /// The server behind a target, for people.
+    pub fn place_of(&self, target: Target) -> String {
+        let what = match target {
+            Target::Primary => "the primary".to_owned(),
+            Target::Replica(at) => format!("replica {at}"),
+            Target::Shard(at) => format!("shard {at}"),
+            Target::Coordinator => "the coordinator".to_owned(),
+        };
+        format!("{what} ({})", self.address(target))
+    }
+
     /// The pool of that user on that server.
     pub fn pool(&self, user: &User, target: Target) -> Arc<Pool> {
         let mut pools = self.pools.lock();

@@ -54,10 +54,7 @@ impl Session {
     }
 
     async fn copy_within(&mut self, execution: &Execution<'_>, plan: &CopiedIn) -> Result<u64, Failure> {
-        for shard in 0..plan.shards {
-            self.attach(Target::Shard(shard)).await.map_err(Failure::Own)?;
-        }
-        self.come_to_rest().await.map_err(Failure::Own)?;
+        self.assemble((0..plan.shards).map(Target::Shard)).await.map_err(Failure::Own)?;
         self.note_writes_on_shards(0..plan.shards, execution.facts).map_err(Failure::Own)?;
         self.written = true;
         if let Some(attached) = &mut self.server {

@@ -203,7 +203,8 @@ impl Session {
                 .split(|c: char| !c.is_ascii_alphabetic())
                 .any(|it| it.eq_ignore_ascii_case("write"))
         });
-        self.read_only || (!says_write && self.setting("default_transaction_read_only").as_deref() == Some("on"))
+        self.read_only
+            || (!says_write && self.setting_at_begin("default_transaction_read_only").as_deref() == Some("on"))
     }
 
     /// From now on the transaction is there.

@@ -11,7 +11,7 @@ use crate::backend::expect::{About, Expect, LearnedTypes};
 use crate::backend::statements::NAME_PREFIX;
 use crate::error::{Error, ErrorKind};
 use crate::limits;
-use crate::sql::facts::{Class, Facts};
+use crate::sql::facts::{Class, Effect, Facts};
 use crate::wire::frame::{Frame, HEADER_LEN, Header};
 use crate::wire::frontend::{self, Malformed};
 use crate::wire::sqlstate::SqlState;
@@ -71,8 +71,8 @@ impl Session {
             let text = frame.bytes.slice_ref(parse.text);
             let statements = &self.db.statements;
             Some(match self.settings.exact() {
-                Some(under) => statements.intern(text, &parse.types, &under),
-                None => statements.private(text, &parse.types),
+                Some(under) if !names_cursor(&facts) => statements.intern(text, &parse.types, &under),
+                _ => statements.private(text, &parse.types),
             })
         };
         let text = match &identity {
@@ -114,11 +114,29 @@ impl Session {
         {
             // It may be prepared where nobody looks whether the transaction has failed.
             self.wait_for_answers().await?;
-            if self.status == TransactionStatus::Failed && !self.skipping {
+            let is_accepted = prepared.identity.as_ref().is_some_and(|identity| identity.is_accepted());
+            let is_judged = self.server.is_some() && !is_accepted && super::planned::is_unread(&prepared.facts);
+            if self.status == TransactionStatus::Failed && !self.skipping && !is_judged {
                 return Err(super::planned::aborted());
             }
         }
+        if self.server.is_some() {
+            // Behind an error of the server that is left PostgreSQL would not look at it.
+            let target = self.target_for(&prepared.facts)?;
+            if self.attach(target).await?.expects.is_skipping() {
+                return Ok(());
+            }
+        }
         self.keep_statement(&name, Arc::clone(&prepared));
+        let sent = self.send_clients_parse(&name, prepared).await;
+        if sent.is_err() {
+            self.forget_statement(&name);
+        }
+        sent
+    }
+
+    async fn send_clients_parse(&mut self, name: &Bytes, prepared: Arc<Prepared>) -> Result<(), Error> {
+        let name = name.clone();
         if self.server.is_none() && prepared.identity.as_ref().is_some_and(|identity| identity.is_accepted()) {
             self.answer_in_turn(b"1\0\0\0\x04");
             return Ok(());
@@ -139,12 +157,8 @@ impl Session {
                 server.expects.push(Expect::Parse { hidden: false, statement: None, client_name });
             }
             Some(identity)
-                if server.held.touch(identity.id)
-                    && (server.expects.owes_ready()
-                        || server.expects.may_suspend()
-                        || names_cursor(&prepared.facts)) =>
+                if server.held.touch(identity.id) && (server.expects.owes_ready() || server.expects.may_suspend()) =>
             {
-                // One that names a cursor is what it was when that cursor was there: PostgreSQL breaks down if it is described when it is not.
                 // What was synced before may have failed the transaction: only the server knows, so it is asked in earnest. So it is where
                 // a Parse makes rows visible.
                 writer::close(&mut server.outbuf, b'S', identity.server_name.as_bytes());
@@ -187,8 +201,7 @@ impl Session {
             return Err(malformed("Bind", Malformed("a name has no end")));
         };
         let prepared = self.statement(name);
-        let target =
-            prepared.as_ref().map_or(Ok(self.default_target()), |prepared| self.target_for(&prepared.facts))?;
+        let target = self.flight_target.unwrap_or_else(|| self.default_target());
         self.attach(target).await?;
         if let Some(prepared) = &prepared {
             self.hide_statements(&prepared.facts, target).await?;
@@ -199,6 +212,11 @@ impl Session {
             None => self.unknown_name(name),
         };
         // Behind whatever had to be waited for: a transaction that ends takes its portals with it.
+        match &prepared {
+            Some(prepared) if portal.is_empty() => self.note_work(&prepared.facts),
+            // It may be asked for later.
+            _ => self.transaction_has_worked(),
+        }
         match &prepared {
             Some(prepared) => self.keep_portal(portal, Arc::clone(prepared))?,
             None => drop(self.portals.remove(portal)),
@@ -264,6 +282,10 @@ impl Session {
         self.wait_for_doubtful_parse(describe.name).await?;
         self.renew_if_retired(describe.name);
         let prepared = self.statement(describe.name);
+        if let Some(told) = prepared.as_ref().and_then(|prepared| self.describe_in_failed(prepared)) {
+            self.answer_with(told);
+            return Ok(());
+        }
         let target =
             prepared.as_ref().map_or(Ok(self.default_target()), |prepared| self.target_for(&prepared.facts))?;
         self.attach(target).await?;
@@ -295,6 +317,13 @@ impl Session {
             && self.deallocates_itself(facts).await?
         {
             return Ok(());
+        }
+        if let Some(facts) = &facts
+            && facts.effects().any(|effect| matches!(effect, Effect::DeallocateAll | Effect::DiscardAll))
+        {
+            // Whether it has worked is told by the answers from here on.
+            self.wait_for_answers().await?;
+            self.attach(target).await?;
         }
         match &facts {
             Some(facts) => self.note_execution(facts).await?,
@@ -452,7 +481,8 @@ impl Session {
     }
 }
 
-/// Whether it is FETCH or MOVE, or another statement about a cursor.
+/// Whether it is FETCH or MOVE, or another statement about a cursor. What such a one gives was found out when its cursor was there:
+/// PostgreSQL breaks down where it is described behind that cursor's end, so it is nobody's but its client's.
 fn names_cursor(facts: &Facts) -> bool {
     facts.statements.iter().any(|statement| statement.cursor.is_some())
 }

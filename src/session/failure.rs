@@ -47,13 +47,7 @@ impl Session {
             self.skipping = true;
             return;
         }
-        let needs_poison = self.held_server().is_some_and(|server| {
-            !server.is_broken()
-                && (server.status != TransactionStatus::Idle
-                    || server.expects.is_unsynced()
-                    || !server.expects.is_empty())
-        });
-        if needs_poison {
+        if self.needs_poison() {
             self.poison(message, simple);
         } else {
             self.out().extend_from_slice(&message);
@@ -70,6 +64,30 @@ impl Session {
             self.abandon_writes();
             self.server = None;
         }
+    }
+
+    /// Whether the server at hand has something open that fails with the statement.
+    fn needs_poison(&mut self) -> bool {
+        self.held_server().is_some_and(|server| {
+            !server.is_broken()
+                && (server.status != TransactionStatus::Idle
+                    || server.expects.is_unsynced()
+                    || !server.expects.is_empty())
+        })
+    }
+
+    /// A read whose error the client has been told, and which ran beside the client's transaction, fails that transaction, as it would have
+    /// on one server. Whether the server at hand ends the statement, by its ReadyForQuery.
+    pub(super) fn failed_aside(&mut self, simple: bool) -> bool {
+        let open = self.needs_poison();
+        if open {
+            self.poison(Bytes::new(), simple);
+        }
+        if self.status == TransactionStatus::InTransaction {
+            self.status = TransactionStatus::Failed;
+        }
+        self.skipping = !simple;
+        open && simple
     }
 
     /// Makes the server fail where the client is to see pgherd's error, so that its transaction is failed too.

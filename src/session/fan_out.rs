@@ -151,7 +151,7 @@ impl Session {
         if outcome.result.is_ok()
             && let Some((_, bind)) = execution.bind.filter(|_| !is_suspended)
         {
-            self.note_done(bind.portal, execution.max_rows);
+            self.note_done(bind.portal);
         }
         self.ran(execution, (outcome.result, outcome.untold), timed_out, term.after(since.elapsed()))
     }
@@ -197,10 +197,11 @@ impl Session {
     }
 
     pub(super) async fn lease_leg(&mut self, target: Target) -> Result<LeasedLeg, Error> {
+        let settings = self.settings_beside().await?;
         let pool = self.pool(target);
         let mut lease = self.wait_for_lease(&pool).await?;
-        self.check_defaults(target, &pool)?;
-        crate::backend::reset::apply(lease.server(), &self.settings.current).await?;
+        self.check_defaults(target, &pool, &settings)?;
+        crate::backend::reset::apply(lease.server(), &settings).await?;
         let server = lease.server();
         server.unnamed = None;
         server.take_over();

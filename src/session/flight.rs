@@ -7,11 +7,12 @@ use super::context::Target;
 use super::extended::malformed;
 use super::planned::{Execution, Way};
 use super::portals::Halt;
-use super::unit::{asks_one_thing, describes_another, executes_again, prepares, statement_of};
+use super::route::{NO_ROWS, ROUTE};
+use super::unit::{asks_one_portal, asks_one_thing, describes_another, executes_again, prepares, statement_of};
 use crate::backend::expect::Expect;
 use crate::error::{Error, ErrorKind};
 use crate::limits;
-use crate::sql::facts::{Class, SharedFacts};
+use crate::sql::facts::SharedFacts;
 use crate::wire::frame::Frame;
 use crate::wire::frontend;
 use crate::wire::sqlstate::SqlState;
@@ -33,12 +34,12 @@ impl Flight {
 
 /// A statement as far as a plan must know it.
 #[derive(Debug, Clone)]
-struct Asked {
-    facts: SharedFacts,
-    text: Bytes,
-    types: Vec<u32>,
+pub(super) struct Asked {
+    pub(super) facts: SharedFacts,
+    pub(super) text: Bytes,
+    pub(super) types: Vec<u32>,
     /// It was prepared in an earlier flight.
-    is_earlier: bool,
+    pub(super) is_earlier: bool,
 }
 
 impl Session {
@@ -103,7 +104,7 @@ impl Session {
         while !rest.is_empty() && !self.skipping {
             let end = rest.iter().position(|frame| frame.tag() == b'E').map_or(rest.len(), |at| at + 1);
             let (unit, behind) = rest.split_at(end);
-            let is_last = ends && !behind.iter().any(|frame| frame.tag() == b'E');
+            let is_last = ends && behind.iter().all(|frame| frame.tag() == b'C');
             if let Err(error) = Box::pin(self.run_unit(unit, behind, is_last)).await {
                 self.fail(error).await?;
             }
@@ -113,7 +114,7 @@ impl Session {
     }
 
     /// After a Flush that brought no execution nothing is open: the server is asked to sync, and is free.
-    async fn end_of_flush(&mut self) -> Result<(), Error> {
+    pub(super) async fn end_of_flush(&mut self) -> Result<(), Error> {
         let only_statements = self.only_statements;
         let Some(server) = self.held_server() else { return Ok(()) };
         if !server.expects.is_unsynced() || server.expects.is_skipping() {
@@ -131,8 +132,8 @@ impl Session {
     }
 
     /// Handles the messages up to one Execute, or those at the end that execute nothing; `behind` is what follows them,
-    /// and whether nothing more is executed before a Sync.
-    async fn run_unit(&mut self, unit: &[Frame], behind: &[Frame], is_last: bool) -> Result<(), Error> {
+    /// and whether nothing behind them can fail before a Sync.
+    pub(super) async fn run_unit(&mut self, unit: &[Frame], behind: &[Frame], is_last: bool) -> Result<(), Error> {
         for (at, frame) in unit.iter().enumerate() {
             let named = statement_of(frame).filter(|name| !unit[..at].iter().any(|before| prepares(before, name)));
             if let Some(name) = named {
@@ -142,15 +143,27 @@ impl Session {
         if self.is_known_unit(unit)? {
             return self.relay_unit(unit, super::context::Target::Primary).await;
         }
-        let way = self.way_of_unit(unit).await?.settled(unit, behind, self.status);
+        let unit = &unit[self.run_front(unit, behind).await?..];
+        if unit.is_empty() {
+            return Ok(());
+        }
+        let way = match self.way_of_unit(unit).await {
+            Ok(way) => way.settled(unit, behind, self.status),
+            Err(error) => {
+                self.answer_front_of_failed(unit).await?;
+                return Err(error);
+            }
+        };
         self.refuse_in_pipeline(&way, is_last)?;
+        self.check_others(unit, &way).await?;
         let only_statements = unit.iter().all(|frame| !matches!(frame.tag(), b'B' | b'E'));
-        if only_statements && !matches!(way, Way::Describe) && self.describes_beside(way.relay_target()) {
+        let is_aside = !self.has_failed_alone() && self.describes_beside(way.relay_target());
+        if only_statements && !matches!(way, Way::Describe(_)) && is_aside {
             return self.describe_aside(unit, way.relay_target()).await;
         }
         match way {
             Way::Relay(target) => return self.relay_unit(unit, target).await,
-            Way::Describe => return self.answer_unit(unit, way).await,
+            Way::Describe(_) => return self.answer_unit(unit, way).await,
             _ => {}
         }
         let described = unit.iter().rposition(|frame| frame.tag() == b'D' && frame.body().first() == Some(&b'S'));
@@ -159,8 +172,11 @@ impl Session {
         drop(way);
         let (statements, rest) = unit.split_at(at + 1);
         let way = self.way_of_unit(statements).await?;
+        if matches!(way, Way::Bind) {
+            return Err(described_alone());
+        }
         let target = way.relay_target();
-        if matches!(way, Way::Describe) {
+        if matches!(way, Way::Describe(_)) {
             self.answer_unit(statements, way).await?;
         } else if self.describes_beside(target) {
             self.describe_aside(statements, target).await?;
@@ -183,6 +199,9 @@ impl Session {
     /// Prepares and describes outside the client's transaction, which must not be tied to a server by that. A server that the
     /// transaction has already waits meanwhile.
     async fn describe_aside(&mut self, unit: &[Frame], target: super::context::Target) -> Result<(), Error> {
+        let beside = self.settings_beside().await?;
+        let within = self.settings.is_uncertain().then(|| self.settings.as_if_outside(beside));
+        let within = within.map(|beside| std::mem::replace(&mut self.settings, beside));
         let (begin, status) = (std::mem::take(&mut self.lazy_begin), self.status);
         let held = self.server.take();
         let mut result = self.relay_unit(unit, target).await;
@@ -191,6 +210,9 @@ impl Session {
         }
         if result.is_ok() {
             result = self.wait_for_answers().await;
+        }
+        if let Some(within) = within {
+            self.settings = within;
         }
         self.lazy_begin = begin;
         self.status = status;
@@ -227,9 +249,10 @@ impl Session {
         let Some(attached) = &self.server else { return true };
         matches!(target, Target::Shard(_))
             && attached.target != target
-            && self.span.is_none()
+            && (self.span.is_none() || self.db.two_phase.is_none() || self.may_relocate())
             && attached.lease.awaits_nothing(TransactionStatus::InTransaction)
-            && self.needs_no_care()
+            && self.can_plan_by_settings()
+            && self.holds_nothing_odd()
     }
 
     async fn relay_unit(&mut self, unit: &[Frame], target: super::context::Target) -> Result<(), Error> {
@@ -264,12 +287,13 @@ impl Session {
         let bind = self.bind_of(unit, execute.portal)?;
         let Some(bind) = bind else {
             if self.is_halted(execute.portal) {
-                self.check_resuming()?;
+                self.check_resuming(execute.portal)?;
                 if unit.iter().any(|frame| frame.tag() == b'D' && frame.body().first() == Some(&b'P')) {
                     return Err(described_alone());
                 }
                 return Ok(Way::Resume);
             }
+            self.check_portal_of_failed(execute.portal)?;
             // A portal of an earlier flight, or none: its server, or the server's own error.
             return Ok(Way::Relay(self.default_target()));
         };
@@ -286,7 +310,10 @@ impl Session {
             unanswered: b"",
         };
         let way = self.way(&execution).await?;
-        let way = if asked.is_earlier { self.way_as_read(bound.statement, way)? } else { way };
+        let way = if asked.is_earlier { self.way_as_read(bound.statement, way).await? } else { way };
+        if !binds(unit, execute.portal) && !matches!(way, Way::Fail(_)) {
+            self.check_resuming(execute.portal)?;
+        }
         if matches!(way, Way::Relay(_) | Way::ReadOnly(_)) && self.bound_before(execute.portal).is_some() {
             return Err(Error::refused("a portal that was bound over several shards would run on one server now")
                 .hint("Bind it again."));
@@ -311,44 +338,6 @@ impl Session {
             })),
             None => self.asked(unit, statement),
         }
-    }
-
-    /// Where a Bind goes that nothing in its flight executes.
-    async fn way_of_bind(&mut self, unit: &[Frame], frame: &Frame) -> Result<Option<Way>, Error> {
-        if !self.db.config.is_distributed() {
-            return Ok(None);
-        }
-        let bound = frontend::bind(frame.body()).map_err(|error| malformed("Bind", error))?;
-        let Some(asked) = self.asked(unit, bound.statement)? else { return Ok(None) };
-        let tables = &self.db.config.tables;
-        let is_read = asked.facts.single().is_some_and(|statement| {
-            matches!(statement.class, Class::Read | Class::CopyOut | Class::Utility)
-                && statement.reads.iter().any(|name| tables.iter().any(|table| *table.name == *name.name))
-        });
-        if !is_read {
-            return Ok(None);
-        }
-        let execution = Execution {
-            facts: &asked.facts,
-            text: &asked.text,
-            types: &asked.types,
-            bind: Some((frame, &bound)),
-            max_rows: 0,
-            unanswered: b"",
-        };
-        let is_spread = |way: &Way| matches!(way, Way::FanOut(_) | Way::Gather(_) | Way::ExplainOver(_));
-        if !is_spread(&self.way(&execution).await?) {
-            return Ok(None);
-        }
-        let is_alone = unit.iter().filter(|frame| frame.tag() == b'B').count() == 1;
-        let is_described = unit.iter().any(|frame| frame.tag() == b'D' && frame.body().first() == Some(&b'P'));
-        if is_alone && !is_described {
-            return Ok(Some(Way::Bind));
-        }
-        Err(Error::refused(
-            "a portal over several shards that is described, or bound with others, before it is executed",
-        )
-        .hint("Bind and execute it before Sync, or describe the statement."))
     }
 
     /// Whether the unit executes a statement that is known to go to the primary: then nothing else in it matters.
@@ -380,24 +369,34 @@ impl Session {
                 b'P' => frontend::parse(frame.body()).map_err(|error| malformed("Parse", error))?.name,
                 b'D' => match frontend::target(frame.body()).map_err(|error| malformed("Describe", error))? {
                     target if !target.is_portal => target.name,
-                    target if self.is_halted(target.name) => {
-                        return Err(described_alone());
+                    target => {
+                        self.check_portal_of_failed(target.name)?;
+                        if self.is_halted(target.name) {
+                            return Err(described_alone());
+                        }
+                        continue;
                     }
-                    _ => continue,
                 },
                 b'B' => frontend::bind(frame.body()).map_err(|error| malformed("Bind", error))?.statement,
                 _ => continue,
             };
-            if let Some(asked) = self.asked(unit, name)? {
+            let asked = self.asked(unit, name)?.filter(|_| frame.tag() != b'D' || !self.is_described_in_failed(name));
+            if let Some(asked) = asked {
                 let execution = Execution::described(&asked.facts, &asked.text, &asked.types);
                 way = match self.way(&execution).await? {
                     Way::InsertSelect(plan) if plan.is_on_primary() => {
                         if unit.iter().any(|frame| frame.tag() == b'B') {
                             return Err(described_alone());
                         }
-                        Way::Describe
+                        Way::Describe(NO_ROWS)
                     }
-                    way => Way::Relay(way.describe_target()),
+                    Way::Explain(_) => {
+                        if unit.iter().any(|frame| frame.tag() == b'B') {
+                            return Err(described_alone());
+                        }
+                        Way::Describe(&ROUTE)
+                    }
+                    way => Way::Relay(self.where_described(&way)),
                 };
             }
         }
@@ -416,7 +415,7 @@ impl Session {
     }
 
     /// The statement of that name: prepared within the unit, or before; none if the unit closes it.
-    fn asked(&self, unit: &[Frame], name: &[u8]) -> Result<Option<Asked>, Error> {
+    pub(super) fn asked(&self, unit: &[Frame], name: &[u8]) -> Result<Option<Asked>, Error> {
         for frame in unit.iter().rev().filter(|frame| matches!(frame.tag(), b'P' | b'C')) {
             if frame.tag() == b'C' {
                 let closed = frontend::target(frame.body()).map_err(|error| malformed("Close", error))?;
@@ -451,17 +450,29 @@ impl Session {
             )
             .hint("Send Sync between the two, or describe the statement."));
         }
+        self.wait_for_answers().await?;
+        if self.is_unheard() {
+            return Ok(());
+        }
         let mut way = Some(way);
         let mut described = false;
         // What a server says to the client's own Parse and Bind is told as it says it: either may be what fails.
-        let unanswered = if asks_one_thing(unit) && way.as_ref().is_some_and(Way::is_read_aside) {
+        let unanswered = if asks_one_portal(unit) && way.as_ref().is_some_and(Way::is_read_aside) {
             if unit.iter().any(|frame| frame.tag() == b'P') { PARSED_AND_BOUND } else { BOUND }
         } else {
             b""
         };
+        let description = match &way {
+            Some(Way::Describe(description)) => Some(*description),
+            _ => None,
+        };
         for frame in unit {
+            if let (b'D', Some(description)) = (frame.tag(), description) {
+                self.answer_in_turn(description);
+            }
             match frame.tag() {
                 b'P' => {
+                    self.learn_exact_settings().await?;
                     let (name, prepared) = self.read_parse(frame)?;
                     self.keep_statement(&name, prepared);
                     if unanswered.is_empty() {
@@ -483,7 +494,6 @@ impl Session {
                         self.answer_in_turn(BOUND);
                     }
                 }
-                b'D' if matches!(way, Some(Way::Describe)) => self.answer_in_turn(b"t\0\0\0\x06\0\0n\0\0\0\x04"),
                 b'D' => described = true,
                 b'C' => self.on_close(frame.clone()).await?,
                 _ => {
@@ -558,7 +568,7 @@ impl Way {
     }
 }
 
-fn described_alone() -> Error {
+pub(super) fn described_alone() -> Error {
     Error::refused("a portal over several shards cannot be described on its own")
         .hint("Describe it in the flight that binds and executes it, or describe the statement.")
 }

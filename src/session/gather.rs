@@ -79,7 +79,7 @@ impl Session {
         match outcome.result {
             Ok(suspended) => {
                 if let Some((_, bind)) = execution.bind.filter(|_| !suspended && is_read) {
-                    self.note_done(bind.portal, execution.max_rows);
+                    self.note_done(bind.portal);
                 }
                 Ok(Ok(()))
             }

@@ -53,11 +53,10 @@ impl Session {
         let catalog = self.db.shard_catalog.as_ref().map(|handle| handle.current());
         let catalog = catalog.ok_or_else(|| Failure::Own(Error::internal("the shards' catalog is gone")))?;
         // Types that users made are known by the oids that shard 0 has for them.
-        let described =
-            match self.described_by_shard(ready.select.as_bytes(), &ready.types).await.map_err(Failure::Own)? {
-                Ok(described) => described,
-                Err(message) => return Err(Failure::Server(super::insert_select::without_position(message), 0)),
-            };
+        let described = match self.described(ready.select.as_bytes(), &ready.types).await.map_err(Failure::Own)? {
+            Ok(described) => described,
+            Err(message) => return Err(Failure::Server(super::insert_select::without_position(message), 0)),
+        };
         let statement = Statement { types: &ready.types, ..statement };
         let servers = shards_of(&mut self.server, &mut self.span, plan)?;
         let halt = halting(servers.iter().map(|(_, server)| Arc::clone(&server.cancel_target)).collect());

@@ -15,6 +15,7 @@ use crate::backend::pool::{Baseline, Lease, Pool};
 use crate::backend::reset::{self, ANSWERING_SETTINGS};
 use crate::backend::scan::Seen;
 use crate::backend::server::ServerConn;
+use crate::backend::settings::{Settings, SharedSettings};
 use crate::config::model::PoolMode;
 use crate::error::Error;
 use crate::net::spare;
@@ -41,11 +42,14 @@ impl Session {
                 attached.lease.server().queue_hidden_query(&statement);
             }
             self.server = Some(attached);
+            if self.status == TransactionStatus::Failed {
+                Box::pin(self.fail_on_server()).await?;
+            }
         }
         match &mut self.server {
             Some(attached) if attached.target == target => Ok(attached.lease.server()),
             _ => Err(Error::refused("a transaction cannot span several servers")
-                .hint("End the transaction first, or let it touch one shard or the primary only.")),
+                .hint("End the transaction first, let it touch one shard or the primary only, or configure database.two_phase.")),
         }
     }
 
@@ -55,7 +59,7 @@ impl Session {
             return false;
         }
         let Some(mut lease) = self.primary.try_acquire() else { return false };
-        if !self.fits(lease.server()) {
+        if lease.server().settings != self.settings.current {
             lease.release();
             return false;
         }
@@ -66,31 +70,31 @@ impl Session {
         true
     }
 
-    /// A server connection from the pool with this session's settings on it.
-    pub(super) async fn lease_with_settings(&mut self, target: Target) -> Result<Lease, Error> {
+    /// A server connection from the pool with these settings on it.
+    pub(super) async fn lease_with(&mut self, target: Target, settings: &SharedSettings) -> Result<Lease, Error> {
         let pool = self.pool(target);
         loop {
             let mut lease = self.wait_for_lease(&pool).await?;
             self.listed.holds(lease.lent_to(self.listed.id(), self.since.into_std()));
-            self.check_defaults(target, &pool)?;
-            if self.fits(lease.server()) || Box::pin(self.fit(lease.server())).await? {
+            self.check_defaults(target, &pool, settings)?;
+            // Equal settings are the same ones, as a rule: see `Database::share_settings`.
+            if lease.server().settings == *settings || Box::pin(self.fit(lease.server(), settings)).await? {
                 return Ok(lease);
             }
         }
     }
 
-    /// Whether another server gives a login the settings that the primary gives, but for those that the session has set itself.
+    /// Whether another server gives a login the settings that the primary gives, but for these, which the session has set itself.
     ///
     /// # Errors
     /// It does not: the client would be told of one value and be given answers under another.
-    pub(super) fn check_defaults(&self, target: Target, pool: &Pool) -> Result<(), Error> {
+    pub(super) fn check_defaults(&self, target: Target, pool: &Pool, settings: &Settings) -> Result<(), Error> {
         if target == Target::Primary {
             return Ok(());
         }
         let Some(ours) = self.primary.baseline().filter(|ours| !pool.is_set_as(ours)) else { return Ok(()) };
         let Some(theirs) = pool.baseline() else { return Ok(()) };
-        let is_other =
-            |name: &&&str| ours.setting(name) != theirs.setting(name) && self.settings.current.get(name).is_none();
+        let is_other = |name: &&&str| ours.setting(name) != theirs.setting(name) && settings.get(name).is_none();
         let Some(name) = ANSWERING_SETTINGS.iter().find(is_other) else { return Ok(()) };
         let value = |of: &Baseline| of.setting(name).unwrap_or("nothing").to_owned();
         let (ours, theirs, address) = (value(&ours), value(&theirs), pool.address());
@@ -98,20 +102,14 @@ impl Session {
             .hint("Give it the same value on every server (ALTER DATABASE, ALTER ROLE, postgresql.conf)."))
     }
 
-    /// Whether a server connection is in this session's state as it stands. Equal settings are the same ones, as a rule: see
-    /// `Database::share_settings`.
-    fn fits(&self, server: &ServerConn) -> bool {
-        server.settings == self.settings.current
-    }
-
-    /// Brings a server connection into this session's state; false if another must be tried.
-    async fn fit(&self, server: &mut ServerConn) -> Result<bool, Error> {
+    /// Gives a server connection these settings; false if another must be tried.
+    async fn fit(&self, server: &mut ServerConn, settings: &SharedSettings) -> Result<bool, Error> {
         let was_set = !server.settings.is_empty();
         #[cfg(feature = "faults")]
         if *self.db.leak.lock() == Some(super::context::Leak::Settings) {
-            server.settings = Arc::clone(&self.settings.current);
+            server.settings = Arc::clone(settings);
         }
-        match reset::apply(server, &self.settings.current).await {
+        match reset::apply(server, settings).await {
             Ok(()) => Ok(true),
             // What another client had set may be why (a statement_timeout of a millisecond): that connection is closed now.
             Err(error) if was_set => {
@@ -180,8 +178,12 @@ impl Session {
     /// Whether pgherd runs nothing of its own on the server before it is given back: a client that has its answer may send a
     /// cancel, which must not hit that.
     pub(super) fn needs_no_care(&mut self) -> bool {
-        !self.settings.must_read_back()
-            && !self.must_discard
+        !self.settings.must_read_back() && self.holds_nothing_odd()
+    }
+
+    /// Whether nothing but settings can be left on the server at hand.
+    pub(super) fn holds_nothing_odd(&mut self) -> bool {
+        !self.must_discard
             && !self.server_listens()
             && !self.changes_code
             && self.held_server().is_some_and(|server| !server.dirty)

@@ -130,7 +130,7 @@ impl Session {
     }
 
     /// An error of what pgherd has asked has ended the client's transaction: settings went back with it, which the client is to know.
-    fn tell_what_was_undone(&mut self, told: &[(String, String)]) {
+    pub(super) fn tell_what_was_undone(&mut self, told: &[(String, String)]) {
         let Some(attached) = &mut self.server else { return };
         let server = attached.lease.server();
         for (name, value) in server.parameters.iter().filter(|parameter| !told.contains(parameter)) {
@@ -143,14 +143,18 @@ impl Session {
     ///
     /// # Errors
     /// It would go to shards, by what it says now.
-    pub(super) fn way_as_read(&mut self, name: &[u8], way: Way) -> Result<Way, Error> {
+    pub(super) async fn way_as_read(&mut self, name: &[u8], way: Way) -> Result<Way, Error> {
         let is_as_planned = |it: &Arc<Prepared>| {
             self.is_read_as_things_are(it)
                 && it.identity.as_ref().is_none_or(|identity| identity.used_under().is_none())
         };
         let Some(prepared) = self.statement(name).filter(|it| !is_as_planned(it)) else { return Ok(way) };
-        let (Some(then), Some(now)) = (&prepared.read_under, self.settings_now()) else { return Ok(way) };
-        if then.is_same_beyond_path(&now) {
+        if !self.takes_nothing() && self.settings_now().is_none() {
+            self.learn_exact_settings().await?;
+        }
+        if let (Some(then), Some(now)) = (&prepared.read_under, self.settings_now())
+            && then.is_same_beyond_path(&now)
+        {
             if let Some(identity) = &prepared.identity {
                 // Names may be looked up elsewhere now: PostgreSQL has read it anew by then.
                 self.keep_as_read(name, &prepared, identity.own(), now);
@@ -234,6 +238,10 @@ impl Session {
         self.wait_for_answers().await?;
         let Some(attached) = &mut self.server else { return Err(Error::internal("a server was given back unasked")) };
         let server = attached.lease.server();
+        if server.status == TransactionStatus::Failed {
+            // What was waited for has failed it: nothing can be asked any more.
+            return Err(super::planned::aborted());
+        }
         server.spill(&mut self.client.outbuf);
         Ok(server)
     }

@@ -1,5 +1,7 @@
 //! Where SQL speaks of prepared statements: clients' names live in pgherd, and what a server connection holds is not one client's.
 
+use std::sync::Arc;
+
 use super::Session;
 use super::context::Target;
 use crate::error::Error;
@@ -69,6 +71,12 @@ impl Session {
         if let Some(server) = self.held_server().filter(|server| !server.expects.is_skipping()) {
             server.held.clear();
             self.named.clear();
+            // What is prepared behind it in the same pipeline stays.
+            self.forgets_statements = false;
+            if self.forgets_pins {
+                // DISCARD ALL: what was asked for at startup is set until the pipeline ends, one way or the other.
+                self.settings.note_exact(Arc::new(self.settings.startup.parse_relevant()));
+            }
         }
         Ok(())
     }

@@ -27,6 +27,7 @@ use crate::exec::two_phase::latch::Guard;
 use crate::plan::distribute::Streamed;
 use crate::plan::rules::Transaction;
 use crate::plan::{Plan, Refusal};
+use crate::sql::facts::Facts;
 use crate::sql::lexer::Lexer;
 use crate::wire::frame::{Frame, Frames};
 use crate::wire::writer::TransactionStatus;
@@ -109,11 +110,13 @@ impl Session {
         );
         let mut written = execution.facts.statements.iter().flat_map(|statement| &statement.writes);
         if is_on_shards
-            && !is_update_or_delete(execution.text)
+            && (matches!(plan, Plan::KeyMove(_)) || !is_update_or_delete(execution.text))
             && written.any(|name| span.changed_tables.contains(&name.name))
         {
-            return Err(Error::refused("INSERT, COPY and MERGE into a table that the transaction has changed")
-                .hint("Commit the change first."));
+            return Err(Error::refused(
+                "INSERT, COPY, MERGE and changes of the shard key of a table that the transaction has changed",
+            )
+            .hint("Commit the change first."));
         }
         Ok(())
     }
@@ -144,7 +147,7 @@ impl Session {
         if self.transaction_view() != Transaction::Written {
             return Ok(());
         }
-        if !self.reads_within() || self.settings.is_uncertain() {
+        if !self.reads_within() || !self.can_plan_by_settings() {
             return refused(
                 "where the session's settings are not known",
                 "Change settings by SET, and before the transaction.",
@@ -162,6 +165,17 @@ impl Session {
             );
         }
         Ok(())
+    }
+
+    /// Whether a read of a transaction that has written elsewhere runs beside it: on a shard that has nothing of it, where it cannot
+    /// go itself. That shard shows what is committed, as it would within the transaction.
+    pub(super) fn may_read_beside(&self, facts: &Facts, target: Target) -> bool {
+        self.db.two_phase.is_none()
+            && self.reads_within()
+            && self.check_own_reads().is_ok()
+            && !self.takes_part(target)
+            && !self.is_mid_flight()
+            && !self.db.writes_unseen(facts.fingerprint)
     }
 
     /// Whether the transaction has a connection to that server.
@@ -211,7 +225,7 @@ impl Session {
         if let (Ok(rows), Some((_, bind))) = (&outcome.result, execution.bind) {
             match rows_of(execution.max_rows) == Some(*rows) {
                 true => self.keep_halted(bind.portal, Halt::Spent),
-                false => self.note_done(bind.portal, execution.max_rows),
+                false => self.note_done(bind.portal),
             }
         }
         self.ran(execution, (outcome.result, outcome.untold), timed_out, term)

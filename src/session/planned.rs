@@ -12,8 +12,8 @@ use crate::cache::{Audit, Entry, Failure, FillTicket};
 use crate::catalog::model::{Catalog, FIRST_USER_OID};
 use crate::error::{Error, ErrorKind};
 use crate::plan::distribute::{CopiedIn, Gathered, InsertSelect, KeyMove, Scattered, Split, Streamed, Unstreamed};
-use crate::plan::rules::{self, Bound, Input, SessionView, Transaction, resolve_search_path};
-use crate::plan::{CachedRead, Explained, Local, Plan, Refusal};
+use crate::plan::rules::{self, Bound, Input, SessionView, Transaction};
+use crate::plan::{CachedRead, Explained, Local, Maintained, Plan, Refusal};
 use crate::sql::facts::{Class, Facts, SharedFacts, TransactionControl};
 use crate::telemetry::metrics::PlanClass;
 use crate::wire::frame::Frame;
@@ -66,6 +66,8 @@ pub(super) enum Way {
     Cursor(Arc<Gathered>),
     /// Tells how several shards, and the coordinator, would run it, or have.
     ExplainOver(Arc<Explained>),
+    /// Runs on several servers, on each by itself.
+    Maintain(Arc<Maintained>),
     /// Writes on several shards.
     Scatter(Arc<Scattered>),
     /// Reads a query's rows and inserts them where they belong.
@@ -80,8 +82,8 @@ pub(super) enum Way {
     Resume,
     /// Binds a portal over several shards, which is executed later.
     Bind,
-    /// Describes an INSERT of which no server has all tables: it has no parameters and gives no rows.
-    Describe,
+    /// Describes what no server can: an INSERT of which none has all tables, or `EXPLAIN (ROUTE)`. It has no parameters.
+    Describe(&'static [u8]),
     /// There is nothing to run.
     Empty,
     /// Begins a transaction that no server knows of yet.
@@ -92,6 +94,10 @@ pub(super) enum Way {
     RollbackTo(usize),
     /// Ends one that no server knows of; true is COMMIT.
     End(bool),
+    /// Ends one that no server knows of, and begins its like; true is COMMIT.
+    EndAndChain(bool),
+    /// Ends a transaction over several servers; true is COMMIT. Its like begins with these.
+    ChainEverywhere(bool, Vec<Bytes>),
     /// Runs SAVEPOINT, RELEASE or ROLLBACK TO on every server of the transaction.
     Everywhere,
     /// Ends a transaction over several servers; true is COMMIT.
@@ -110,6 +116,7 @@ impl Way {
                 | Self::FanOut(_)
                 | Self::Split(_)
                 | Self::Failed(_)
+                | Self::Maintain(_)
                 | Self::Scatter(_)
                 | Self::InsertSelect(_)
                 | Self::KeyMove(_)
@@ -134,6 +141,7 @@ impl Way {
             }
             Self::ExplainOver(_) | Self::InsertSelect(_) => Target::Shard(0),
             Self::KeyMove(moved) => Target::Shard(moved.sources.first().copied().unwrap_or(0)),
+            Self::Maintain(maintained) if !maintained.on_primary => Target::Shard(0),
             Self::Scatter(scattered) => Target::Shard(scattered.parts.first().map_or(0, |part| part.shard)),
             _ => Target::Primary,
         }
@@ -150,10 +158,12 @@ impl Way {
             Self::Hit(..) | Self::Fill(..) | Self::Failed(_) => PlanClass::Cached,
             Self::FanOut(_) | Self::Split(_) | Self::Resume => PlanClass::FanOut,
             Self::Gather(_) | Self::Cursor(_) | Self::ExplainOver(_) => PlanClass::Gather,
-            Self::Scatter(_) | Self::InsertSelect(_) | Self::KeyMove(_) | Self::CopyIn(_) => PlanClass::Scatter,
+            Self::Scatter(_) | Self::InsertSelect(_) | Self::KeyMove(_) | Self::CopyIn(_) | Self::Maintain(_) => {
+                PlanClass::Scatter
+            }
             Self::Explain(_)
             | Self::Bind
-            | Self::Describe
+            | Self::Describe(_)
             | Self::Empty
             | Self::Begin
             | Self::Savepoint
@@ -161,13 +171,12 @@ impl Way {
             | Self::End(_)
             | Self::Everywhere
             | Self::EndEverywhere(_)
+            | Self::EndAndChain(_)
+            | Self::ChainEverywhere(..)
             | Self::Fail(_) => PlanClass::Local,
         }
     }
 }
-
-/// `search_path` where nobody has said otherwise.
-pub(super) const DEFAULT_PATH: &str = "\"$user\", public";
 
 /// Client encodings whose characters may hold ASCII bytes, so that a quote may be hidden in one.
 const DECEPTIVE_ENCODINGS: [&str; 7] = ["SJIS", "BIG5", "GBK", "UHC", "GB18030", "JOHAB", "SHIFT_JIS_2004"];
@@ -187,7 +196,10 @@ impl Session {
             }
         }
         self.show_that_it_has_read(execution.facts);
-        let spans = self.span.is_some() || (!self.lazy_begin.is_empty() && self.db.two_phase.is_some());
+        if self.span.as_ref().is_some_and(|span| !span.set_by_query.is_empty()) {
+            Box::pin(self.repeat_what_a_query_set()).await?;
+        }
+        let spans = self.span.is_some() || (!self.lazy_begin.is_empty() && self.db.config.is_distributed());
         if spans && let Some(message) = self.note_for_span(execution).await? {
             return Ok(Way::Fail(message));
         }
@@ -205,6 +217,9 @@ impl Session {
         if self.db.config.schemas.is_some() {
             Box::pin(self.learn_exact_settings()).await?;
         }
+        if !self.settings.parse_is_certain() {
+            Box::pin(self.learn_what_names_mean(execution.facts)).await?;
+        }
         let plan = self.plan(execution).await?;
         self.count_cache_refusal(&plan);
         let is_read = execution.facts.single().is_some_and(|statement| statement.class == Class::Read);
@@ -220,8 +235,9 @@ impl Session {
                     .hint("Give the parameters their types in Parse."))
             }
             Plan::Shard { shard, detachable, .. } => {
-                let aside = detachable && execution.max_rows == 0 && self.may_read_aside(execution.facts);
                 let target = Target::Shard(shard);
+                let may_read = self.may_read_aside(execution.facts) || self.may_read_beside(execution.facts, target);
+                let aside = detachable && execution.max_rows == 0 && may_read;
                 Ok(if aside { Way::ReadOnly(target) } else { Way::Relay(target) })
             }
             Plan::Replica(_) if execution.max_rows > 0 => Ok(Way::Relay(Target::Primary)),
@@ -241,6 +257,7 @@ impl Session {
             Plan::Cursor(gathered) => self.way_of_fan_out(Way::Cursor(gathered)),
             Plan::Explain(explained) => self.way_of_fan_out(Way::ExplainOver(explained)),
             Plan::CopyIn(copied) => self.way_of_fan_out(Way::CopyIn(copied)),
+            Plan::Maintain(maintained) => self.way_of_maintenance(maintained),
             Plan::Scatter(scattered) => self.way_of_fan_out(Way::Scatter(scattered)),
             Plan::KeyMove(moved) => self.way_of_fan_out(Way::KeyMove(moved)),
             Plan::InsertSelect(plan) => self.way_of_fan_out(Way::InsertSelect(plan)),
@@ -254,9 +271,12 @@ impl Session {
     }
 
     /// Waits for all answers that are owed. False if the statement is not what it was then: its Parse was among what failed, and what
-    /// becomes of it is the server's to say.
+    /// becomes of it is the server's to say. What stands with its own Parse was not meant by any of them.
     async fn is_as_bound_after_answers(&mut self, execution: &Execution<'_>) -> Result<bool, Error> {
-        let bound = |session: &Self| Some(session.statement(execution.bind?.1.statement)?.serial);
+        let bound = |session: &Self| {
+            let prepared = session.statement(execution.bind?.1.statement)?;
+            std::ptr::eq(prepared.text().as_ptr(), execution.text.as_ptr()).then_some(prepared.serial)
+        };
         let before = bound(self);
         self.wait_for_answers().await?;
         Ok(bound(self) == before)
@@ -298,7 +318,7 @@ impl Session {
     pub(super) fn turn_to_memory(&mut self, catalog: u64) {
         let world = World { catalog, epoch: self.db.gate.epoch() };
         let (db, user) = (&self.db, &self.user);
-        self.memo.check(world, &self.settings.current, &db.plan_memories, || db.login_role(user));
+        self.memo.check(world, self.settings.now(), &db.plan_memories, || db.login_role(user));
     }
 
     pub(super) fn refused(&self, refusal: Refusal) -> Error {
@@ -327,12 +347,20 @@ impl Session {
                     return Ok(Some(Way::End(self.status != TransactionStatus::Failed)));
                 }
                 Some(TransactionControl::Rollback) => return Ok(Some(Way::End(false))),
+                Some(TransactionControl::CommitAndChain) => {
+                    return Ok(Some(Way::EndAndChain(self.status != TransactionStatus::Failed)));
+                }
+                Some(TransactionControl::RollbackAndChain) => return Ok(Some(Way::EndAndChain(false))),
                 Some(TransactionControl::RollbackTo) if let Some(kept) = savepoint_named_in(&self.lazy_begin, text) => {
                     return Ok(Some(Way::RollbackTo(kept)));
                 }
                 // Bind is refused even then.
                 _ if execution.bind.is_none() && facts.statements.iter().all(|it| it.class == Class::Empty) => {
                     return Ok(Some(Way::Empty));
+                }
+                // A mistake in the grammar comes first.
+                _ if self.status == TransactionStatus::Failed && is_unread(facts) => {
+                    return Ok(Some(Way::Relay(Target::Primary)));
                 }
                 _ if self.status == TransactionStatus::Failed => return Err(aborted()),
                 _ => return Ok(None),
@@ -456,50 +484,21 @@ impl Session {
         })
     }
 
-    /// Schemas as PostgreSQL resolves names for this session.
-    pub(super) fn search_path(&self, catalog: &Catalog, role: &str) -> Vec<Box<str>> {
-        let setting = self.setting("search_path").unwrap_or_else(|| DEFAULT_PATH.into());
-        resolve_search_path(&setting, role, catalog)
-    }
-
-    /// `current_user`.
-    pub(super) fn effective_role(&self) -> String {
-        let set = |name| self.settings.current.get(name).filter(|role| *role != "none").map(str::to_owned);
-        set("role")
-            .or_else(|| set("session_authorization"))
-            .unwrap_or_else(|| self.db.login_role(&self.user).to_owned())
-    }
-
-    /// What a setting is for this session.
-    pub(super) fn setting(&self, name: &str) -> Option<Box<str>> {
-        match self.settings.current.get(name) {
-            Some(value) => Some(value.into()),
-            None => {
-                let baseline = self.primary.baseline()?;
-                baseline.setting(name).map(Into::into)
-            }
-        }
-    }
-
-    pub(super) fn reported_at_login(&self, name: &str) -> Option<Box<str>> {
-        let baseline = self.primary.baseline()?;
-        baseline.parameters.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str().into())
-    }
-
     /// Where the transaction stands, as far as a plan must know.
     pub(super) fn transaction_view(&self) -> Transaction {
         match self.status {
             TransactionStatus::Failed => Transaction::Failed,
-            _ if self.settings.is_uncertain() => Transaction::Written,
-            _ if self.isolated
-                || self.setting("default_transaction_isolation").as_deref() != Some("read committed") =>
-            {
-                Transaction::Isolated
-            }
+            _ if !self.can_plan_by_settings() => Transaction::Written,
+            _ if self.is_isolated() => Transaction::Isolated,
             TransactionStatus::Idle => Transaction::Outside,
             TransactionStatus::InTransaction if self.written => Transaction::Written,
             TransactionStatus::InTransaction => Transaction::VirginReadCommitted,
         }
+    }
+
+    /// Whether the transaction has one snapshot for all of its statements.
+    pub(super) fn is_isolated(&self) -> bool {
+        self.isolated || self.setting_at_begin("default_transaction_isolation").as_deref() != Some("read committed")
     }
 
     async fn way_of_replica(&mut self) -> Result<Way, Error> {
@@ -530,7 +529,7 @@ impl Session {
         self.written_by(facts).trusts_code
     }
 
-    fn way_of_fan_out(&self, way: Way) -> Result<Way, Error> {
+    pub(super) fn way_of_fan_out(&self, way: Way) -> Result<Way, Error> {
         if self.is_mid_flight() {
             return Err(Error::refused("a statement over several shards cannot stand in the middle of a pipeline")
                 .hint("Send Sync before it."));
@@ -560,6 +559,11 @@ impl super::Prepared {
             None => self.types.clone(),
         }
     }
+}
+
+/// Whether some of it could not be read.
+pub(super) fn is_unread(facts: &Facts) -> bool {
+    facts.statements.iter().any(|statement| statement.class == Class::Opaque)
 }
 
 pub(super) fn aborted() -> Error {

@@ -19,9 +19,10 @@ use crate::wire::frame::Frame;
 use crate::wire::frontend;
 use crate::wire::writer::{self, TransactionStatus};
 
-/// Portals by name. Boxed where there are any: an idle session is small.
+/// Portals by name, and the moment of the session's settings since which they stand where they stand. Boxed where there are any: an idle
+/// session is small.
 #[derive(Default)]
-pub(super) struct Suspended(HashMap<Bytes, Halt>);
+pub(super) struct Suspended(HashMap<Bytes, (u32, Halt)>);
 
 /// Where a portal stands.
 pub(super) enum Halt {
@@ -54,13 +55,14 @@ pub(super) struct Stream {
 impl Session {
     /// Keeps a portal for later messages.
     pub(super) fn keep_halted(&mut self, portal: &[u8], halt: Halt) {
-        self.suspended.get_or_insert_default().0.insert(Bytes::copy_from_slice(portal), halt);
+        let moment = self.settings.changes();
+        self.suspended.get_or_insert_default().0.insert(Bytes::copy_from_slice(portal), (moment, halt));
     }
 
     /// The Bind of a portal that a former flight bound and did not execute.
     pub(super) fn bound_before(&self, portal: &[u8]) -> Option<Frame> {
         match self.suspended.as_ref()?.0.get(portal)? {
-            Halt::Bound(bind) => Some(bind.clone()),
+            (_, Halt::Bound(bind)) => Some(bind.clone()),
             _ => None,
         }
     }
@@ -81,8 +83,8 @@ impl Session {
     pub(super) async fn close_halted(&mut self, portal: Option<&[u8]>) {
         let Some(suspended) = &mut self.suspended else { return };
         let halted: Vec<Halt> = match portal {
-            Some(portal) => suspended.0.remove(portal).into_iter().collect(),
-            None => std::mem::take(&mut suspended.0).into_values().collect(),
+            Some(portal) => suspended.0.remove(portal).into_iter().map(|(_, halt)| halt).collect(),
+            None => std::mem::take(&mut suspended.0).into_values().map(|(_, halt)| halt).collect(),
         };
         if suspended.0.is_empty() {
             self.suspended = None;
@@ -105,7 +107,7 @@ impl Session {
 
     /// Executes a suspended portal again. An error of a server's comes back as the bytes that the client is to get.
     pub(super) async fn resume(&mut self, portal: &[u8], max_rows: i32) -> Result<Result<(), Bytes>, Error> {
-        let halt = self.suspended.as_mut().and_then(|suspended| suspended.0.remove(portal));
+        let halt = self.suspended.as_mut().and_then(|suspended| suspended.0.remove(portal)).map(|(_, halt)| halt);
         let work = CancellationToken::new();
         self.cancel.slot.aim_at_work(work.clone());
         let limit = self.db.fanout.query_timeout;
@@ -204,16 +206,23 @@ impl Session {
         outcome.result.map(|_| ())
     }
 
-    /// Notes that a portal has given all its rows, if it may be asked for more.
-    pub(super) fn note_done(&mut self, portal: &[u8], max_rows: i32) {
-        if !portal.is_empty() || max_rows > 0 {
-            self.keep_halted(portal, Halt::Done);
-        }
+    /// Notes that a portal has given all its rows: it may be asked for more.
+    pub(super) fn note_done(&mut self, portal: &[u8]) {
+        self.keep_halted(portal, Halt::Done);
     }
 
-    /// Whether the transaction lets a suspended portal go on.
-    pub(super) fn check_resuming(&self) -> Result<(), Error> {
-        if self.status == TransactionStatus::Failed { Err(super::planned::aborted()) } else { Ok(()) }
+    /// Whether the transaction, and the settings at hand, let a portal of a former flight go on. PostgreSQL has read its constants and
+    /// parameters by now, and shows each row as the settings say when it is fetched.
+    pub(super) fn check_resuming(&self, portal: &[u8]) -> Result<(), Error> {
+        if self.status == TransactionStatus::Failed {
+            return Err(super::planned::aborted());
+        }
+        match self.suspended.as_ref().and_then(|suspended| suspended.0.get(portal)) {
+            None | Some((_, Halt::Done | Halt::Spent)) => Ok(()),
+            Some((moment, _)) if *moment == self.settings.changes() => Ok(()),
+            Some(_) => Err(Error::refused("a portal over several shards of before settings were changed")
+                .hint("Change settings before the portal is bound, or fetch all of its rows before.")),
+        }
     }
 }
 

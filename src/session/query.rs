@@ -6,6 +6,7 @@ use super::Session;
 use super::context::Target;
 use super::extended::malformed;
 use super::pin::Pin;
+use super::route::asks_route;
 use crate::backend::expect::Expect;
 use crate::backend::settings::Settings;
 use crate::backend::statements::NAME_PREFIX;
@@ -30,7 +31,7 @@ impl Session {
         if self.answers_itself(&facts).await? {
             return Ok(());
         }
-        if self.db.is_planned() {
+        if self.db.is_planned() || asks_route(&facts) {
             return self.go_simple(&frame, text, &facts).await;
         }
         self.relay_query(&frame, &facts).await
@@ -159,10 +160,12 @@ impl Session {
             self.settings.forget_exact();
         }
         self.note_cursors(facts)?;
+        self.note_work(facts);
         let mut asks_listening = false;
         self.note_unseen(facts);
         for effect in facts.effects() {
             refuse_pgherds_names(effect)?;
+            self.isolated |= sets_isolation(effect);
             self.settings.note_effect(effect);
             if let Some(pin) = Pin::of(effect) {
                 self.pin(pin);
@@ -196,6 +199,16 @@ impl Session {
     /// Where a statement runs that says nothing about it.
     pub(super) fn default_target(&self) -> Target {
         self.server.as_ref().map_or(Target::Primary, |attached| attached.target)
+    }
+}
+
+/// Whether the transaction may have another isolation from then on.
+fn sets_isolation(effect: &Effect) -> bool {
+    match effect {
+        Effect::Set(name) | Effect::SetLocal(name) => {
+            matches!(&**name, "transaction_isolation" | "transaction_deferrable")
+        }
+        _ => false,
     }
 }
 

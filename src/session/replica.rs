@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::context::Target;
 use super::{Attached, Session};
+use crate::backend::pool::Lease;
 use crate::backend::reset::RESULT_SETTINGS;
 use crate::backend::server::ServerConn;
 use crate::backend::settings::literal;
@@ -96,8 +97,15 @@ impl Session {
         if let Some(None) = self.last_write {
             self.last_write = Some(Some(Arc::new(self.position_of_primary().await?.0)));
         }
-        let mut targets: Vec<Target> = self.db.replicas_in_turn().collect();
-        targets.retain(|&target| self.check_defaults(target, &self.pool(target)).is_ok());
+        let mut targets: Vec<Target> = Vec::new();
+        for target in self.db.replicas_in_turn() {
+            let pool = self.pool(target);
+            // Before anybody has logged in there its settings are not known.
+            let is_known = pool.baseline().is_some() || self.wait_for_lease(&pool).await.map(Lease::release).is_ok();
+            if is_known && self.check_defaults(target, &pool, self.settings.now()).is_ok() {
+                targets.push(target);
+            }
+        }
         let Some(position) = self.last_write.clone().flatten() else { return targets.first().copied() };
         let sql = position.is_replayed();
         for target in targets {

@@ -125,6 +125,7 @@ impl Session {
     pub(super) async fn assemble(&mut self, targets: impl Iterator<Item = Target>) -> Result<(), Error> {
         for target in targets {
             self.attach(target).await?;
+            self.transaction_has_worked();
         }
         self.come_to_rest().await
     }
@@ -215,12 +216,14 @@ impl Session {
 
     /// A write that commits by itself cannot stand in the middle of a pipeline, which is one transaction up to its Sync.
     pub(super) fn refuse_in_pipeline(&self, way: &Way, is_last: bool) -> Result<(), Error> {
-        if matches!(way, Way::Scatter(_) | Way::InsertSelect(_) | Way::KeyMove(_) | Way::CopyIn(_))
+        if matches!(way, Way::Scatter(_) | Way::InsertSelect(_) | Way::KeyMove(_) | Way::CopyIn(_) | Way::Maintain(_))
             && self.status == TransactionStatus::Idle
             && !is_last
         {
-            return Err(Error::refused("a write over several shards in a pipeline with other statements")
-                .hint("Send BEGIN before them, or Sync behind each."));
+            return Err(Error::refused(
+                "a write or maintenance over several servers in a pipeline with other statements",
+            )
+            .hint("Send BEGIN before them, or Sync behind each."));
         }
         Ok(())
     }

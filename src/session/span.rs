@@ -2,6 +2,7 @@
 //! be told first.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use tokio_util::sync::CancellationToken;
@@ -27,7 +28,11 @@ pub(super) struct Span {
     /// Settings were changed in it.
     sets: bool,
     /// Something was run that cannot be repeated where a server joins late.
-    cannot_grow: bool,
+    pub(super) cannot_grow: bool,
+    /// Something was run that is more than what every server of the transaction must have run.
+    pub(super) has_worked: bool,
+    /// What a query has set just now: to what is not known yet.
+    pub(super) set_by_query: Vec<Effect>,
     /// Tables of the shards were changed in it: plans know them as they were.
     pub(super) changed_tables: BTreeSet<Box<str>>,
     /// Where its cursors are.
@@ -40,10 +45,44 @@ struct Entry {
     savepoint: Option<Box<str>>,
 }
 
+impl Entry {
+    fn new(text: &[u8]) -> Self {
+        Self { text: Bytes::copy_from_slice(text), savepoint: None }
+    }
+}
+
 impl Span {
     /// How many of the entries stay when the transaction goes back to that savepoint.
     fn savepoint(&self, name: &str) -> Option<usize> {
         self.log.iter().rposition(|entry| entry.savepoint.as_deref() == Some(name))
+    }
+
+    /// All that every server of the transaction must have run.
+    pub(super) fn script(&self) -> Result<String, Error> {
+        let texts = self.log.iter().map(|entry| String::from_utf8(entry.text.to_vec()));
+        let texts: Result<Vec<String>, _> = texts.collect();
+        let texts = texts.map_err(|_| Error::refused("a transaction's beginning that is not UTF-8"))?;
+        Ok(texts.iter().map(|text| format!("{text}\n;\n")).collect())
+    }
+
+    /// Notes what every server that joins must run, too.
+    pub(super) fn repeat(&mut self, text: &[u8]) {
+        self.log.push(Entry::new(text));
+    }
+
+    /// What was run that every server of the transaction must have run.
+    pub(super) fn texts(&self) -> impl Iterator<Item = &Bytes> {
+        self.log.iter().map(|entry| &entry.text)
+    }
+
+    /// The next transaction on the server at hand began with that. False if others cannot join it.
+    pub(super) fn begin_again(&mut self, begin: Vec<Bytes>) -> bool {
+        if self.sets || self.cannot_grow || !self.others.is_empty() {
+            return false;
+        }
+        self.log = begin.into_iter().map(|text| Entry { text, savepoint: None }).collect();
+        self.changed_tables.clear();
+        true
     }
 
     fn note(&mut self, control: TransactionControl, text: &[u8], name: Option<&str>) {
@@ -69,7 +108,7 @@ impl Span {
 impl Session {
     /// What a transaction began with is remembered where others may join it.
     pub(super) fn begin_span(&mut self) {
-        if self.lazy_begin.is_empty() || self.db.two_phase.is_none() || self.keeps_server() {
+        if self.lazy_begin.is_empty() || !self.db.config.is_distributed() || self.keeps_server() {
             return;
         }
         let entry = |text: &Bytes| {
@@ -91,7 +130,7 @@ impl Session {
     }
 
     /// The server connection of that target becomes the one at hand, within the transaction. False where there is no transaction
-    /// that could go on there.
+    /// that could go on there, too.
     pub(super) async fn switch_to(&mut self, target: Target) -> Result<bool, Error> {
         if self.span.is_none() || self.status == TransactionStatus::Idle {
             return Ok(false);
@@ -99,6 +138,12 @@ impl Session {
         self.come_to_rest().await?;
         if self.status == TransactionStatus::Failed || self.skipping {
             return Err(aborted());
+        }
+        if self.may_relocate() {
+            return Box::pin(self.relocate(target)).await.map(|()| true);
+        }
+        if self.db.two_phase.is_none() {
+            return Ok(false);
         }
         if self.keeps_server() {
             return Err(Error::refused(
@@ -141,12 +186,22 @@ impl Session {
         self.wait_for_answers().await
     }
 
+    /// Whether PostgreSQL would not look at a message: it stands behind an error, and no Sync between them.
+    pub(super) fn is_unheard(&mut self) -> bool {
+        self.skipping || self.held_server().is_some_and(|server| server.expects.is_skipping())
+    }
+
+    /// Refuses what PostgreSQL would not look at. Nobody is told of it: of the error they have been.
+    fn check_heard(&mut self) -> Result<(), Error> {
+        if self.is_unheard() { Err(aborted()) } else { Ok(()) }
+    }
+
     /// Why no further server may take part in the transaction at hand.
     fn why_alone(&self) -> Option<Error> {
         let refused = |what: &str, hint: &str| {
             Some(Error::refused(format!("a transaction over several servers {what}")).hint(hint))
         };
-        if self.isolated || self.setting("default_transaction_isolation").as_deref() != Some("read committed") {
+        if self.is_isolated() {
             return refused(
                 "under REPEATABLE READ or SERIALIZABLE",
                 "Use READ COMMITTED, or let the transaction touch one shard or the primary only.",
@@ -179,18 +234,12 @@ impl Session {
             return Err(error);
         }
         let lock_timeout = self.lock_timeout();
-        let lease = self.lease_with_settings(target).await?;
+        let settings = Arc::clone(&self.settings.current);
+        let lease = self.lease_with(target, &settings).await?;
         let mut joined = Attached { lease, target };
         let Some(span) = &self.span else { return Err(Error::internal("nothing can be joined")) };
-        let mut text: Vec<u8> = Vec::new();
-        for entry in &span.log {
-            text.extend_from_slice(&entry.text);
-            text.extend_from_slice(b"\n;\n");
-        }
-        text.extend_from_slice(lock_timeout.as_deref().unwrap_or_default().as_bytes());
-        let text =
-            String::from_utf8(text).map_err(|_| Error::refused("a transaction's beginning that is not UTF-8"))?;
-        tell(&mut joined, &text).await?;
+        let script = span.script()? + lock_timeout.as_deref().unwrap_or_default();
+        tell(&mut joined, &script).await?;
         let is_second = span.others.is_empty();
         if let (true, Some(sql)) = (is_second, &lock_timeout) {
             // The first one waits for locks no longer than the others: else two transactions could wait for each other for ever.
@@ -246,28 +295,45 @@ impl Session {
         if execution.bind.is_none() && self.in_extended {
             return Ok(None);
         }
+        span.sets |= sets;
         let can_be_repeated = is_set || (statement.class == Class::Session && statement.parameters == 0);
         if !can_be_repeated {
+            if statement.effects.iter().all(names_setting) {
+                span.set_by_query.extend(statement.effects.iter().cloned());
+                return Ok(None);
+            }
             span.cannot_grow = true;
             if span.others.is_empty() {
                 return Ok(None);
             }
             let (what, hint) = match names_constraints {
                 true => ("SET CONSTRAINTS with names", "Use SET CONSTRAINTS ALL."),
-                false => ("a change of settings by a query", "Use SET."),
+                false => (
+                    "a change of settings whose names are not in the text",
+                    "Use SET, or set_config with the setting's name and true or false in it.",
+                ),
             };
             return Err(Error::refused(format!("{what}, in a transaction over several servers")).hint(hint));
         }
-        span.sets |= sets;
         if self.status != TransactionStatus::InTransaction {
             return Ok(None);
         }
-        span.log.push(Entry { text: Bytes::copy_from_slice(execution.text), savepoint: None });
-        if span.others.is_empty() {
+        let is_alone = span.others.is_empty();
+        if !is_alone {
+            self.come_to_rest().await?;
+            self.check_heard()?;
+        }
+        let Some(span) = &mut self.span else { return Ok(None) };
+        span.repeat(execution.text);
+        if is_alone {
             return Ok(None);
         }
-        self.come_to_rest().await?;
         let text = std::str::from_utf8(execution.text).map_err(|_| Error::refused("a SET that is not UTF-8"))?;
+        self.tell_others(text).await
+    }
+
+    /// Has the servers of the transaction that are not at hand run something. Returns the ErrorResponse of one that would not.
+    pub(super) async fn tell_others(&mut self, text: &str) -> Result<Option<Bytes>, Error> {
         let Some(span) = &mut self.span else { return Ok(None) };
         let mut parts: Vec<Part<'_>> = span.others.iter_mut().map(part).collect();
         for answer in commit::everywhere(&mut parts, text).await {
@@ -290,18 +356,22 @@ impl Session {
         match control {
             Control::Savepoint | Control::Release | Control::RollbackTo if spans => Ok(Some(Way::Everywhere)),
             Control::Commit | Control::Rollback if spans => Ok(Some(Way::EndEverywhere(control == Control::Commit))),
-            Control::Prepare | Control::CommitAndChain | Control::RollbackAndChain if spans => {
-                Err(Error::refused("PREPARE TRANSACTION and AND CHAIN in a transaction over several servers")
-                    .hint("Use COMMIT or ROLLBACK, and begin anew."))
+            Control::CommitAndChain | Control::RollbackAndChain if spans => {
+                self.way_of_chain(control == Control::CommitAndChain).map(Some)
             }
+            Control::Prepare if spans => Err(Error::refused(
+                "PREPARE TRANSACTION in a transaction over several servers",
+            )
+            .hint(
+                "Use COMMIT, which is done on all of them or on none, or let the transaction touch one server only.",
+            )),
             Control::Savepoint | Control::Release if self.status == TransactionStatus::Failed => Ok(None),
             Control::Savepoint | Control::Release | Control::RollbackTo => {
                 self.note_savepoint(facts, text);
                 Ok(None)
             }
             Control::CommitAndChain | Control::RollbackAndChain => {
-                // How the next transaction begins is this server's to know.
-                self.span = None;
+                self.chain_on_one();
                 Ok(None)
             }
             _ => Ok(None),
@@ -320,6 +390,7 @@ impl Session {
     /// SAVEPOINT, RELEASE or ROLLBACK TO on every server of the transaction. `Err` inside is the ErrorResponse of one that would not.
     pub(super) async fn control_everywhere(&mut self, execution: &Execution<'_>) -> Result<Result<(), Bytes>, Error> {
         self.come_to_rest().await?;
+        self.check_heard()?;
         let text = std::str::from_utf8(execution.text).map_err(|_| Error::refused("a text that is not UTF-8"))?;
         let goes_back =
             execution.facts.single().map(|it| it.class) == Some(Class::Transaction(TransactionControl::RollbackTo));
@@ -373,6 +444,7 @@ impl Session {
     /// Ends the transaction on every server. True if it is committed; the bytes are the ErrorResponse of a server that would not.
     pub(super) async fn end_everywhere(&mut self, commit: bool) -> Result<Result<bool, Bytes>, Error> {
         self.come_to_rest().await?;
+        self.check_heard()?;
         let commit = commit && self.status != TransactionStatus::Failed;
         // What is lost here by an error is closed, and so rolled back.
         self.untie_cancel().await;
@@ -466,7 +538,7 @@ impl Session {
 }
 
 /// Runs statements that a client's transaction needs and does not see.
-async fn tell(attached: &mut Attached, text: &str) -> Result<(), Error> {
+pub(super) async fn tell(attached: &mut Attached, text: &str) -> Result<(), Error> {
     match commit::command(attached.lease.server(), text).await? {
         Ok(()) => Ok(()),
         Err(message) => Err(crate::backend::failure::server_error(&message[crate::wire::frame::HEADER_LEN..])),
@@ -485,6 +557,11 @@ fn part(attached: &mut Attached) -> Part<'_> {
         Target::Primary | Target::Replica(_) | Target::Coordinator => 0,
     };
     Part { server: attached.lease.server(), at }
+}
+
+/// Whether it sets a setting whose name is known.
+fn names_setting(effect: &Effect) -> bool {
+    matches!(effect, Effect::Set(_) | Effect::SetLocal(_))
 }
 
 fn changes_settings(facts: &Facts) -> bool {

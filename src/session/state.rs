@@ -3,8 +3,12 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use crate::backend::reset::RESULT_SETTINGS;
 use crate::backend::settings::{Settings, SharedSettings, is_reported, none};
 use crate::sql::facts::Effect;
+
+/// What a transaction is, which no other takes over from it.
+const OF_TRANSACTION: [&str; 3] = ["transaction_deferrable", "transaction_isolation", "transaction_read_only"];
 
 /// The settings of one session.
 #[derive(Debug)]
@@ -16,13 +20,27 @@ pub(super) struct SessionSettings {
     parse_relevant: SharedSettings,
     touched: BTreeSet<Box<str>>,
     everything_touched: bool,
-    local: bool,
     /// Something that parse analysis reads may have changed.
     parse_is_uncertain: bool,
     /// That is more than the schemas in which names are looked up.
     beyond_path_is_uncertain: bool,
-    /// What parse analysis reads in the transaction at hand, once it was asked for.
+    /// What is set in the transaction at hand. Boxed where there is any: an idle session is small.
+    within: Option<Box<Within>>,
+    /// How often something may have changed that decides what statements mean or how rows are shown.
+    changes: u32,
+}
+
+/// What a transaction sets.
+#[derive(Debug, Default)]
+struct Within {
+    /// What is set until it ends.
+    local: BTreeSet<Box<str>>,
+    /// Something was set whose name is not known.
+    opaque: bool,
+    /// What parse analysis reads, once it was asked for.
     exact: Option<SharedSettings>,
+    /// All that is set, once it was asked for.
+    all: Option<SharedSettings>,
 }
 
 impl Default for SessionSettings {
@@ -33,10 +51,10 @@ impl Default for SessionSettings {
             parse_relevant: none(),
             touched: BTreeSet::new(),
             everything_touched: false,
-            local: false,
             parse_is_uncertain: false,
             beyond_path_is_uncertain: false,
-            exact: None,
+            within: None,
+            changes: 0,
         }
     }
 }
@@ -62,20 +80,67 @@ impl SessionSettings {
 
     /// Whether a change is under way whose outcome is not read back yet.
     pub(super) fn is_uncertain(&self) -> bool {
-        self.local || self.must_read_back()
+        let is_set = |within: &Within| !within.local.is_empty() || within.opaque;
+        self.must_read_back() || self.within.as_deref().is_some_and(is_set)
+    }
+
+    /// What is set now, where the transaction at hand may have set something else: as far as it was asked for.
+    pub(super) fn now(&self) -> &SharedSettings {
+        self.asked_for().unwrap_or(&self.current)
+    }
+
+    /// Whether [`SessionSettings::now`] is what is set now.
+    pub(super) fn is_known(&self) -> bool {
+        !self.is_uncertain() || self.asked_for().is_some()
+    }
+
+    fn asked_for(&self) -> Option<&SharedSettings> {
+        self.within.as_ref()?.all.as_ref()
+    }
+
+    /// Whether a server of the transaction at hand can be asked for all that may have changed in it. How texts are to be read cannot
+    /// change between two looks at one of them.
+    pub(super) fn can_be_asked_for(&self) -> bool {
+        let is_opaque = self.within.as_ref().is_some_and(|within| within.opaque);
+        !is_opaque && !self.changed_within(&self.current).contains("standard_conforming_strings")
+    }
+
+    /// Every name whose value may be another within the transaction at hand.
+    pub(super) fn changed_within(&self, on_server: &Settings) -> BTreeSet<Box<str>> {
+        let mut names = self.names_to_read(on_server);
+        names.extend(self.within.iter().flat_map(|within| within.local.iter().cloned()));
+        names.retain(|name| !OF_TRANSACTION.contains(&&**name));
+        names
+    }
+
+    /// Notes all that is set in the transaction at hand, and what of it parse analysis reads where that was asked for, too.
+    pub(super) fn note_within(&mut self, all: Settings) {
+        let within = self.within.get_or_insert_default();
+        if self.parse_is_uncertain {
+            within.exact = Some(Arc::new(all.parse_relevant()));
+        }
+        within.all = Some(Arc::new(all));
+    }
+
+    /// The settings of a session for which nothing but these has ever been set.
+    pub(super) fn as_if_outside(&self, now: SharedSettings) -> Self {
+        let mut settings = Self { startup: Arc::clone(&self.startup), ..Self::default() };
+        settings.replace(now);
+        settings
     }
 
     /// What parse analysis reads in the transaction at hand, if it was asked for since the last change.
     pub(super) fn exact(&self) -> Option<SharedSettings> {
-        if self.parse_is_uncertain { self.exact.clone() } else { Some(Arc::clone(&self.parse_relevant)) }
+        if self.parse_is_uncertain { self.exact_within().cloned() } else { Some(Arc::clone(&self.parse_relevant)) }
     }
 
     /// What parse analysis reads, as far as that is certain, if nothing is uncertain but where names are looked up.
     pub(super) fn exact_beyond_path(&self) -> Option<&SharedSettings> {
-        match &self.exact {
-            _ if !self.beyond_path_is_uncertain => Some(&self.parse_relevant),
-            exact => exact.as_ref(),
-        }
+        if self.beyond_path_is_uncertain { self.exact_within() } else { Some(&self.parse_relevant) }
+    }
+
+    fn exact_within(&self) -> Option<&SharedSettings> {
+        self.within.as_ref()?.exact.as_ref()
     }
 
     /// The session's settings as they are now; nobody's while what parse analysis reads may be something else.
@@ -93,14 +158,21 @@ impl SessionSettings {
         !self.parse_is_uncertain && (Arc::ptr_eq(&self.parse_relevant, settings) || self.parse_relevant == *settings)
     }
 
+    /// Tells a moment from another between which something may have changed that decides what statements mean or how rows are shown.
+    pub(super) fn changes(&self) -> u32 {
+        self.changes
+    }
+
     /// Notes what parse analysis reads in the transaction at hand.
     pub(super) fn note_exact(&mut self, exact: SharedSettings) {
-        self.exact = Some(exact);
+        self.within.get_or_insert_default().exact = Some(exact);
     }
 
     /// Something is about to run that may change settings: ROLLBACK TO as well as SET.
     pub(super) fn forget_exact(&mut self) {
-        self.exact = None;
+        if let Some(within) = &mut self.within {
+            (within.exact, within.all) = (None, None);
+        }
     }
 
     /// Whether something must be read back before the server may go.
@@ -116,12 +188,18 @@ impl SessionSettings {
             }
             Effect::ResetAll | Effect::DiscardAll | Effect::OpaqueSettings => {
                 (self.parse_is_uncertain, self.beyond_path_is_uncertain) = (true, true);
+                self.changes = self.changes.wrapping_add(1);
             }
             _ => {}
         }
+        if *effect == Effect::OpaqueSettings {
+            self.within.get_or_insert_default().opaque = true;
+        }
         match effect {
             Effect::Set(name) | Effect::Reset(name) => self.touch(name.clone()),
-            Effect::SetLocal(_) | Effect::ResetLocal(_) => self.local = true,
+            Effect::SetLocal(name) | Effect::ResetLocal(name) => {
+                note_name(&mut self.within.get_or_insert_default().local, name)
+            }
             Effect::ResetAll | Effect::DiscardAll => self.everything_touched = true,
             _ => {}
         }
@@ -130,16 +208,14 @@ impl SessionSettings {
     /// A setting may have changed, and its value is not known.
     fn doubt(&mut self, name: &str) {
         let is_relevant = Settings::is_parse_relevant(name);
+        self.changes = self.changes.wrapping_add(u32::from(is_relevant || RESULT_SETTINGS.contains(&name)));
         self.parse_is_uncertain |= is_relevant;
         self.beyond_path_is_uncertain |= is_relevant && !Settings::is_path_relevant(name);
     }
 
-    /// Notes that a setting may have changed. Another session authorization takes the role with it.
+    /// Notes that a setting may have changed.
     fn touch(&mut self, name: Box<str>) {
-        if &*name == "session_authorization" {
-            self.touched.insert("role".into());
-        }
-        self.touched.insert(name);
+        note_name(&mut self.touched, &name);
     }
 
     /// Notes that the server reported a change.
@@ -147,7 +223,7 @@ impl SessionSettings {
         let name = name.to_ascii_lowercase();
         if is_reported(&name) {
             self.doubt(&name);
-            self.exact = None;
+            self.forget_exact();
             self.touch(name.into());
         }
     }
@@ -182,10 +258,9 @@ impl SessionSettings {
 
     /// `SET LOCAL` is over; what else has changed is not known before it is read back.
     pub(super) fn transaction_ended(&mut self) {
-        self.local = false;
+        self.within = None;
         self.parse_is_uncertain = self.must_read_back();
         self.beyond_path_is_uncertain &= self.parse_is_uncertain;
-        self.exact = None;
     }
 
     /// `DISCARD ALL` has been executed.
@@ -199,6 +274,14 @@ impl SessionSettings {
             |settings: &Settings| ["role", "session_authorization"].iter().any(|name| settings.get(name).is_some());
         is_set(&self.current) || is_set(&self.startup)
     }
+}
+
+/// Another session authorization takes the role with it.
+fn note_name(names: &mut BTreeSet<Box<str>>, name: &str) {
+    if name == "session_authorization" {
+        names.insert("role".into());
+    }
+    names.insert(name.into());
 }
 
 #[cfg(test)]
@@ -235,6 +318,49 @@ mod tests {
         assert!(session.is_uncertain() && !session.must_read_back());
         session.transaction_ended();
         assert!(!session.is_uncertain());
+    }
+
+    #[test]
+    fn what_decides_of_rows_is_counted_and_nothing_else() {
+        let mut session = SessionSettings::default();
+        let before = session.changes();
+        session.note_effect(&Effect::SetLocal("statement_timeout".into()));
+        assert_eq!(session.changes(), before);
+        for name in ["datestyle", "bytea_output", "role"] {
+            let before = session.changes();
+            session.note_effect(&Effect::SetLocal(name.into()));
+            assert_ne!(session.changes(), before, "{name}");
+        }
+    }
+
+    #[test]
+    fn what_a_transaction_has_set_is_known_until_something_may_have_set_it_anew() {
+        let mut session = SessionSettings::new(Arc::new(settings(&[("timezone", "Asia/Tokyo")])));
+        session.note_effect(&Effect::SetLocal("session_authorization".into()));
+        session.note_effect(&Effect::Set("work_mem".into()));
+        session.note_effect(&Effect::SetLocal("transaction_read_only".into()));
+        assert!(!session.is_known() && session.can_be_asked_for());
+        let names = session.changed_within(&Settings::default());
+        let names: Vec<&str> = names.iter().map(|name| &**name).collect();
+        assert_eq!(names, ["role", "session_authorization", "work_mem"]);
+        let within = settings(&[("timezone", "Asia/Tokyo"), ("work_mem", "1MB")]);
+        session.note_within(within.clone());
+        assert_eq!((session.is_known(), &**session.now()), (true, &within));
+        assert_eq!(session.exact().as_deref(), Some(&settings(&[("timezone", "Asia/Tokyo")])));
+        session.forget_exact();
+        assert!(!session.is_known());
+        session.transaction_ended();
+        assert_eq!(**session.now(), settings(&[("timezone", "Asia/Tokyo")]));
+        assert!(session.must_read_back());
+    }
+
+    #[test]
+    fn how_texts_are_read_and_what_has_no_name_cannot_be_asked_for() {
+        for effect in [Effect::SetLocal("standard_conforming_strings".into()), Effect::OpaqueSettings] {
+            let mut session = SessionSettings::default();
+            session.note_effect(&effect);
+            assert!(!session.can_be_asked_for(), "{effect:?}");
+        }
     }
 
     #[test]

@@ -202,7 +202,9 @@ impl Session {
             b'Q' | b'F' if skipping => Ok(()),
             b'Q' => self.on_query(frame).await,
             b'P' | b'B' | b'D' | b'E' | b'C' | b'H' | b'F' if self.skipping => Ok(()),
-            b'P' | b'B' | b'D' | b'E' | b'C' | b'H' | b'S' if self.db.is_planned() => self.hold(frame).await,
+            b'P' | b'B' | b'D' | b'E' | b'C' | b'H' | b'S' if self.db.is_planned() || self.may_ask_route(&frame) => {
+                self.hold(frame).await
+            }
             b'S' => self.on_sync(frame).await,
             b'P' => self.on_parse(frame).await,
             b'B' => self.on_bind(frame).await,
@@ -377,7 +379,7 @@ impl Session {
         if self.status == TransactionStatus::Idle { self.release_if_at_rest(Instant::now()).await } else { Ok(()) }
     }
 
-    /// `DISCARD ALL` and `DEALLOCATE ALL` have worked, or have not.
+    /// `DISCARD ALL` and `DEALLOCATE ALL` have worked, or have not, in a string of statements.
     fn note_turn_outcome(&mut self, succeeded: bool) {
         let statements = std::mem::take(&mut self.forgets_statements);
         let pins = std::mem::take(&mut self.forgets_pins);

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use super::Session;
 use super::context::Target;
 use super::memo::Written;
+use super::relocate::leaves_nothing;
 use crate::cache::{BackendId, Doubt, ResultCache, WriteSetView};
 use crate::catalog::model::Catalog;
 use crate::error::Error;
@@ -173,7 +174,7 @@ impl Session {
             return Err(prepared_on_shard());
         }
         let catalog = known.catalog.current();
-        let is_unknown = catalog.version == 0 || self.settings.is_uncertain();
+        let is_unknown = catalog.version == 0 || !self.names_are_certain();
         let search_path = self.search_path(&catalog, &role);
         let set = if is_unknown { everything(class) } else { self.write_set(facts, &catalog, &search_path) };
         self.written |= !set.is_empty();
@@ -204,7 +205,11 @@ impl Session {
     /// What a statement may write, by facts, catalog and search path.
     pub(super) fn written_by(&mut self, facts: &SharedFacts) -> Written {
         let catalog = self.db.catalog.current();
-        if catalog.version == 0 || self.settings.is_uncertain() {
+        let only_sets = || self.db.config.is_distributed() && facts.statements.iter().all(leaves_nothing);
+        if catalog.version > 0 && !self.names_are_certain() && only_sets() {
+            return Written::default();
+        }
+        if catalog.version == 0 || !self.names_are_certain() {
             return Written {
                 set: Some(Arc::new(everything(facts.class()))),
                 changes_session: false,
@@ -238,6 +243,7 @@ impl Session {
     /// Notes that something is about to run that may write anything.
     pub(super) async fn note_opaque_write(&mut self) -> Result<(), Error> {
         self.written = true;
+        self.transaction_has_worked();
         let target = self.db.written_at(self.default_target());
         let is_cached = self.cache_at(target).is_some();
         let writes = self.writes.get_or_insert_default().on(target);

@@ -179,6 +179,7 @@ fn weight(entry: &Entry) -> u32 {
             + names(&s.writes)
             + names(&s.functions)
             + names(&s.casts)
+            + names(&s.mentions)
             + texts(&s.operators)
             + texts(&s.value_functions)
             + texts(&s.identifiers)

@@ -3,6 +3,7 @@
 use super::analyzer::analyze_piece;
 use super::facts::{Class, Effect, Statement};
 use super::lexer::{Token, TokenKind};
+use super::mentions::mentions;
 use super::piece::{Found, Piece};
 use super::settings;
 use super::transaction;
@@ -46,8 +47,10 @@ pub(super) fn recognise(piece: Piece<'_>) -> Option<Found> {
             return Some(found);
         }
         "refresh" => refresh(piece),
-        "notify" | "lock" | "vacuum" | "analyze" | "analyse" | "reindex" | "cluster" | "checkpoint" | "repack" => {
-            Statement { identifiers: piece.identifiers(), ..Statement::new(Class::Utility) }
+        "notify" => Statement { identifiers: piece.identifiers(), ..Statement::new(Class::Utility) },
+        "lock" | "vacuum" | "analyze" | "analyse" | "reindex" | "cluster" | "checkpoint" | "repack" => {
+            let (identifiers, mentions) = (piece.identifiers(), mentions(piece));
+            Statement { identifiers, mentions, ..Statement::new(Class::Utility) }
         }
         "truncate" => truncate(piece),
         "create" => create(piece),
@@ -89,7 +92,7 @@ fn ddl(piece: Piece<'_>) -> Statement {
     let identifiers = piece.identifiers();
     let temporary = identifiers.iter().any(|name| name.starts_with("pg_temp"));
     let effects = if temporary { vec![Effect::TemporaryObject] } else { Vec::new() };
-    Statement { identifiers, effects, ..Statement::new(Class::Ddl) }
+    Statement { identifiers, mentions: mentions(piece), effects, ..Statement::new(Class::Ddl) }
 }
 
 fn create(piece: Piece<'_>) -> Statement {
@@ -118,7 +121,8 @@ fn truncate(piece: Piece<'_>) -> Statement {
 
 /// `REFRESH MATERIALIZED VIEW [CONCURRENTLY] name`
 fn refresh(piece: Piece<'_>) -> Statement {
-    let mut statement = Statement { identifiers: piece.identifiers(), ..Statement::new(Class::Utility) };
+    let (identifiers, mentions) = (piece.identifiers(), mentions(piece));
+    let mut statement = Statement { identifiers, mentions, ..Statement::new(Class::Utility) };
     statement.writes.extend(piece.name(piece.skip(3, "concurrently")).map(|(name, _)| name));
     statement
 }

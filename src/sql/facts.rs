@@ -34,6 +34,9 @@ pub struct Statement {
     pub value_functions: Vec<Box<str>>,
     /// Identifiers of an opaque statement, its dollar-quoted bodies included: what it could reach.
     pub identifiers: Vec<Box<str>>,
+    /// Every identifier of a statement that is known by its keywords (DDL, maintenance, LOCK), with what stands before its dot:
+    /// what it could mean as a relation's name.
+    pub mentions: Vec<Name>,
     /// What it does to the session.
     pub effects: Vec<Effect>,
     /// What it looks like.
@@ -79,6 +82,7 @@ impl Statement {
             casts: Vec::new(),
             value_functions: Vec::new(),
             identifiers: Vec::new(),
+            mentions: Vec::new(),
             effects: Vec::new(),
             shape: Shape::default(),
             locks_rows: false,

@@ -5,7 +5,7 @@ use sqlparser::ast::{ArrayElemTypeDef, DataType, ObjectNamePart, TimezoneInfo};
 use super::facts::Name;
 
 /// The type's name; an array's is its element's. `None` for a type that PostgreSQL does not have.
-pub(super) fn name(data_type: &DataType) -> Option<Name> {
+pub fn name(data_type: &DataType) -> Option<Name> {
     let built_in = match data_type {
         DataType::Custom(name, _) => return custom(&name.0),
         DataType::Array(ArrayElemTypeDef::SquareBracket(element, _) | ArrayElemTypeDef::Qualified(element, _)) => {

@@ -13,9 +13,12 @@ pub struct Parse<'a> {
     pub name: &'a [u8],
     /// Its text.
     pub text: &'a [u8],
-    /// Declared parameter types; 0 is unspecified.
+    /// Declared parameter types; 0 is unspecified, which `unknown` is too.
     pub types: Vec<u32>,
 }
+
+/// The type of a literal that has none yet (`pg_type`).
+const UNKNOWN: u32 = 705;
 
 /// `Bind`
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -83,7 +86,9 @@ pub fn parse(body: &[u8]) -> Result<Parse<'_>, Malformed> {
     let (name, query) = (text(&mut body)?, text(&mut body)?);
     let mut types = Vec::new();
     for _ in 0..count(&mut body)? {
-        types.push(body.i32().ok_or(Malformed("a parameter type is missing"))? as u32);
+        let oid = body.i32().ok_or(Malformed("a parameter type is missing"))? as u32;
+        // PostgreSQL finds out what is declared as `unknown` like what is not declared.
+        types.push(if oid == UNKNOWN { 0 } else { oid });
     }
     ended(&body, Parse { name, text: query, types })
 }
@@ -170,6 +175,12 @@ mod tests {
         assert_eq!(parse(b"s\0select 1\0"), Err(Malformed("a count is missing")));
         let parsed = parse(b"s\0select $1\0\0\x01\0\0\0\x17").expect("valid");
         assert_eq!((parsed.name, parsed.types.as_slice()), (&b"s"[..], &[23][..]));
+    }
+
+    #[test]
+    fn a_parameter_declared_as_unknown_is_not_declared() {
+        let parsed = parse(b"\0select $1, $2\0\0\x02\0\0\x02\xc1\0\0\0\x19").expect("valid");
+        assert_eq!(parsed.types, [0, 25]);
     }
 
     #[test]

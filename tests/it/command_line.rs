@@ -58,6 +58,35 @@ fn a_wrong_command_line_exits_with_2_and_a_wrong_file_with_1() {
     assert!(help.contains("serve") && help.contains("check") && help.contains("--config"), "{help}");
 }
 
+#[test]
+fn a_port_that_is_taken_is_told_once_with_what_to_do() {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let port = taken.local_addr().expect("bound").port();
+    let (_folder, path) = folder("host=127.0.0.1 port=1", &format!("[listen]\naddress = \"127.0.0.1:{port}\"\n"));
+    let refused = output(&["serve", "-c", path_of(&path)]);
+    assert_eq!(refused.status.code(), Some(1));
+    let said = text(&refused.stderr);
+    assert_eq!(said.matches("in use").count(), 1, "{said}");
+    assert!(said.contains(&format!("127.0.0.1:{port}")) && said.contains("listen.address"), "{said}");
+}
+
+#[test]
+fn a_table_that_stands_there_twice_and_a_level_that_there_is_not_are_told_with_their_lines() {
+    let more =
+        "[listen]\naddress = \"127.0.0.1:0\"\n[telemetry]\nlog = \"verbose\"\n[listen]\nhttp = \"127.0.0.1:0\"\n";
+    let (_folder, path) = folder("host=127.0.0.1 port=1", more);
+    let written = std::fs::read_to_string(&path).expect("the file");
+    let first = written.lines().position(|line| line == "[listen]").expect("a table") + 1;
+    for command in ["serve", "check"] {
+        let refused = output(&[command, "-c", path_of(&path)]);
+        assert_eq!(refused.status.code(), Some(1));
+        let said = text(&refused.stderr);
+        assert!(said.contains(&format!("line {}: [listen]", first + 4)), "{said}");
+        assert!(said.contains(&format!("line {first} has it already")), "{said}");
+        assert!(said.contains("\"verbose\" is no level") && said.contains("trace"), "{said}");
+    }
+}
+
 #[tokio::test]
 async fn check_exits_by_what_it_found() {
     let database = harness::fresh_database().await;

@@ -8,6 +8,7 @@ mod answers;
 mod cached;
 mod catalog;
 mod check;
+mod check_wal;
 mod command_line;
 mod connect;
 mod copy;

@@ -151,6 +151,30 @@ async fn search_path_says_whose_names_without_a_schema_are() {
             assert!(answer.rows.iter().all(|row| row[0].as_deref() == Some(name.as_bytes())), "{name}: {answer:?}");
         }
     }
+    // For one transaction alone.
+    ok(&mut client, "set search_path to public").await;
+    for manner in MANNERS {
+        for (at, name) in names.iter().enumerate() {
+            for set in [
+                format!("set local search_path to {name}, public"),
+                format!("select set_config('search_path', '{name}, public', true)"),
+            ] {
+                ok(&mut client, "begin").await;
+                ok(&mut client, "savepoint s").await;
+                assert_eq!(ask(&mut client, manner, &set).await.error, None, "{set}");
+                for more in 0..2 {
+                    let answer = ask(&mut client, manner, "select what from orders").await;
+                    assert_eq!((answer.error.as_ref(), answer.rows.len()), (None, at + 1 + more), "{manner:?} {set}");
+                    let write = "insert into orders (what) values ('more')";
+                    assert_eq!(ask(&mut client, manner, write).await.error, None, "{manner:?} {set}");
+                }
+                ok(&mut client, "rollback to s").await;
+                assert!(ask(&mut client, manner, "select what from orders").await.error.is_some(), "{manner:?} {set}");
+                ok(&mut client, "rollback").await;
+            }
+        }
+    }
+    ok(&mut client, &format!("set search_path to {}, public", names[5])).await;
     refused(&mut client, "select * from spread").await;
     ok(&mut client, "select count(*) from public.spread").await;
     ok(&mut client, "begin").await;

@@ -15,3 +15,6 @@ create table other.t (a int, b text);
 insert into other.t values (1, 'the other');
 grant usage on schema public, other to reader;
 grant select on t, other.t to reader;
+-- Where there are shards, its rows are on them.
+create table spread (k int4 not null, v int4, d date) with (autovacuum_enabled = off);
+insert into spread select n, n % 7, date '2026-01-01' + n from generate_series(1, 60) n;

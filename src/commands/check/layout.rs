@@ -203,13 +203,15 @@ fn judge_shape(database: &Database, table: &Table, shape: &Shape, place: &str, r
         report.warning(place, "it is unlogged: a crash empties it", "ALTER TABLE ... SET LOGGED");
     }
     let is_reference = table.distribution == Distribution::Reference;
+    if shape.row_security && !is_reference {
+        let help =
+            "let its policies look at the row, at settings and at reference tables: other statements are refused";
+        report.warning(place, "row-level security is enabled, and each shard judges by what it holds", help);
+    }
     let mut judge = |text: String, help: &str| {
         // On a reference table they see all of its rows, as on one server.
         if is_reference { report.warning(place, text, help) } else { report.fault(place, text, help) }
     };
-    if shape.row_security {
-        judge("row-level security is enabled".into(), "disable it: pgherd cannot know what its policies read");
-    }
     for hook in &shape.hooks {
         judge(format!("{hook} sees one shard's rows only"), "drop it, or do its work in the application");
     }

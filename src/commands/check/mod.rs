@@ -10,6 +10,7 @@ mod servers;
 mod tables;
 mod tenants;
 mod transactions;
+mod wal;
 
 use std::io::{self, Write};
 use std::path::Path;
@@ -65,6 +66,7 @@ pub async fn run(path: &Path) -> Result<Report, Faults> {
     }
     servers::compare_capacity(config, &databases, &mut report);
     for (database, servers) in &mut databases {
+        Box::pin(wal::check(config, database, servers, &tls, &mut report)).await;
         Box::pin(transactions::check(database, servers, &tls, &mut report)).await;
         Box::pin(layout::check(database, config.fanout.key_moves, servers, &mut report)).await;
         Box::pin(tenants::check(database, servers, &mut report)).await;

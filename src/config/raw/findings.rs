@@ -72,6 +72,30 @@ impl Table<'_> {
     }
 }
 
+/// A table or key that stands there a second time, told with where it stands first; `None` for other errors, and where that is not found.
+pub(super) fn second(text: &str, line: usize, message: &str) -> Option<Fault> {
+    if !message.starts_with("duplicate key") {
+        return None;
+    }
+    let lines: Vec<&str> = text.lines().map(|line| line.split('#').next().unwrap_or_default().trim()).collect();
+    let (before, this) = (lines.get(..line.checked_sub(1)?)?, *lines.get(line - 1)?);
+    let is_header = this.starts_with('[');
+    let name = if is_header { this } else { this.split('=').next()?.trim() };
+    let is_it = |other: &&str| match is_header {
+        true => **other == *this,
+        false => other.split_once('=').is_some_and(|(key, _)| key.trim() == name),
+    };
+    // A key's table begins at the header before it.
+    let from = if is_header { 0 } else { before.iter().rposition(|line| line.starts_with('[')).unwrap_or(0) };
+    let first = from + before.get(from..)?.iter().position(is_it)? + 1;
+    let help = match is_header {
+        true => format!("put the keys of both under the {name} of line {first}"),
+        false => "leave one of the two".into(),
+    };
+    let problem = format!("this is here a second time: line {first} has it already");
+    Some(Fault { path: shorten(name), line: Some(line), seen: None, problem, help })
+}
+
 /// The word that a mistyped one was most likely meant to be.
 pub(crate) fn nearest<'w>(typed: &str, words: impl Iterator<Item = &'w str>) -> Option<&'w str> {
     let typed = typed.to_ascii_lowercase().replace('-', "_");
@@ -90,4 +114,35 @@ fn shorten(text: &str) -> String {
     }
     let start: String = line.chars().take(SEEN_CHARACTERS).collect();
     format!("{}...", start.escape_debug().to_string().replace("\\\"", "\"").replace("\\'", "'"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What is said of line `line` of a text, in which the parser found a key twice.
+    fn told(text: &str, line: usize) -> Option<String> {
+        let table = toml::de::DeTable::parse_recoverable(text);
+        let error = table.1.into_iter().find(|error| error.message().starts_with("duplicate"))?;
+        second(text, line, error.message()).map(|fault| fault.to_string())
+    }
+
+    #[test]
+    fn what_stands_there_twice_is_told_with_where_it_stands_first() {
+        let text = "[listen] # one\naddress = \"a\"\n[pool]\nmode = \"session\"\n\n[listen]\nhttp = \"b\"\n";
+        let said = told(text, 6).expect("a fault");
+        assert!(said.starts_with("line 6: [listen]\n") && said.contains("line 1 has it already"), "{said}");
+        assert!(said.contains("put the keys of both under the [listen] of line 1"), "{said}");
+        let text = "[a]\nmode = 1\n[pool]\nmode = 2\nother = 3\nmode = 4\n";
+        let said = told(text, 6).expect("a fault");
+        assert!(said.starts_with("line 6: mode\n") && said.contains("line 4 has it already"), "{said}");
+        assert!(said.contains("leave one of the two"), "{said}");
+    }
+
+    #[test]
+    fn other_errors_are_told_as_they_are() {
+        assert_eq!(second("a = \n", 1, "invalid string"), None);
+        assert_eq!(second("a.b = 1\na = 2\n", 2, "duplicate key"), None, "the first is not found");
+        assert_eq!(second("", 1, "duplicate key"), None);
+    }
 }

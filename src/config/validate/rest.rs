@@ -5,7 +5,7 @@ use tracing_subscriber::EnvFilter;
 use super::pool::MAX_CONNECTIONS;
 use crate::config::model::{Admin, Fanout, KeyMoves, Limits, LogFormat, Secret, Security, Telemetry};
 use crate::config::names;
-use crate::config::raw::Table;
+use crate::config::raw::{Table, nearest};
 
 /// Bytes that one leg must at least be able to hold: one frame of a usual row.
 const LEAST_MEMORY_BYTES: u64 = 64 << 10;
@@ -74,14 +74,47 @@ pub(super) fn security(table: &Table<'_>) -> Security {
     }
 }
 
+/// Levels of the log, from none to all.
+const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
+
+/// A word of a filter that stands where a level does and is none: it would be taken for a part of some program, of which all is shown.
+fn no_level(filter: &str) -> Option<&str> {
+    let is_level =
+        |word: &str| LEVELS.iter().any(|level| word.eq_ignore_ascii_case(level)) || word.parse::<u8>().is_ok();
+    let is_part = |word: &str| word.contains(['=', '[', ']', '{', '}']) || word.contains("::");
+    filter.split(',').map(str::trim).find(|word| !word.is_empty() && !is_level(word) && !is_part(word))
+}
+
 pub(super) fn telemetry(table: &Table<'_>) -> Telemetry {
     let log = table.text_or_default("log").unwrap_or_default();
     if let Err(error) = EnvFilter::builder().parse(&log) {
         table.fault("log", format!("this filter cannot be read: {error}"), "write \"info\", or \"info,pgherd=debug\"");
+    } else if let Some(word) = no_level(&log) {
+        let near = nearest(word, LEVELS.into_iter()).map_or(String::new(), |near| format!("did you mean \"{near}\"? "));
+        let help = format!(
+            "{near}Levels are {}; a part of pgherd has its own as in \"info,pgherd::cache=debug\"",
+            LEVELS.join(", ")
+        );
+        table.fault("log", format!("\"{}\" is no level", word.escape_debug()), help);
     }
     Telemetry {
         log,
         format: [LogFormat::Text, LogFormat::Json][table.choice("format").unwrap_or(0)],
         slow_statement: table.duration_or_off("slow_statement"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn levels_and_parts_of_the_log_are_read_and_other_words_are_not() {
+        for log in ["off", "INFO", "info,pgherd=debug", "warn, pgherd::cache=trace,hyper=off", "pgherd::plan", "3", ""]
+        {
+            assert_eq!(no_level(log), None, "{log}");
+        }
+        assert_eq!(no_level("verbose"), Some("verbose"));
+        assert_eq!(no_level("info, debgu"), Some("debgu"));
     }
 }

@@ -297,6 +297,9 @@ fn one_thing_wrong_is_one_fault_at_its_key() {
         (with("[cache.tables]\nt = \"often\""), "cache.tables", "must begin with"),
         (with("[fanout]\npure_functions = [\"slug\"]"), "fanout.pure_functions", "argument types"),
         (with("[telemetry]\nlog = \"in=fo=x\""), "telemetry.log", "filter"),
+        (with("[telemetry]\nlog = \"verbose\""), "telemetry.log", "\"verbose\" is no level"),
+        (with("[telemetry]\nlog = \"info, debgu\""), "telemetry.log", "\"debgu\" is no level"),
+        (with("[telemetry]\nlog = \"pgherd=loud\""), "telemetry.log", "filter"),
         (with("[[pool]]\nmode = \"session\""), "pool", "type array"),
     ];
     for (text, path, problem) in cases {

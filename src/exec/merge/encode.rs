@@ -2,6 +2,7 @@
 
 use bytes::{BufMut, BytesMut};
 
+use super::shortest::Shortest;
 use crate::plan::value::{Kind, Numeric, Value};
 
 /// A computed value of a type that pgherd writes.
@@ -55,10 +56,10 @@ impl Computed {
             (Self::Numeric(value), false) => value.write_text(out),
             (Self::Float4(value), true) => out.put_f32(*value),
             (Self::Float4(value), false) => {
-                out.put_slice(float_text(f64::from(*value), &format!("{value:e}"), 6).as_bytes());
+                out.put_slice(float_text(f64::from(*value), Shortest::of_f32, *value, 6).as_bytes());
             }
             (Self::Float8(value), true) => out.put_f64(*value),
-            (Self::Float8(value), false) => out.put_slice(float_text(*value, &format!("{value:e}"), 15).as_bytes()),
+            (Self::Float8(value), false) => out.put_slice(float_text(*value, Shortest::of_f64, *value, 15).as_bytes()),
             (Self::Bool(value), true) => out.put_u8(u8::from(*value)),
             (Self::Bool(value), false) => out.put_u8(if *value { b't' } else { b'f' }),
         }
@@ -97,9 +98,9 @@ fn integer(value: i64, out: &mut BytesMut) {
     out.put_slice(&digits[at..]);
 }
 
-/// PostgreSQL's shortest text that reads back the same (`extra_float_digits` of 1 or more), from Rust's `{:e}`, which has the same
-/// digits; from 10 to the power of `limit` on, and below 0.0001, with an exponent.
-fn float_text(value: f64, scientific: &str, limit: i32) -> String {
+/// PostgreSQL's shortest text that reads back the same (`extra_float_digits` of 1 or more); from 10 to the power of `limit` on, and
+/// below 0.0001, with an exponent.
+fn float_text<T>(value: f64, shortest: impl Fn(T) -> Shortest, own: T, limit: i32) -> String {
     if value.is_nan() {
         return "NaN".to_owned();
     }
@@ -107,13 +108,13 @@ fn float_text(value: f64, scientific: &str, limit: i32) -> String {
     if value.is_infinite() {
         return format!("{sign}Infinity");
     }
-    let (mantissa, exponent) = scientific.trim_start_matches('-').split_once('e').unwrap_or((scientific, "0"));
-    let exponent: i32 = exponent.parse().unwrap_or(0);
+    let Shortest { digits, exponent } = shortest(own);
     if !(-4..limit).contains(&exponent) {
         let exponent_sign = if exponent < 0 { '-' } else { '+' };
-        return format!("{sign}{mantissa}e{exponent_sign}{:02}", exponent.abs());
+        let (first, rest) = digits.split_at(1);
+        let point = if rest.is_empty() { "" } else { "." };
+        return format!("{sign}{first}{point}{rest}e{exponent_sign}{:02}", exponent.abs());
     }
-    let digits = mantissa.replace('.', "");
     if exponent < 0 {
         return format!("{sign}0.{}{digits}", "0".repeat((-exponent - 1) as usize));
     }
@@ -156,6 +157,7 @@ mod tests {
             (1e-4, "0.0001"),
             (1.5e-5, "1.5e-05"),
             (1e300, "1e+300"),
+            (1e23, "9.999999999999999e+22"),
             (f64::NAN, "NaN"),
             (f64::NEG_INFINITY, "-Infinity"),
         ] {

@@ -11,6 +11,7 @@ mod order;
 mod ordered;
 mod row;
 mod shape;
+mod shortest;
 mod sorted_groups;
 mod store;
 mod sum;

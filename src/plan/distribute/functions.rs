@@ -1,7 +1,7 @@
 //! Which functions a statement over shards may call.
 
 use crate::catalog::model::{Catalog, Function, FunctionKind, Oid, Volatility};
-use crate::plan::Refusal;
+use crate::plan::{Refusal, shard_key};
 
 use super::refuse::refuse;
 
@@ -209,6 +209,13 @@ impl Functions<'_> {
     /// Whether a call can give several rows for one; of a user's function that is not known.
     pub(super) fn may_return_set(&self, schema: Option<&str>, name: &str) -> bool {
         SET_RETURNING.contains(&name) || !self.is_built_in(schema, name)
+    }
+
+    /// Whether a call can give a text a collation of its own: that of a domain which it returns.
+    pub(super) fn may_collate(&self, schema: Option<&str>, name: &str) -> bool {
+        let results = self.candidates(schema, name).into_iter().map(|function| function.result);
+        let mut known = results.map(|result| self.catalog.types.get(&result).map(|it| it.collation));
+        known.any(|collation| collation.is_none_or(|it| shard_key::brings_collation(it, self.catalog)))
     }
 
     /// Whether the name can only mean PostgreSQL's own function.

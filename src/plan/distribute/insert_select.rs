@@ -11,6 +11,7 @@ use sqlparser::ast::{Expr, Insert, Query, SelectItem, SetExpr, Statement, Value 
 pub use self::primary::{create_on_primary, insert_into_primary};
 use super::analysis::table;
 use super::check::{check, check_write};
+use super::defaults;
 use super::model::{Distributed, Input, Merge, Streamed};
 use super::once;
 use super::placed::shard_of;
@@ -217,6 +218,7 @@ pub(super) fn plan(write: &Write<'_, '_>, insert: &Insert, relation: &Relation) 
     let configured = table(input.database, relation).ok_or_else(across)?;
     let layout = Layout::new(configured, relation, input.catalog, input.database.shards.len());
     let goal = layout.map_or(Goal::Everywhere, Goal::Owners);
+    defaults::check_assigned(write.tree, relation, goal == Goal::Everywhere)?;
     assembled(input, insert, write.source, (relation, input.catalog), goal)
 }
 
@@ -238,7 +240,7 @@ fn assembled(
     let answered = answered(input, cut.query, &goal)?;
     let (before, added, moments) = match goal {
         Goal::Primary => (cut.before.to_owned(), String::new(), Vec::new()),
-        _ => defaults(insert, relation, cut.before, goal == Goal::Everywhere)?,
+        _ => selected_defaults(insert, relation, cut.before, goal == Goal::Everywhere)?,
     };
     let key = match &goal {
         Goal::Owners(layout) => key(layout, &listed, input.catalog)?,
@@ -317,7 +319,7 @@ fn key(layout: &Layout, listed: &[&str], catalog: &Catalog) -> Result<Vec<Place>
 }
 
 /// The text before the query and what is selected behind its columns, so that defaults which are one for all rows are.
-fn defaults(
+fn selected_defaults(
     insert: &Insert,
     relation: &Relation,
     before: &str,
@@ -326,8 +328,7 @@ fn defaults(
     let (mut columns, mut added, mut moments) = (String::new(), String::new(), Vec::new());
     for (column, is_free) in left_out(insert, relation, super::scatter::width(insert)) {
         if is_reference && column.default == DefaultKind::PerRow {
-            let message = format!("the default of \"{}\" could be another one on each shard", column.name);
-            return Err(refuse("default", message, "give the column's value in the statement"));
+            return Err(defaults::differs(column));
         }
         if column.default != DefaultKind::Moment {
             continue;

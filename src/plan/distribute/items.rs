@@ -3,10 +3,11 @@
 use std::ops::Range;
 
 use sqlparser::ast::{
-    AccessExpr, Expr, ObjectNamePart, Query, Select, SelectItem, SelectItemQualifiedWildcardKind, SetExpr,
+    Expr, ObjectNamePart, Query, Select, SelectItem, SelectItemQualifiedWildcardKind, SetExpr, UnaryOperator,
     Value as Literal, ValueWithSpan,
 };
 
+use super::label::Label;
 use super::refuse::{clause, refuse};
 use super::scope::Scope;
 use super::source::{Clauses, Source};
@@ -21,6 +22,8 @@ pub(super) struct Item<'t> {
     pub(super) expr: Option<&'t Expr>,
     /// The column's name in the answer, where it is certain.
     pub(super) name: Option<Box<str>>,
+    /// What it is called without an alias.
+    label: Label,
 }
 
 /// The whole select list.
@@ -75,15 +78,20 @@ impl<'t> Items<'t> {
                 SelectItem::UnnamedExpr(expr) if is_nameless(expr) => {
                     return Err(clause("select-list", "a sub-query whose column has no certain name"));
                 }
-                SelectItem::UnnamedExpr(expr) => items.all.push(Item {
-                    text: source.slice(range).to_owned(),
-                    name: implicit_name(expr).map(Into::into),
-                    expr: Some(expr),
-                }),
+                SelectItem::UnnamedExpr(expr) => {
+                    let label = Label::of(expr);
+                    items.all.push(Item {
+                        text: source.slice(range).to_owned(),
+                        expr: Some(expr),
+                        name: label.clone().name(),
+                        label,
+                    });
+                }
                 SelectItem::ExprWithAlias { expr, alias } => items.all.push(Item {
                     text: source.slice(&source.without_alias(range)).to_owned(),
                     name: Some(alias.value.as_str().into()),
                     expr: Some(expr),
+                    label: Label::Strong(alias.value.as_str().into()),
                 }),
                 SelectItem::Wildcard(_) => items.wildcard(scope, None),
                 SelectItem::QualifiedWildcard(SelectItemQualifiedWildcardKind::ObjectName(name), _) => {
@@ -106,13 +114,15 @@ impl<'t> Items<'t> {
             };
             for column in &relation.columns {
                 let text = spelled(&source.alias, &column.name);
-                self.all.push(Item { text, expr: None, name: Some(column.name.clone()) });
+                let label = Label::Strong(column.name.clone());
+                self.all.push(Item { text, expr: None, name: Some(column.name.clone()), label });
             }
         }
     }
 
     /// What an element of ORDER BY means: an ordinal, then an output column's name, then an expression over the input.
     pub(super) fn ordered(&self, expr: &'t Expr, text: &str) -> Result<Meant<'t>, Refusal> {
+        let expr = bare(expr);
         if let Some(meant) = self.ordinal(expr)? {
             return Ok(meant);
         }
@@ -126,6 +136,7 @@ impl<'t> Items<'t> {
 
     /// What an element of GROUP BY means: an ordinal, then an input column, then an output column's alias, then an expression.
     pub(super) fn grouped(&self, expr: &'t Expr, text: &str, scope: &Scope<'_>) -> Result<Meant<'t>, Refusal> {
+        let expr = bare(expr);
         if let Some(meant) = self.ordinal(expr)? {
             return Ok(meant);
         }
@@ -139,17 +150,15 @@ impl<'t> Items<'t> {
     }
 
     fn ordinal(&self, expr: &Expr) -> Result<Option<Meant<'t>>, Refusal> {
-        let Expr::Value(ValueWithSpan { value, .. }) = expr else { return Ok(None) };
-        let Literal::Number(digits, _) = value else {
-            return Err(refuse("ordinal", "a constant in ORDER BY or GROUP BY", "name a column or its position"));
+        let at = match ordinal(expr) {
+            None => return Ok(None),
+            Some(ordinal) => ordinal.and_then(|ordinal| ordinal.checked_sub(1)).filter(|&at| at < self.all.len()),
         };
-        let at =
-            digits.parse::<usize>().ok().and_then(|ordinal| ordinal.checked_sub(1)).filter(|&at| at < self.all.len());
         match at {
             Some(at) if self.is_exact => Ok(Some(Meant::Item(at))),
             _ => Err(refuse(
                 "ordinal",
-                format!("position {digits} of the select list is not known"),
+                "a constant in ORDER BY or GROUP BY that is no known position of the select list",
                 "name the column instead of its position",
             )),
         }
@@ -158,13 +167,14 @@ impl<'t> Items<'t> {
     /// The visible column of that name, if there is one.
     fn named(&self, name: &str) -> Result<Option<usize>, Refusal> {
         let found: Vec<usize> = (0..self.all.len()).filter(|&at| self.all[at].name.as_deref() == Some(name)).collect();
-        let is_uncertain = self.all.iter().any(|item| item.name.is_none());
-        match found.as_slice() {
-            [] if is_uncertain && UNCERTAIN_NAMES.contains(&name) => Err(refuse(
+        if self.all.iter().any(|item| item.label.may_be(name)) {
+            return Err(refuse(
                 "order-by",
                 format!("what \"{name}\" names is not certain"),
                 "give the select list item an alias with AS",
-            )),
+            ));
+        }
+        match found.as_slice() {
             [] => Ok(None),
             [one] => Ok(Some(*one)),
             [first, rest @ ..] => {
@@ -179,62 +189,22 @@ impl<'t> Items<'t> {
     }
 }
 
-/// Names that PostgreSQL may give to columns whose name [`implicit_name`] leaves open.
-const UNCERTAIN_NAMES: [&str; 30] = [
-    "case",
-    "coalesce",
-    "greatest",
-    "least",
-    "nullif",
-    "extract",
-    "date_part",
-    "overlay",
-    "position",
-    "substring",
-    "btrim",
-    "ltrim",
-    "rtrim",
-    "ceil",
-    "floor",
-    "timezone",
-    "row",
-    "array",
-    "exists",
-    "interval",
-    "date",
-    "time",
-    "timestamp",
-    "timestamptz",
-    "int4",
-    "int8",
-    "numeric",
-    "text",
-    "bool",
-    "varchar",
-];
-
-/// The name that PostgreSQL's `FigureColname` gives a column, where it hangs on names in the text alone.
-pub(super) fn implicit_name(expr: &Expr) -> Option<&str> {
+/// An expression without the parentheses around it, which PostgreSQL's grammar drops: `ORDER BY (2)` is a position, `GROUP BY (a)` a name.
+pub(super) fn bare(expr: &Expr) -> &Expr {
     match expr {
-        Expr::Identifier(ident) => Some(&ident.value),
-        Expr::CompoundIdentifier(idents) => idents.last().map(|ident| ident.value.as_str()),
-        Expr::Function(function) => Some(&function.name.0.last()?.as_ident()?.value),
-        Expr::Nested(inner) | Expr::Collate { expr: inner, .. } => implicit_name(inner),
-        Expr::Cast { expr, .. } => implicit_name(expr),
-        // Of what stands behind ELSE, if that has one.
-        Expr::Case { else_result: Some(expr), .. } => implicit_name(expr),
-        Expr::CompoundFieldAccess { root, access_chain } => {
-            let field = access_chain.iter().rev().find_map(|access| match access {
-                AccessExpr::Dot(Expr::Identifier(field)) => Some(&*field.value),
-                _ => None,
-            });
-            field.or_else(|| implicit_name(root))
-        }
-        Expr::Subquery(query) => match first_item(query)? {
-            SelectItem::UnnamedExpr(expr) => implicit_name(expr),
-            SelectItem::ExprWithAlias { alias, .. } => Some(&alias.value),
-            _ => None,
-        },
+        Expr::Nested(inner) => bare(inner),
+        expr => expr,
+    }
+}
+
+/// The position that an element of ORDER BY or GROUP BY names; `None` inside for a constant that can be none. The grammar takes minus signs
+/// before a number into it.
+pub(super) fn ordinal(expr: &Expr) -> Option<Option<usize>> {
+    match bare(expr) {
+        Expr::Value(ValueWithSpan { value: Literal::Number(digits, _), .. }) => Some(digits.parse().ok()),
+        Expr::Value(_) => Some(None),
+        // Nobody writes `- -1`, which is 1.
+        Expr::UnaryOp { op: UnaryOperator::Minus, expr } => ordinal(expr).map(|_| None),
         _ => None,
     }
 }

@@ -12,6 +12,7 @@ use sqlparser::ast::{
 use super::analysis::{Tie, table};
 use super::carrier::{self, Carrier};
 use super::constant::Constants;
+use super::defaults::is_default;
 use super::insert_select::{is_untyped, read_as};
 use super::model::Distributed;
 use super::once::Edits;
@@ -355,8 +356,7 @@ impl Row<'_, '_> {
         let Some(assigned) = self.assigned.iter().find(|it| *it.column == *column.name) else {
             return Ok((format!("{}.{}", self.alias, quoted(&column.name)), true));
         };
-        if matches!(assigned.value, Expr::Identifier(word) if word.quote_style.is_none() && word.value.eq_ignore_ascii_case("default"))
-        {
+        if is_default(assigned.value) {
             return Err(refused("DEFAULT"));
         }
         let text = self.edits.slice(self.text, assigned.text.clone());

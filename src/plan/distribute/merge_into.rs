@@ -7,6 +7,7 @@ use sqlparser::ast::{
 };
 
 use super::analysis::{Analysis, Tie};
+use super::defaults::is_default;
 use super::refuse::refuse;
 use super::scatter::{Sharded, Written};
 use super::scope::{Role, Scope, parts};
@@ -103,8 +104,8 @@ fn clauses(
                     listed => listed.iter().filter_map(|name| Some(parts(name)?.1)).collect(),
                 };
                 let left_out = relation.columns.iter().find(|column| {
-                    column.default == DefaultKind::Moment
-                        && !names.iter().take(row.len()).any(|name| **name == *column.name)
+                    let given = || names.iter().zip(row.iter()).find(|(name, _)| ***name == *column.name);
+                    column.default == DefaultKind::Moment && given().is_none_or(|(_, value)| is_default(value))
                 });
                 if let Some(column) = left_out {
                     return Err(refused(&format!("the default of \"{}\", which is one for all rows,", column.name)));

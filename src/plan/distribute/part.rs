@@ -7,12 +7,13 @@ use std::sync::Arc;
 
 use sqlparser::ast::{
     Distinct, Expr, Function, FunctionArg, FunctionArgExpr, FunctionArguments, GroupByExpr, Query, Select, SelectItem,
-    SelectItemQualifiedWildcardKind, SetExpr, TableAlias, Value as Literal, Visit, Visitor, WindowType,
+    SelectItemQualifiedWildcardKind, SetExpr, TableAlias, Visit, Visitor, WindowType,
 };
 
 use super::analysis::Block;
 use super::functions::Functions;
-use super::items::implicit_name;
+use super::items::{bare, ordinal};
+use super::label::Label;
 use super::scope::{Resolved, Role, Scope, Source, parts};
 use crate::catalog::model::{Column, DefaultKind, Oid, Persistence, Relation, RelationKind, RowRules};
 use crate::plan::shard_key::{Layout, ShardSet};
@@ -149,9 +150,10 @@ fn shown(item: &SelectItem) -> Option<&Expr> {
 
 /// What an element of GROUP BY means, an ordinal if it is a number; `None` where a `*` leaves open what it counts.
 fn meant<'t>(select: &'t Select, group: &'t Expr) -> Option<&'t Expr> {
-    let Expr::Value(value) = group else { return Some(group) };
-    let Literal::Number(digits, _) = &value.value else { return None };
-    let at = digits.parse::<usize>().ok()?.checked_sub(1)?;
+    let at = match ordinal(group) {
+        None => return Some(bare(group)),
+        Some(ordinal) => ordinal?.checked_sub(1)?,
+    };
     let is_plain = select.projection.iter().all(|item| shown(item).is_some());
     select.projection.get(at).filter(|_| is_plain).and_then(shown)
 }
@@ -191,7 +193,7 @@ fn given<'s>(select: &Select, scope: &'s Scope<'_>) -> Option<Vec<(Column, Optio
     let is_plain = scope.merged.is_empty() && scope.blurred.is_empty();
     for item in &select.projection {
         match item {
-            SelectItem::UnnamedExpr(expr) => given.push(column(scope, expr, implicit_name(expr)?)),
+            SelectItem::UnnamedExpr(expr) => given.push(column(scope, expr, &Label::of(expr).name()?)),
             SelectItem::ExprWithAlias { expr, alias } => given.push(column(scope, expr, &alias.value)),
             SelectItem::Wildcard(_) if is_plain => {
                 if scope.sources.iter().any(|source| source.relation.is_none()) {

@@ -9,6 +9,7 @@ use sqlparser::ast::{Expr, Insert, Query, SelectItem, SetExpr, Statement, Visit,
 
 use super::analysis::Analysis;
 use super::check::Findings;
+use super::defaults;
 use super::functions::Functions;
 use super::insert_select;
 use super::model::{Distributed, Input};
@@ -159,14 +160,11 @@ impl Write<'_, '_> {
             let width = if takes_rows { width(insert) } else { None };
             for (column, _) in left_out(insert, relation, width) {
                 if column.default > DefaultKind::Constant {
-                    return Err(refuse(
-                        "default",
-                        format!("the default of \"{}\" could be another one on each shard", column.name),
-                        "give the column's value in the statement",
-                    ));
+                    return Err(defaults::differs(column));
                 }
             }
         }
+        defaults::check_assigned(self.tree, relation, true)?;
         quiet(relation)?;
         let shards = 0..self.input.database.shards.len();
         let serial = format!("{}.{}", relation.schema, relation.name).into();
@@ -194,6 +192,7 @@ impl Write<'_, '_> {
         if let Some(refusal) = &self.findings.one_shard {
             return Err(refusal.clone());
         }
+        defaults::check_assigned(self.tree, &written.relation, false)?;
         quiet(&written.relation)?;
         match self.tree {
             Statement::Insert(insert) => self.rows(insert, &written),
@@ -212,6 +211,7 @@ impl Write<'_, '_> {
         if let Some(refusal) = &self.findings.one_shard {
             return Err(refusal.clone());
         }
+        defaults::check_assigned(self.tree, &written.relation, false)?;
         quiet(&written.relation)?;
         let lacks = left_out(insert, &written.relation, written.width.or_else(|| width(insert)));
         if let Some((column, _)) = lacks.iter().find(|(column, _)| column.default == DefaultKind::Moment) {
@@ -365,7 +365,6 @@ pub(super) fn left_out<'r>(insert: &Insert, relation: &'r Relation, width: Optio
         Some(SetExpr::Values(values)) => values.rows.as_slice(),
         _ => &[],
     };
-    let is_default = |expr: &Expr| matches!(expr, Expr::Identifier(word) if word.quote_style.is_none() && word.value.eq_ignore_ascii_case("default"));
     let place = |column: &Column, at: usize| match insert.columns.as_slice() {
         [] => Some(at),
         listed => listed.iter().position(|it| super::scope::parts(it).is_some_and(|(_, it)| *it == *column.name)),
@@ -375,7 +374,8 @@ pub(super) fn left_out<'r>(insert: &Insert, relation: &'r Relation, width: Optio
         let place = place(column, at);
         let is_given = match select_into::is_query(insert) {
             true => place.is_some_and(|at| width.map_or(!insert.columns.is_empty(), |width| at < width)),
-            false => place.is_some_and(|at| rows.iter().all(|row| row.get(at).is_some_and(|expr| !is_default(expr)))),
+            false => place
+                .is_some_and(|at| rows.iter().all(|row| row.get(at).is_some_and(|expr| !defaults::is_default(expr)))),
         };
         if !is_given {
             left_out.push((column, place.is_none()));

@@ -1,17 +1,20 @@
 //! Whether a query over reference tables gives the same on every shard: their rows are the same, but not the order they lie in.
 //!
 //! Where one of several equal values is taken (the greatest, the one that stands for a group), which one it is hangs on that order, unless
-//! equal values are identical: numeric 1.0 and 1.00 are equal and are not.
+//! equal values are identical: numeric 1.0 and 1.00 are equal and are not. Where such a number is only compared with another one, any of the
+//! equal ones will do: `rate = (SELECT max(rate) FROM rates)`, `rate IN (SELECT DISTINCT rate FROM rates)`.
 
 use std::collections::BTreeSet;
 use std::ops::ControlFlow;
 
 use sqlparser::ast::{
-    CastKind, DataType, Distinct, Expr, Function, FunctionArg, FunctionArgExpr, FunctionArguments, GroupByExpr, Query,
-    Select, SelectItem, SetExpr, SetOperator, SetQuantifier, TableFactor, Visit, Visitor,
+    BinaryOperator, CastKind, DataType, Distinct, Expr, Function, FunctionArg, FunctionArgExpr, FunctionArguments,
+    GroupByExpr, Query, Select, SelectItem, SetExpr, SetOperator, SetQuantifier, TableFactor, Value as Literal, Visit,
+    Visitor,
 };
 
 use super::functions::Functions;
+use super::items::ordinal;
 use super::scope::parts;
 use crate::catalog::model::{Catalog, Column, Oid, RelationKind};
 
@@ -27,12 +30,14 @@ const IDENTICAL: [Oid; 15] = [16, 17, 19, 20, 21, 23, 25, 26, 1043, 1082, 1083, 
 /// `char(n)` and numeric: where the column says how long or with which scale.
 const WITH_MODIFIER: [Oid; 2] = [1042, 1700];
 const DEFAULT_COLLATION: Oid = 100;
+/// Types of numbers, which PostgreSQL compares by their values, each with each: int8, int2, int4, float4, float8, numeric.
+const NUMBERS: [Oid; 6] = [20, 21, 23, 700, 701, 1700];
 
 /// Whether nothing in it picks some of several rows, or looks at the order that they come in.
 pub(super) fn is_steady(tree: &impl Visit, functions: Functions<'_>) -> bool {
     let mut aliases = Aliases(BTreeSet::new());
     let _ = tree.visit(&mut aliases);
-    let mut finder = Finder { functions, aliases: aliases.0 };
+    let mut finder = Finder { functions, aliases: aliases.0, compared: Vec::new() };
     matches!(tree.visit(&mut finder), ControlFlow::Continue(()))
 }
 
@@ -74,6 +79,8 @@ impl Visitor for Aliases {
 struct Finder<'a> {
     functions: Functions<'a>,
     aliases: BTreeSet<String>,
+    /// SELECTs of one number that is compared with a number and not shown, and the calls in them that choose it: by where they lie.
+    compared: Vec<usize>,
 }
 
 fn flow(is_steady: bool) -> ControlFlow<()> {
@@ -117,6 +124,49 @@ impl Finder<'_> {
             && first.is_some_and(|first| std::iter::once(first).chain(columns).all(|column| is_fit(catalog, column)))
     }
 
+    /// Whether it is a number, of any type that has any.
+    fn is_number(&self, expr: &Expr) -> bool {
+        match expr {
+            Expr::Nested(inner) => self.is_number(inner),
+            Expr::Value(value) => matches!(value.value, Literal::Number(..)),
+            Expr::Identifier(name) => self.is_number_column(&name.value),
+            Expr::CompoundIdentifier(names) => names.last().is_some_and(|name| self.is_number_column(&name.value)),
+            _ => false,
+        }
+    }
+
+    /// Whether that holds for every column of that name.
+    fn is_number_column(&self, name: &str) -> bool {
+        let relations = self.functions.catalog.relations.values();
+        let columns = relations.filter(|it| it.kind != RelationKind::Other).flat_map(|it| &it.columns);
+        let mut found = columns.filter(|column| *column.name == *name).peekable();
+        !self.aliases.contains(name) && found.peek().is_some() && found.all(|column| NUMBERS.contains(&column.type_oid))
+    }
+
+    /// Notes what of a comparison gives one number out of several equal ones.
+    fn note_compared(&mut self, expr: &Expr) {
+        use BinaryOperator as Op;
+        let (number, query) = match expr {
+            Expr::BinaryOp { left, op: Op::Eq | Op::NotEq | Op::Lt | Op::LtEq | Op::Gt | Op::GtEq, right } => {
+                match (&**left, &**right) {
+                    (number, Expr::Subquery(query)) | (Expr::Subquery(query), number) => (number, query),
+                    _ => return,
+                }
+            }
+            Expr::InSubquery { expr, subquery, .. } => (&**expr, subquery),
+            _ => return,
+        };
+        let SetExpr::Select(select) = &*query.body else { return };
+        let [SelectItem::UnnamedExpr(item) | SelectItem::ExprWithAlias { expr: item, .. }] = &*select.projection else {
+            return;
+        };
+        let chosen = choice(item);
+        if self.is_number(number) && self.is_number(chosen.map_or(item, |(_, argument)| argument)) {
+            self.compared.push(place(&**select));
+            self.compared.extend(chosen.map(|(function, _)| place(function)));
+        }
+    }
+
     fn are_identical(&self, items: &[SelectItem]) -> bool {
         items.iter().all(|item| match item {
             SelectItem::UnnamedExpr(expr) | SelectItem::ExprWithAlias { expr, .. } => self.is_identical(expr),
@@ -152,9 +202,9 @@ impl Finder<'_> {
             }
             _ => false,
         };
-        match key {
-            Expr::Value(_) => select.projection.iter().all(is_fit),
-            key => self.is_identical(key),
+        match ordinal(key) {
+            Some(_) => select.projection.iter().all(is_fit),
+            None => self.is_identical(key),
         }
     }
 
@@ -169,6 +219,23 @@ impl Finder<'_> {
             FunctionArg::Unnamed(FunctionArgExpr::Expr(expr)) => self.is_identical(expr),
             _ => false,
         })
+    }
+}
+
+/// Where a part of the tree lies.
+fn place<T>(part: &T) -> usize {
+    std::ptr::from_ref(part).addr()
+}
+
+/// The call that gives the least or the greatest of something, and of what.
+fn choice(expr: &Expr) -> Option<(&Function, &Expr)> {
+    let Expr::Function(function) = expr else { return None };
+    let FunctionArguments::List(list) = &function.args else { return None };
+    match (parts(&function.name), list.args.as_slice()) {
+        (Some((_, name)), [FunctionArg::Unnamed(FunctionArgExpr::Expr(argument))]) if CHOOSING.contains(&name) => {
+            Some((function, argument))
+        }
+        _ => None,
     }
 }
 
@@ -195,7 +262,9 @@ impl Visitor for Finder<'_> {
     fn pre_visit_select(&mut self, select: &Select) -> ControlFlow<()> {
         let is_distinct_steady = match &select.distinct {
             None | Some(Distinct::All) => true,
-            Some(Distinct::Distinct) => self.are_identical(&select.projection),
+            Some(Distinct::Distinct) => {
+                self.compared.contains(&place(select)) || self.are_identical(&select.projection)
+            }
             Some(Distinct::On(_)) => false,
         };
         let is_group_steady = match &select.group_by {
@@ -208,11 +277,13 @@ impl Visitor for Finder<'_> {
     }
 
     fn pre_visit_expr(&mut self, expr: &Expr) -> ControlFlow<()> {
+        self.note_compared(expr);
         let Expr::Function(function) = expr else { return ControlFlow::Continue(()) };
         let is_steady = parts(&function.name).is_some_and(|(schema, name)| {
             !self.functions.is_aggregate(schema, name)
                 || ORDERLESS.contains(&name)
-                || (CHOOSING.contains(&name) && self.argument_is_identical(function))
+                || (CHOOSING.contains(&name)
+                    && (self.compared.contains(&place(function)) || self.argument_is_identical(function)))
         });
         flow(function.over.is_none() && is_steady)
     }

@@ -4,24 +4,24 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use sqlparser::ast::{
-    Distinct, Expr, GroupByExpr, LimitClause, OrderByExpr, OrderByKind, OrderBySort, Query, Select, SetExpr, Statement,
-    Visit, Visitor, WindowType,
+    AccessExpr, DataType, Distinct, Expr, Function, GroupByExpr, LimitClause, OrderByExpr, OrderByKind, OrderBySort,
+    Query, Select, SetExpr, Statement, Visit, Visitor, WindowType,
 };
 
 use super::analysis::Block;
 use super::constant::Constants;
 use super::functions::Functions;
 use super::group;
-use super::items::{Item, Items, Meant, texts, wrapped};
+use super::items::{Item, Items, Meant, bare, texts, wrapped};
 use super::model::{Collating, Distributed, Key, Merge, Sort, SortBy, Streamed};
 use super::refuse::{clause, refuse};
 use super::scope::{Resolved, Scope, parts};
 use super::source::{Clauses, Source};
-use crate::catalog::model::Oid;
+use crate::catalog::model::{Oid, Type};
 use crate::plan::shard_key;
 use crate::plan::value::Kind;
 use crate::plan::{Reason, Refusal};
-use crate::sql::parse;
+use crate::sql::{parse, types};
 
 /// Everything about the SELECT that is being split.
 pub(super) struct Job<'t> {
@@ -223,7 +223,7 @@ impl<'t> Job<'t> {
             return Ok(Vec::new());
         }
         let texts = texts(self.source, &self.clauses.group);
-        if texts.len() != exprs.len() || exprs.iter().any(|expr| matches!(expr, Expr::Tuple(_))) {
+        if texts.len() != exprs.len() || exprs.iter().any(|expr| matches!(bare(expr), Expr::Tuple(_))) {
             return Err(clause("group-by", "this form of GROUP BY"));
         }
         exprs.iter().zip(texts).map(|(expr, text)| self.items.grouped(expr, text, self.scope)).collect()
@@ -301,7 +301,7 @@ impl<'t> Job<'t> {
     pub(super) fn check_distinct(&self, elements: &[(Meant<'_>, Direction)]) -> Result<(), Refusal> {
         let is_listed = |meant: &Meant<'_>| match meant {
             Meant::Item(_) => true,
-            Meant::Expr(expr, _) => self.items.all.iter().any(|item| item.expr == Some(*expr)),
+            Meant::Expr(expr, _) => self.items.all.iter().any(|item| item.expr.map(bare) == Some(*expr)),
         };
         if self.select.distinct.is_some() && !elements.iter().all(|(meant, _)| is_listed(meant)) {
             return Err(clause("distinct", "DISTINCT with ORDER BY of an expression that is not listed"));
@@ -351,6 +351,16 @@ impl<'t> Job<'t> {
         let default =
             catalog.default_collation.as_ref().map_or(Collating::Unknown, |_| shard_key::collating(100, catalog));
         if has_collate { Collating::Unknown } else { least.min(default) }
+    }
+
+    /// Whether a cast to that type can bring a collation, as one to a domain may.
+    fn collates(&self, data_type: &DataType) -> bool {
+        let Some(name) = types::name(data_type) else { return true };
+        let catalog = self.constants.input.catalog;
+        let is_it =
+            |it: &&Type| *it.name == *name.name && name.schema.as_ref().is_none_or(|schema| it.schema == *schema);
+        let mut found = catalog.types.values().filter(is_it).peekable();
+        found.peek().is_none() || found.any(|it| shard_key::brings_collation(it.collation, catalog))
     }
 
     fn bounds(&self) -> Result<Bounds, Refusal> {
@@ -502,7 +512,7 @@ pub(super) struct Calls {
     pub(super) window: bool,
     /// A window function whose partitions can reach over shards.
     pub(super) foreign_window: bool,
-    /// A COLLATE clause.
+    /// Something that gives a text another collation than columns and the database have.
     pub(super) collate: bool,
     /// A function that can give several rows for one.
     pub(super) set: bool,
@@ -536,26 +546,38 @@ impl Visitor for CallFinder<'_, '_> {
         }
         match expr {
             Expr::Collate { .. } => self.calls.collate = true,
-            Expr::Function(function) => match &function.over {
-                Some(WindowType::WindowSpec(spec)) => {
-                    self.calls.window = true;
-                    let has_key = self.job.scope.hold_key(&spec.partition_by);
-                    self.calls.foreign_window |= !has_key || spec.window_name.is_some();
-                }
-                Some(WindowType::NamedWindow(_)) => {
-                    self.calls.window = true;
-                    self.calls.foreign_window = true;
-                }
-                None => {
-                    let name = parts(&function.name);
-                    self.calls.set |= name.is_none_or(|(schema, name)| self.job.functions.may_return_set(schema, name));
-                    self.calls.aggregate |=
-                        name.is_none_or(|(schema, name)| self.job.functions.is_aggregate(schema, name));
-                }
-            },
+            Expr::CompoundFieldAccess { access_chain, .. } => {
+                // A field has a collation of its own, which the catalog of a composite type knows.
+                self.calls.collate |= access_chain.iter().any(|access| matches!(access, AccessExpr::Dot(_)));
+            }
+            Expr::Cast { data_type, .. } => self.calls.collate |= self.job.collates(data_type),
+            Expr::TypedString(typed) => self.calls.collate |= self.job.collates(&typed.data_type),
+            Expr::Function(function) => self.function(function),
             _ => {}
         }
         ControlFlow::Continue(())
+    }
+}
+
+impl CallFinder<'_, '_> {
+    fn function(&mut self, function: &Function) {
+        let name = parts(&function.name);
+        self.calls.collate |= name.is_none_or(|(schema, name)| self.job.functions.may_collate(schema, name));
+        match &function.over {
+            Some(WindowType::WindowSpec(spec)) => {
+                self.calls.window = true;
+                let has_key = self.job.scope.hold_key(&spec.partition_by);
+                self.calls.foreign_window |= !has_key || spec.window_name.is_some();
+            }
+            Some(WindowType::NamedWindow(_)) => {
+                self.calls.window = true;
+                self.calls.foreign_window = true;
+            }
+            None => {
+                self.calls.set |= name.is_none_or(|(schema, name)| self.job.functions.may_return_set(schema, name));
+                self.calls.aggregate |= name.is_none_or(|(schema, name)| self.job.functions.is_aggregate(schema, name));
+            }
+        }
     }
 }
 

@@ -3,7 +3,7 @@
 use std::cmp::Ordering;
 use std::collections::BTreeMap;
 
-use sqlparser::ast::{BinaryOperator, Expr};
+use sqlparser::ast::{BinaryOperator, Expr, Value as Literal};
 
 use super::constant::Constants;
 use super::scope::{Resolved, Scope};
@@ -259,6 +259,10 @@ impl<'a> Ties<'a> {
 
     fn compared(&self, layout: &Layout, at: usize, expr: &Expr, holds: &[Ordering]) -> Option<Limits> {
         let column = layout.key.get(at)?;
+        // Under transform_null_equals it is IS NULL.
+        if holds == [Ordering::Equal] && is_null(expr) {
+            return None;
+        }
         let kind = if holds == [Ordering::Equal] { column.prunable()? } else { column.ordered()? };
         match self.constants.read(expr, kind)? {
             // A comparison with NULL is never true.
@@ -294,6 +298,15 @@ impl<'a> Ties<'a> {
         let value = constants.read(expr, kind)?;
         let is_stored_as_is = |value: &Value| super::constant::is_stored_as_is(value, &column.column, kind);
         value.as_ref().is_none_or(is_stored_as_is).then_some(value)
+    }
+}
+
+/// Whether an expression is the word NULL.
+fn is_null(expr: &Expr) -> bool {
+    match expr {
+        Expr::Nested(inner) => is_null(inner),
+        Expr::Value(value) => value.value == Literal::Null,
+        _ => false,
     }
 }
 

@@ -126,6 +126,10 @@ fn rows(analysis: &Analysis<'_>, insert: &Insert, layout: &Layout, relation: &Re
             "read the rows first and insert them with VALUES",
         ));
     };
+    // PostgreSQL says so itself, whichever shard is asked.
+    if values.rows.iter().any(|row| row.len() != values.rows[0].len()) {
+        return Ok(vec![0; values.rows.len()]);
+    }
     let column_names: Vec<&str> = match insert.columns.as_slice() {
         [] => relation.columns.iter().map(|column| &*column.name).collect(),
         listed => listed.iter().filter_map(|name| Some(parts(name)?.1)).collect(),

@@ -146,7 +146,7 @@ const TRAPS: &[(&str, &str)] = &[
     ("statement", "alter table orders add column x int"),
     ("opaque", "do $$ begin delete from orders; end $$"),
     ("explain", "explain select * from orders"),
-    ("order-by", "select case when ok then 1 end from orders order by \"case\""),
+    ("order-by", "select extract(year from day) from orders order by \"extract\""),
 ];
 
 #[tokio::test]

@@ -96,7 +96,10 @@ async fn ranges_and_lists_leave_only_the_shards_that_can_match() {
         ("select * from accounts where plan in ('free', 'vip')", vec![0, 3]),
         ("select * from accounts where plan is null", vec![3]),
         ("select * from accounts where plan = 'none'", vec![0]),
-        ("select * from orders where customer_id = null", vec![0]),
+        // It may mean IS NULL.
+        ("select * from orders where customer_id = null", vec![0, 1, 2, 3]),
+        ("select * from orders where (customer_id) = (null)", vec![0, 1, 2, 3]),
+        ("select * from orders where customer_id > null", vec![0]),
         ("select * from orders where customer_id is null", vec![0]),
         ("select * from countries", vec![0]),
     ] {

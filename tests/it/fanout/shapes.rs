@@ -112,6 +112,8 @@ async fn ordered_streams_are_merged_in_postgresqls_order() {
         "select * from orders order by at desc limit 7 offset 5",
         "select o.* from orders o order by 1",
         "select id, made from orders order by made desc offset 390",
+        "select case when ok then 1 end from orders order by \"case\"",
+        "select (qty + 1)::int8 from orders order by int8",
         "select id from orders order by clock, id",
         "select id from orders order by ok desc, small, id",
         "select id from orders order by code",

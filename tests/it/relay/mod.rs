@@ -6,6 +6,7 @@ mod meaning;
 mod pipelines;
 pub(super) mod proxy;
 mod renewal;
+mod route;
 mod servers;
 mod settings;
 mod soak;

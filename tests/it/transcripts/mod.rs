@@ -1,9 +1,11 @@
 //! The same bytes go to PostgreSQL and through pgherd; the traces are equal, or differ as a reviewed patch says. The transcripts
 //! lie in `tests/transcripts`, which also tells their format.
 
+mod dice;
 mod patch;
 mod play;
 mod script;
+mod spread;
 mod step;
 
 use std::collections::BTreeSet;
@@ -13,6 +15,7 @@ use script::Script;
 
 use crate::harness::{Database, fresh_database};
 use crate::relay::proxy::Proxy;
+use spread::Spread;
 
 /// What every transcript finds.
 const SETUP: &str = include_str!("../../transcripts/setup.sql");
@@ -21,29 +24,25 @@ const CACHE: &str = "[cache]\nenabled = true\nolap_only = false\n";
 /// Every message that PostgreSQL sends outside authentication by a secret and replication.
 const BACKEND_MESSAGES: &[u8] = b"RKZSTDCIENA123ntsGHcdVv";
 
+/// Where transcripts are played straight, and which.
 struct Modes {
     straight: Database,
-    behind: Database,
     scripts: Vec<Script>,
     server: u32,
 }
 
 impl Modes {
-    async fn set() -> Self {
-        let (straight, behind) = (fresh_database().await, fresh_database().await);
-        straight.execute(SETUP).await;
-        behind.execute(SETUP).await;
+    async fn over(straight: Database) -> Self {
         let row = straight.client().await.query_one("show server_version_num", &[]).await.expect("a version");
         let server = row.get::<_, String>(0).parse::<u32>().expect("a number") / 10_000;
-        Self { straight, behind, scripts: script::all(), server }
+        Self { straight, scripts: script::all(), server }
     }
 
     /// Plays all of them in one mode, twice: the second time statements are prepared, answers are cached, and servers have been
     /// used by others. Returns what differs from what is known, and notes the messages that were seen.
-    async fn play(&self, mode: &str, proxy: &Proxy, seen: &mut BTreeSet<u8>) -> Vec<String> {
+    async fn play(&self, mode: &str, through: Before<'_>, seen: &mut BTreeSet<u8>) -> Vec<String> {
         let mut faults = Vec::new();
         let straight = Before { port: self.straight.port, database: &self.straight };
-        let through = Before { port: proxy.port, database: &self.behind };
         for script in self.scripts.iter().filter(|script| script.scope.holds(mode, self.server)) {
             for round in ["cold", "warm"] {
                 let patches = patch::known(&script.path);
@@ -73,7 +72,7 @@ impl Modes {
         let (wanted, tags) = play(straight, &script.steps).await;
         let (got, _) = play(through, &script.steps).await;
         seen.extend(tags);
-        let got = got.into_iter().map(|line| line.replace(&self.behind.name, &self.straight.name)).collect();
+        let got = got.into_iter().map(|line| line.replace(&through.database.name, &self.straight.name)).collect();
         patch::difference(&wanted, &got)
     }
 }
@@ -85,7 +84,10 @@ fn is_strict() -> bool {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_same_bytes_get_the_same_answers() {
-    let modes = Modes::set().await;
+    let (straight, behind) = (fresh_database().await, fresh_database().await);
+    straight.execute(SETUP).await;
+    behind.execute(SETUP).await;
+    let modes = Modes::over(straight).await;
     let all = std::env::var_os("PGHERD_TEST_TRANSCRIPTS").is_none();
     assert!(!modes.scripts.is_empty(), "no transcript has that name");
     let (mut faults, mut seen) = (Vec::new(), BTreeSet::new());
@@ -93,11 +95,11 @@ async fn the_same_bytes_get_the_same_answers() {
         [("transaction", "transaction", ""), ("session", "session", ""), ("cache", "transaction", CACHE)]
     {
         let pool = format!("max_connections = 4, mode = \"{pool}\"");
-        let proxy = Proxy::with(modes.behind.clone(), &modes.behind.address(), &pool, more).await;
+        let proxy = Proxy::with(behind.clone(), &behind.address(), &pool, more).await;
         if !more.is_empty() {
             proxy.caches("select count(*) from t").await;
         }
-        faults.extend(modes.play(mode, &proxy, &mut seen).await);
+        faults.extend(modes.play(mode, Before { port: proxy.port, database: &behind }, &mut seen).await);
         if faults.is_empty() {
             proxy.examine().await;
         }
@@ -107,4 +109,13 @@ async fn the_same_bytes_get_the_same_answers() {
     assert!(!all || modes.scripts.len() >= 60, "{} transcripts", modes.scripts.len());
     let missing: Vec<char> = BACKEND_MESSAGES.iter().filter(|tag| !seen.contains(tag)).map(|&tag| tag.into()).collect();
     assert!(!all || missing.is_empty(), "no transcript shows {missing:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_same_bytes_get_the_same_answers_over_shards() {
+    let spread = Spread::start("").await;
+    let modes = Modes::over(spread.straight.clone()).await;
+    let behind = spread.behind();
+    let faults = modes.play("shards", Before { port: behind.port, database: &behind }, &mut BTreeSet::new()).await;
+    assert!(faults.is_empty(), "{} differ\n\n{}", faults.len(), faults.join("\n"));
 }

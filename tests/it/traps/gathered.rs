@@ -29,6 +29,15 @@ async fn is_well(herd: &Herd, client: &mut WireClient) {
     nothing_is_left(&herd.primary).await;
 }
 
+/// All catalogs have been read.
+async fn is_answered(herd: &Herd) {
+    let wanted = ask(&mut herd.oracle().await, Manner::Text, MEDIAN).await;
+    harness::eventually(DEADLINE, "the coordinator is asked", async || {
+        ask(&mut herd.client().await, Manner::Text, MEDIAN).await == wanted
+    })
+    .await;
+}
+
 async fn nothing_is_left(coordinator: &Database) {
     let observer = coordinator.client().await;
     let left = "select (select count(*) from pg_class where relpersistence = 't' and relkind = 'r')
@@ -329,6 +338,68 @@ async fn shadowed_and_qualified_names_mean_what_they_mean_on_one_server() {
         }
     }
     is_well(&herd, &mut client).await;
+}
+
+#[tokio::test]
+async fn a_name_that_a_schema_of_the_shards_alone_may_hide_is_refused() {
+    let shards = harness::fresh_databases(2).await;
+    for shard in &shards {
+        let hiding = "create schema only_here; create table only_here.sales (id int8, customer_id int4, region text);
+            create view only_here.countries as select 'x' as code, 'y' as title";
+        shard.execute(hiding).await;
+    }
+    let herd = Herd::over(shards, "[cache]\nenabled = true\n").await;
+    let (mut oracle, mut client) = (herd.oracle().await, herd.client().await);
+    for path in ["only_here, public", "public, only_here", "only_here"] {
+        for session in [&mut oracle, &mut client] {
+            let set = format!("set search_path = {path}");
+            assert_eq!(ask(session, Manner::Simple, &set).await.error, None);
+        }
+        for manner in MANNERS {
+            for text in [
+                "select count(*) from sales",
+                "select id from sales where customer_id = 7",
+                "select c.title, count(*) from sales s join countries c on c.code = s.region group by 1",
+                "update sales set region = 'gone' where customer_id = 7",
+                "delete from countries",
+            ] {
+                let given = ask(&mut client, manner, text).await;
+                assert_eq!(given.code(), Some("0A000"), "{path}, {manner:?}: {text}: {given:?}");
+            }
+            let qualified = "select count(*), min(region) from public.sales";
+            let wanted = ask(&mut oracle, manner, qualified).await;
+            assert_eq!(ask(&mut client, manner, qualified).await, wanted, "{path}, {manner:?}");
+        }
+    }
+    herd.comes_to_rest().await;
+}
+
+#[tokio::test]
+async fn what_is_made_on_the_primary_is_looked_for_by_whoever_keeps_a_catalog() {
+    /// As many as would take five times as long if one of the three were left to its own round.
+    const TIMES: u32 = 8;
+    const ROUND: Duration = Duration::from_secs(5);
+    let coordinator = harness::fresh_database().await;
+    coordinator.execute("create type mood as enum ('sad', 'ok', 'happy')").await;
+    let herd = Herd::coordinated_by(&coordinator).await;
+    let mut client = herd.client().await;
+    is_answered(&herd).await;
+    let databases = herd.pgherd.databases();
+    let database = databases.iter().find(|database| database.config.name == "app").expect("it is served");
+    let kept = [Some(&database.catalog), database.shard_catalog.as_ref(), database.coordinator_catalog.as_ref()];
+    let kept: Vec<_> = kept.into_iter().flatten().collect();
+    assert_eq!(kept.len(), 3, "the primary's, the shards', the coordinator's");
+    let began = std::time::Instant::now();
+    for time in 0..TIMES {
+        let made = std::time::Instant::now();
+        let ddl = format!("create table made_{time} (a int4)");
+        assert_eq!(ask(&mut client, Manner::Simple, &ddl).await.error, None);
+        harness::eventually(DEADLINE, "all three have looked", async || {
+            kept.iter().all(|catalog| catalog.loaded_at().is_some_and(|at| at > made))
+        })
+        .await;
+    }
+    assert!(began.elapsed() < ROUND * TIMES / 2, "{:?} for {TIMES} changes", began.elapsed());
 }
 
 #[tokio::test]

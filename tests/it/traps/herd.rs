@@ -9,8 +9,8 @@ use crate::harness::wire::WireClient;
 use crate::harness::{self, Database, Pgherd};
 
 const SCHEMA: &str = include_str!("schema.sql");
-const SHARDED: [(&str, &str); 4] =
-    [("sales", "customer_id"), ("lines", "customer_id"), ("nothing", "k"), ("slow", "k")];
+const SHARDED: [(&str, &str); 5] =
+    [("sales", "customer_id"), ("lines", "customer_id"), ("nothing", "k"), ("slow", "k"), ("odd", "k")];
 
 pub(super) struct Herd {
     pub(super) whole: Database,
@@ -53,6 +53,10 @@ impl Herd {
         // The primary is the coordinator too: it has the shards' types.
         let types =
             "create schema pad; create type pad.other as (a int); create type mood as enum ('sad', 'ok', 'happy');
+            create collation ci (provider = icu, locale = 'und-u-ks-level2', deterministic = false);
+            create domain den as text collate \"und-x-icu\"; create domain dci as text collate ci;
+            create type fields as (s text collate \"und-x-icu\", c text collate ci, n int4);
+            create type status as enum ('old', 'new');
             create table local_notes (id int4); insert into local_notes values (1)";
         primary.execute(types).await;
         let mut toml = format!("[[database]]\nname = \"app\"\nprimary = \"{}\"\n{keys}shards = [", primary.conninfo());

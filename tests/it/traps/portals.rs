@@ -275,6 +275,43 @@ async fn parameters_decide_the_shard_at_bind() {
     herd.comes_to_rest().await;
 }
 
+/// Statements of which any two may be bound at once: over the shards, merged by PostgreSQL, of one shard, of none.
+const PAIRED: [&str; 5] = [
+    "select count(*) as sales from sales",
+    "select id, region from sales order by id limit 3",
+    "select l.n from sales s join lines l on l.sale_id = s.id order by 1 limit 2",
+    "select qty from sales where customer_id = 7 order by id",
+    "select 1 as one",
+];
+
+#[tokio::test]
+async fn a_portal_is_described_as_itself_whatever_was_bound_behind_it() {
+    let herd = Herd::start(2, false).await;
+    let (mut answered, mut refused) = (0, 0);
+    for first in PAIRED {
+        for second in PAIRED.into_iter().filter(|second| *second != first) {
+            for (described, executed) in [("one", "one"), ("one", "two"), ("two", "one"), ("two", "two")] {
+                let what = format!("{first}; {second}: {described} is described, {executed} executed");
+                let given = same(&herd, &what, |out| {
+                    for (name, text) in [("one", first), ("two", second)] {
+                        writer::parse(out, name.as_bytes(), text.as_bytes(), &[]);
+                        bind(out, name, name, &[], 0);
+                    }
+                    writer::describe(out, b'P', described.as_bytes());
+                    writer::execute(out, executed.as_bytes(), 0);
+                    writer::sync(out);
+                })
+                .await;
+                answered += usize::from(given.is_ok());
+                refused += usize::from(given.is_err());
+            }
+        }
+    }
+    eprintln!("{answered} are answered, {refused} refused");
+    assert!(answered > 0 && refused > 0);
+    herd.comes_to_rest().await;
+}
+
 /// Reads that many ReadyForQuery.
 async fn flights(client: &mut WireClient, count: usize) -> Vec<Answer> {
     let mut answers = Vec::new();

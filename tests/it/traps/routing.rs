@@ -17,10 +17,14 @@
 //! | `BEGIN; SELECT`, then a write | `a_transaction_that_reads_first_and_writes_then` |
 //! | texts that PostgreSQL reads otherwise than pgherd's parser | `texts_that_mean_something_else`, `reading`, `fuzzing` (the oracle) |
 
+use std::time::Duration;
+
 use super::herd::Herd;
 use crate::answers::Answer;
 use crate::harness::wire::{WireClient, rows};
 use crate::harness::{self, Database, Pgherd};
+
+const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A database whose reads go to a replica, unless they are cached.
 struct Plain {
@@ -46,6 +50,56 @@ impl Plain {
             replica.conninfo()
         );
         Self { primary, pgherd: Pgherd::start(&toml).await }
+    }
+}
+
+/// Where a read is answered: both servers have a table `here` that says so.
+async fn read_on(client: &mut WireClient) -> String {
+    let messages = client.query("select name from here").await;
+    assert_eq!(Answer::read(&messages).error, None);
+    rows(&messages)[0][0].clone().expect("a name")
+}
+
+#[tokio::test]
+async fn a_replica_whose_logins_are_set_otherwise_is_read_only_by_sessions_with_values_of_their_own() {
+    for by_role in [false, true] {
+        let (primary, replica) = (harness::fresh_database().await, harness::fresh_database().await);
+        let role = harness::fresh_role("pg_read_all_data").await;
+        for (database, name) in [(&primary, "primary"), (&replica, "replica")] {
+            database.execute(&format!("create table here (name text); insert into here values ('{name}')")).await;
+        }
+        let of = if by_role { format!("role {role} in database") } else { "database".to_owned() };
+        let set = async |what: &str| replica.execute(&format!("alter {of} {} {what}", replica.name)).await;
+        set("set timezone = 'Asia/Tokyo'").await;
+        let toml = format!(
+            "[[database]]\nname = \"app\"\nprimary = \"{}\"\nreplicas = [\"{}\"]\nreads = \"replica\"\n\
+             [[user]]\nname = \"{role}\"\nauth = \"trust\"\n[pool]\nmin_connections = 0\n",
+            primary.address(),
+            replica.address()
+        );
+        let pgherd = Pgherd::start(&toml).await;
+        let mut client = WireClient::login(pgherd.port, &role, "app").await;
+        for time in 0..4 {
+            assert_eq!(read_on(&mut client).await, "primary", "read {time}, by_role: {by_role}");
+        }
+        client.query("set timezone = 'Europe/Berlin'").await;
+        assert_eq!(read_on(&mut client).await, "replica", "it has its own time zone, by_role: {by_role}");
+        client.query("reset timezone").await;
+        assert_eq!(read_on(&mut client).await, "primary", "by_role: {by_role}");
+        set("reset timezone").await;
+        let away = format!(
+            "select pg_terminate_backend(pid, 5000) from pg_stat_activity where datname = '{}' and pid <> pg_backend_pid()",
+            replica.name
+        );
+        replica.execute(&away).await;
+        harness::eventually(PATIENCE, "a login has shown that they are alike now", async || {
+            let mut client = WireClient::login(pgherd.port, &role, "app").await;
+            client.query("set timezone = 'Europe/Berlin'").await;
+            read_on(&mut client).await;
+            client.query("reset timezone").await;
+            read_on(&mut client).await == "replica"
+        })
+        .await;
     }
 }
 
@@ -151,7 +205,6 @@ async fn what_cannot_be_read_off_its_text() {
         "do 'begin delete from sales; end'",
         "do language plpgsql $x$ begin perform 1 from public.\"sales\"; end $x$",
         "prepare p as select * from sales",
-        "vacuum sales",
         "refresh materialized view sales",
         "security label on table sales is 'x'",
     ];

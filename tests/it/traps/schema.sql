@@ -10,6 +10,14 @@ create table sales (
 create table lines (customer_id int4, sale_id int8, sku text collate "C", n int4);
 create table nothing (k int4, v numeric, t text);
 create table slow (k int4, v int4);
+create collation ci (provider = icu, locale = 'und-u-ks-level2', deterministic = false);
+create domain den as text collate "und-x-icu";
+create domain dci as text collate ci;
+create type fields as (s text collate "und-x-icu", c text collate ci, n int4);
+create type status as enum ('old', 'new');
+-- Columns that are named after types.
+create table odd (k int4, id int4, a text collate "C", b text collate "C", w text collate "C", c fields, zz int4,
+  uuid int4, name int4, money int4, status int4, int4 int4, float8 int4, bytea int4, extract int4);
 create table countries (code text collate "C", title text);
 create view recent as select * from sales where id > 100;
 create function lowered(text) returns text immutable language sql as 'select lower($1)';
@@ -31,6 +39,9 @@ insert into sales select g, case when g % 17 = 0 then null else g % 37 end,
 from generate_series(1, 400) g;
 insert into lines select g % 37, g, 'sku' || g % 10, g % 4 from generate_series(1, 300) g;
 insert into slow select g, g % 100 from generate_series(1, 3000) g;
+insert into odd select g % 23, g, left(md5(g::text), 16), right(md5(g::text), 16), v, row(v, v, g % 5)::fields, g % 7,
+  -g, -g, -g, g, -g, g, -g, -g
+from generate_series(1, 200) g, lateral (select (array['a', 'B', 'b', 'A', 'é', 'E', null])[1 + g % 7] as v) x;
 insert into countries values ('north', 'Land'), ('North', 'LAND'), ('nowhere', null);
 
 create table by_int (k int4) partition by hash (k);
@@ -38,5 +49,6 @@ create table by_int (k int4) partition by hash (k);
 delete from sales where satisfies_hash_partition('by_int'::regclass, 4, 2, customer_id);
 delete from sales where not satisfies_hash_partition('by_int'::regclass, %shards%, %shard%, customer_id);
 delete from lines where not satisfies_hash_partition('by_int'::regclass, %shards%, %shard%, customer_id);
+delete from odd where not satisfies_hash_partition('by_int'::regclass, %shards%, %shard%, k);
 delete from slow where not satisfies_hash_partition('by_int'::regclass, %shards%, %shard%, k);
 drop table by_int;

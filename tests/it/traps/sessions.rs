@@ -45,6 +45,29 @@ async fn every_leg_has_the_sessions_settings() {
 }
 
 #[tokio::test]
+async fn what_equals_null_hangs_on_a_setting() {
+    let herd = Herd::start(4, false).await;
+    let (mut oracle, mut client) = (herd.oracle().await, herd.client().await);
+    for set in ["set transform_null_equals to on", "set transform_null_equals to off"] {
+        for session in [&mut oracle, &mut client] {
+            assert_eq!(Answer::read(&session.query(set).await).tag, "SET", "{set}");
+        }
+        for read in [
+            "select count(*) from sales where customer_id = null",
+            "select count(*) from sales where (null) = (customer_id)",
+            "select count(*) from sales where customer_id = null::int4",
+            "select count(*) from sales where customer_id in (null)",
+            "select count(distinct region) from sales where customer_id = null or customer_id = 3",
+        ] {
+            for manner in MANNERS {
+                let wanted = ask(&mut oracle, manner, read).await;
+                assert_eq!(ask(&mut client, manner, read).await, wanted, "{set}; {read} {manner:?}");
+            }
+        }
+    }
+}
+
+#[tokio::test]
 async fn a_search_path_decides_which_table_is_meant() {
     let herd = Herd::start(2, false).await;
     let (mut oracle, mut client) = (herd.oracle().await, herd.client().await);

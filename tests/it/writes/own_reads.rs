@@ -8,9 +8,8 @@ use std::time::{Duration, Instant};
 use pgherd::wire::writer;
 
 use super::several::Twins;
-use super::stage::{SCHEMA, Stage, ok, say};
+use super::stage::{ok, say};
 use crate::answers::{Answer, MANNERS, Manner, ask, ask_with};
-use crate::harness;
 use crate::harness::wire::{WireClient, bind};
 
 /// Rows, counts, groups, sorting, limits, joins on the key and with a reference table.
@@ -50,16 +49,6 @@ async fn reads(twins: &Twins, clients: &mut (WireClient, WireClient), manner: Ma
     for sql in READS {
         twins.same(clients, manner, sql).await;
     }
-}
-
-/// The same without two-phase commit.
-async fn without_two_phase() -> Twins {
-    let stage = Stage::over(harness::fresh_databases(3).await, "# two_phase is not wanted\n").await;
-    let whole = harness::fresh_database().await;
-    whole.execute(&SCHEMA.replace("%shards%", "1").replace("%shard%", "0")).await;
-    whole.execute("create table local_notes (id int4, note text)").await;
-    let pgherd = stage.pgherd().await;
-    Twins { stage, pgherd, whole }
 }
 
 #[tokio::test]
@@ -155,7 +144,7 @@ async fn errors_fail_the_transaction_and_savepoints_bring_it_back() {
 
 #[tokio::test]
 async fn without_two_phase_a_transaction_that_writes_on_one_server_reads_on_all() {
-    let twins = without_two_phase().await;
+    let twins = Twins::without_two_phase("").await;
     let mut clients = twins.clients().await;
     for manner in MANNERS {
         for (end, id) in [("rollback", 7), ("commit", 7), ("commit", 8), ("commit", 9)] {
@@ -204,7 +193,7 @@ async fn without_two_phase_a_transaction_that_writes_on_one_server_reads_on_all(
 
 #[tokio::test]
 async fn what_others_commit_meanwhile_is_seen_and_nothing_else_of_theirs() {
-    for twins in [Twins::set(3).await, without_two_phase().await] {
+    for twins in [Twins::set(3).await, Twins::without_two_phase("").await] {
         let (mut clients, mut others) = (twins.clients().await, twins.clients().await);
         for manner in MANNERS {
             twins.same(&mut clients, manner, "begin").await;
@@ -258,7 +247,7 @@ async fn parameters_go_to_all_legs() {
 }
 
 /// Executes an unnamed statement up to a row limit.
-async fn limited(client: &mut WireClient, sql: &str, rows: i32) -> Answer {
+pub(super) async fn limited(client: &mut WireClient, sql: &str, rows: i32) -> Answer {
     client
         .say(|out| {
             writer::parse(out, b"", sql.as_bytes(), &[]);
@@ -386,7 +375,7 @@ async fn what_stays_refused_says_what_helps() {
             "Commit first",
         ),
         (
-            "set local work_mem = '5MB'",
+            "set local standard_conforming_strings = off",
             "select count(*) from accounts",
             "settings are not known",
             "before the transaction",

@@ -143,3 +143,40 @@ async fn merges_run_where_their_rows_meet() {
     }
     twins.is_same().await;
 }
+
+/// Where a number of a reference table is only compared with numbers, any of several equal ones will do: each shard may take another.
+#[tokio::test]
+async fn of_equal_numbers_that_are_only_compared_any_will_do() {
+    let twins = Twins::set(3).await;
+    for (at, database) in twins.stage.shards.iter().chain([&twins.whole]).enumerate() {
+        let order = if at % 2 == 0 { "asc" } else { "desc" };
+        let sql = format!(
+            "insert into rates select 'r' || rate, rate from (values (9.0), (9.00), (-2), (-2.000)) v (rate) order by rate::text {order}"
+        );
+        database.execute(&sql).await;
+    }
+    let mut clients = twins.clients().await;
+    for manner in MANNERS {
+        for sql in [
+            "update accounts set owner = 'c' where balance > (select max(rate) from rates) and id % 7 = 0",
+            "update accounts set owner = 'd', balance = balance + 1 where id = (select max(rate) from rates) returning id, owner",
+            "update accounts set owner = 'e' where id not in (select distinct rate from rates) and id < 12",
+            "update accounts set owner = (id <= (select max(r.rate) from rates r))::text where (select min(rate) from rates) < balance",
+            "update accounts set owner = 'f' where balance in (select rate from rates where rate > (select min(x.rate) from rates x))",
+            "delete from entries where amount = (select max(rate) from rates)",
+            "insert into entries (account_id, amount) select id, balance from accounts where id >= (select max(rate) from rates)",
+            "delete from accounts where id > 30 and balance > (select min(r.rate) from rates r where r.code <> accounts.owner)",
+        ] {
+            twins.same(&mut clients, manner, sql).await;
+        }
+        twins.is_same().await;
+    }
+    for sql in [
+        "update accounts set owner = (select max(rate)::text from rates)",
+        "update accounts set owner = 'x' where id = (select max(rate) + 0 from rates)",
+        "update accounts set owner = 'x' where (select max(rate)::text from rates) = '9.00'",
+    ] {
+        assert_eq!(say(&mut clients.1, sql).await.code(), Some("0A000"), "{sql}");
+    }
+    twins.is_same().await;
+}

@@ -27,6 +27,17 @@ impl Twins {
         Self { stage, pgherd, whole }
     }
 
+    /// Without two-phase commit, with more TOML at the end.
+    pub(super) async fn without_two_phase(rest: &str) -> Self {
+        let mut stage = Stage::over(harness::fresh_databases(3).await, "# two_phase is not wanted\n").await;
+        stage.toml += rest;
+        let whole = harness::fresh_database().await;
+        whole.execute(&super::stage::SCHEMA.replace("%shards%", "1").replace("%shard%", "0")).await;
+        whole.execute("create table local_notes (id int4, note text)").await;
+        let pgherd = stage.pgherd().await;
+        Self { stage, pgherd, whole }
+    }
+
     pub(super) async fn clients(&self) -> (WireClient, WireClient) {
         (WireClient::login(self.whole.port, "postgres", &self.whole.name).await, self.pgherd.wire("app").await)
     }
@@ -145,6 +156,26 @@ async fn returning_gives_the_rows_in_the_order_of_the_insert() {
             Vec::<String>::new()
         );
     }
+}
+
+#[tokio::test]
+async fn rows_of_another_length_are_postgresqls_error() {
+    let twins = Twins::set(3).await;
+    let mut clients = twins.clients().await;
+    let [a, b, c] = twins.stage.one_of_each().await[..] else { panic!("three shards") };
+    for manner in MANNERS {
+        for rows in [
+            format!("({a}, 1), ({b}, 2, 'x')"),
+            format!("({a}, 1, 'x'), ({b}, 2), ({c}, 3, 'y')"),
+            format!("({a}, 1, 'x', 2), ({b}, 2, 'y', 3)"),
+        ] {
+            let into = "insert into entries (account_id, amount, note) values";
+            let answer = twins.same(&mut clients, manner, &format!("{into} {rows}")).await;
+            assert_eq!(answer.code(), Some("42601"), "{rows}");
+        }
+        twins.same(&mut clients, manner, "insert into rates values ('x', 1), ('y')").await;
+    }
+    twins.is_same().await;
 }
 
 #[tokio::test]
@@ -372,10 +403,10 @@ async fn truncate_and_ddl_reach_every_shard_or_none() {
         "alter table accounts drop column id",
         "alter table accounts rename to others",
         "alter table accounts add column seen timestamptz default now()",
-        "alter table entries add foreign key (account_id) references accounts (id)",
+        "alter table entries add foreign key (id) references accounts (id)",
         "create index concurrently slow on accounts (owner)",
         "drop table accounts, local_notes",
-        "vacuum accounts",
+        "lock table accounts",
     ] {
         assert_eq!(say(&mut clients.1, sql).await.code(), Some("0A000"), "{sql}");
     }

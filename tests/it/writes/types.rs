@@ -1,9 +1,10 @@
 //! Types that users made have other oids on each server: what a client was told of them by one shard means nothing to the others.
 
+use bytes::BufMut;
 use pgherd::wire::writer;
 
 use super::several::Twins;
-use super::stage::{SCHEMA, Stage};
+use super::stage::{SCHEMA, Stage, ok};
 use crate::answers::{Answer, MANNERS, Manner, ask, ask_with};
 use crate::harness::wire::{WireClient, bind};
 use crate::harness::{self, Database};
@@ -25,8 +26,12 @@ async fn oid_of_mood(database: &Database) -> u32 {
     database.client().await.query_one("select 'mood'::regtype::oid", &[]).await.expect("a type").get(0)
 }
 
-/// Shards on which `mood` has three oids; on those of the others lie types that hold other values.
 async fn twins() -> Twins {
+    twins_with("").await
+}
+
+/// Shards on which `mood` has three oids; on those of the others lie types that hold other values. `more` is TOML.
+async fn twins_with(more: &str) -> Twins {
     let shards = harness::fresh_databases(3).await;
     let whole = harness::fresh_database().await;
     for (at, shard) in shards.iter().enumerate() {
@@ -48,7 +53,8 @@ async fn twins() -> Twins {
     assert!(oids[0] != oids[1] && oids[1] != oids[2] && oids[0] != oids[2], "{oids:?}");
     let rest = "[[database.table]]\nname = \"public.moods\"\nshard_key = \"id\"\nmethod = \"hash\"\n\
                 [[database.table]]\nname = \"public.moods_of_all\"\nreference = true\n";
-    let stage = Stage::between(primary, shards, rest).await;
+    let mut stage = Stage::between(primary, shards, rest).await;
+    stage.toml += more;
     whole.execute(&SCHEMA.replace("%shards%", "1").replace("%shard%", "0")).await;
     let pgherd = stage.pgherd().await;
     Twins { stage, pgherd, whole }
@@ -184,5 +190,121 @@ async fn what_a_client_declares_must_be_what_the_shards_find_out() {
         let found = answer.code().map_or(Ok(answer.tag.as_str()), Err);
         assert_eq!((found, answer.status), (outcome, 'I'), "{sql}");
     }
+    twins.stage.is_clean().await;
+}
+
+/// A statement whose parameters are all of them in binary, their types left to the server; described first or not.
+async fn in_binary(client: &mut WireClient, sql: &str, values: &[&[u8]], is_described: bool) -> Answer {
+    client
+        .say(|out| {
+            writer::close(out, b'S', b"binary");
+            writer::parse(out, b"binary", sql.as_bytes(), &[]);
+            if is_described {
+                writer::describe(out, b'S', b"binary");
+                writer::sync(out);
+            }
+        })
+        .await;
+    if is_described {
+        let described = Answer::read(&client.until_ready().await);
+        if described.error.is_some() {
+            return described;
+        }
+    }
+    client
+        .say(|out| {
+            writer::message(out, b'B', |out| {
+                out.put_slice(b"\0binary\0\0\x01\0\x01");
+                out.put_i16(i16::try_from(values.len()).expect("few"));
+                for value in values {
+                    out.put_i32(i32::try_from(value.len()).expect("short"));
+                    out.put_slice(value);
+                }
+                out.put_i16(0);
+            });
+            writer::describe(out, b'P', b"");
+            writer::execute(out, b"", 0);
+            writer::sync(out);
+        })
+        .await;
+    Answer::read(&client.until_ready().await)
+}
+
+/// What a server describes as a domain comes in the binary form of the type beneath it.
+#[tokio::test]
+async fn rows_whose_key_changes_take_binary_parameters_along() {
+    let twins = twins_with("\n[fanout]\nkey_moves = \"move\"\n").await;
+    let mut clients = twins.clients().await;
+    let int = |value: i32| value.to_be_bytes();
+    for is_described in [true, false] {
+        for (sql, values) in [
+            ("insert into moods select g, 'ok', g % 4, 'first' from generate_series(1, 30) g", vec![]),
+            ("update moods set id = id + 100 where s = $1 returning id, s", vec![int(3).to_vec()]),
+            (
+                "update moods set id = id + 200, s = $1 where s = $2 returning id, s",
+                vec![int(7).to_vec(), int(2).to_vec()],
+            ),
+            (
+                "update moods set id = id + $1, s = $2 where m = $3",
+                vec![int(400).to_vec(), int(8).to_vec(), b"ok".to_vec()],
+            ),
+            (
+                "update moods set id = id - $1, m = $2, s = $3 where s = $3 and id > $1 returning id, m, s",
+                vec![int(400).to_vec(), b"sad".to_vec(), int(8).to_vec()],
+            ),
+            (
+                "update moods set id = id + 500, s = $1::size + 1 where s < $2::size",
+                vec![int(4).to_vec(), int(5).to_vec()],
+            ),
+            ("update moods set id = id + 600, s = $1", vec![int(1000).to_vec()]),
+            (
+                "update moods set id = id + 600, note = $1 where s = $2 returning note, $1",
+                vec![b"x".to_vec(), int(5).to_vec()],
+            ),
+            ("delete from moods", vec![]),
+        ] {
+            let values: Vec<&[u8]> = values.iter().map(Vec::as_slice).collect();
+            let truth = in_binary(&mut clients.0, sql, &values, is_described).await.sorted();
+            let said = in_binary(&mut clients.1, sql, &values, is_described).await.sorted();
+            let refused = !is_described && said.code() == Some("0A000");
+            assert!(refused || truth.error == said.error, "{sql}: {truth:?} {said:?}");
+            assert!(refused || (truth.tag == said.tag && truth.rows == said.rows), "{sql}: {truth:?} {said:?}");
+            if refused {
+                // Both go on alike.
+                let refused = said.error.expect("it is refused");
+                assert!(refused.1.contains("is not known"), "{sql}: {refused:?}");
+                in_binary(&mut clients.1, sql, &values, true).await;
+            }
+            let all = "select (id, m, s, note)::text from moods";
+            assert_eq!(
+                ask(&mut clients.0, Manner::Simple, all).await.sorted(),
+                ask(&mut clients.1, Manner::Simple, all).await.sorted(),
+                "{sql}"
+            );
+        }
+    }
+    twins.stage.is_clean().await;
+}
+
+/// Rows move by what their table was when the catalog was read; and nobody waits for a lock of the transaction's own.
+#[tokio::test]
+async fn rows_of_a_table_that_its_transaction_has_changed_stay() {
+    let twins = twins_with("\n[fanout]\nkey_moves = \"move\"\n").await;
+    let mut client = twins.clients().await.1;
+    ok(&mut client, "insert into moods select g, 'ok', g, 'first' from generate_series(1, 9) g").await;
+    for change in ["alter table moods add column more int4", "alter table moods alter column s type int8"] {
+        for manner in MANNERS {
+            ok(&mut client, "begin").await;
+            ok(&mut client, "update moods set id = id + 100 where s = 3").await;
+            ok(&mut client, change).await;
+            let values: &[Option<&str>] = if manner == Manner::Simple { &[] } else { &[Some("4")] };
+            let condition = if manner == Manner::Simple { "4" } else { "$1" };
+            let sql = format!("update moods set id = id + 100 where s = {condition}");
+            let refused = ask_with(&mut client, manner, &sql, values).await;
+            assert_eq!((refused.code(), refused.status), (Some("0A000"), 'E'), "{manner:?} {change}: {refused:?}");
+            ok(&mut client, "rollback").await;
+        }
+    }
+    assert_eq!(ok(&mut client, "update moods set id = id + 100 where s = 4").await, "UPDATE 1");
     twins.stage.is_clean().await;
 }
