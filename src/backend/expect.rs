@@ -536,7 +536,8 @@ mod tests {
 
     #[test]
     fn a_statement_that_is_prepared_once_more_is_lost_by_its_own_error_and_by_no_other() {
-        let statement = crate::backend::statements::Registry::default().private(Bytes::from_static(b"select 1"), &[]);
+        let statement =
+            crate::backend::statements::Registry::default().private(Bytes::from_static(b"select 1"), &[], None);
         let again = || Expect::Reparse(Arc::clone(&statement), Bytes::from_static(b"s"), 1);
         for (before, lost) in [(None, 1), (Some(Expect::Bind(About::default())), 0)] {
             let mut owed = expects(before.into_iter().chain([again(), Expect::Sync { hidden: false }]));

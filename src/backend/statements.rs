@@ -167,9 +167,9 @@ impl Registry {
         self.serials.fetch_add(1, Ordering::Relaxed) + 1
     }
 
-    /// An identity that nobody shares: for a statement whose settings are not known exactly.
-    pub fn private(&self, text: Bytes, types: &[u32]) -> Arc<Identity> {
-        let key = Key { text, types: types.into(), parsed_under: None, used_under: None, of: None };
+    /// An identity that nobody shares: for a statement whose settings are not known exactly, or that only its client may use.
+    pub fn private(&self, text: Bytes, types: &[u32], parsed_under: Option<SharedSettings>) -> Arc<Identity> {
+        let key = Key { text, types: types.into(), parsed_under, used_under: None, of: None };
         self.identity(Arc::new(key), None)
     }
 

@@ -42,10 +42,9 @@ pub fn asks_sequences(statement: &Statement) -> bool {
 fn is_computed(statement: &Statement, judged: Judged<'_>) -> bool {
     let Judged { catalog, search_path, types, same_role } = judged;
     let is_foreign = |oid: &Oid| *oid >= FIRST_USER_OID || LOOKED_UP.contains(oid);
-    let of_users = |name: &Box<str>| catalog.user_operators.contains_key(name);
     !catalog.has_impure_user_casts
         && !types.iter().any(is_foreign)
-        && !statement.operators.iter().any(of_users)
+        && !statement.operators.iter().any(|name| catalog.user_operators.contains_key(name))
         && statement.casts.iter().all(|name| is_plain_type(name, catalog))
         && statement.value_functions.iter().all(|name| is_shared_value(name, same_role))
         && functions::called(statement, catalog, search_path).iter().all(is_shared)

@@ -96,7 +96,7 @@ impl Session {
 
 /// Whether the next transaction must be told the same; `None` if what it is like cannot be told from it.
 fn repeated(facts: &Facts) -> Option<bool> {
-    use TransactionControl::{Begin, BeginOther, BeginReadOnly, SetTransaction};
+    use TransactionControl::{Begin, BeginOther, BeginReadOnly};
     let statement = facts.single()?;
     let is_of_transactions = |effect: &Effect| match effect {
         Effect::Set(name) | Effect::SetLocal(name) | Effect::Reset(name) | Effect::ResetLocal(name) => {
@@ -108,7 +108,8 @@ fn repeated(facts: &Facts) -> Option<bool> {
     if statement.effects.iter().any(is_of_transactions) {
         return None;
     }
-    Some(matches!(statement.class, Class::Transaction(Begin | BeginReadOnly | BeginOther | SetTransaction)))
+    let Class::Transaction(control) = statement.class else { return Some(false) };
+    Some(matches!(control, Begin | BeginReadOnly | BeginOther) || control.sets_transaction())
 }
 
 #[cfg(test)]

@@ -70,7 +70,7 @@ impl Cursors {
     /// The servers whose cursors a statement uses.
     fn used<'a>(&'a self, statement: &'a Statement) -> impl Iterator<Item = Target> + 'a {
         let closes_all = statement.effects.contains(&Effect::CloseCursor) && statement.cursor.is_none();
-        let is_meant = move |name: &Box<str>| closes_all || statement.cursor.as_ref() == Some(name);
+        let is_meant = move |name: &str| closes_all || statement.cursor.as_deref() == Some(name);
         self.known.iter().filter(move |(name, _)| is_meant(name)).map(|(_, target)| *target)
     }
 }

@@ -72,7 +72,7 @@ impl Session {
             let statements = &self.db.statements;
             Some(match self.settings.exact() {
                 Some(under) if !names_cursor(&facts) => statements.intern(text, &parse.types, &under),
-                _ => statements.private(text, &parse.types),
+                under => statements.private(text, &parse.types, under),
             })
         };
         let text = match &identity {

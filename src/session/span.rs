@@ -298,7 +298,7 @@ impl Session {
         span.sets |= sets;
         let can_be_repeated = is_set || (statement.class == Class::Session && statement.parameters == 0);
         if !can_be_repeated {
-            if statement.effects.iter().all(names_setting) {
+            if !names_constraints && statement.effects.iter().all(names_setting) {
                 span.set_by_query.extend(statement.effects.iter().cloned());
                 return Ok(None);
             }
