@@ -7,6 +7,7 @@ use super::functions::{self, Conduct};
 use super::rules::{Input, Transaction};
 use super::{Plan, Reason, Refusal, maintain, mentioned, names, policies, unnamed, wrapped};
 use crate::catalog::model::{Catalog, RelationKind};
+use crate::config::model::Table;
 use crate::sql::facts::{Class, Name, Statement};
 
 /// A plan for a query string of a database with sharded tables; `None` where only the primary is concerned.
@@ -171,8 +172,10 @@ fn into_primary(input: &Input<'_>) -> Option<Plan> {
 /// TRUNCATE and DDL on tables of the shards; `None` where they are not concerned, or it is for others to refuse.
 fn ddl(input: &Input<'_>, statement: &Statement) -> Result<Option<Plan>, Refusal> {
     let Some(shards) = input.shards.filter(|_| input.session.text_is_plain) else { return Ok(None) };
+    let is_view = distribute::created_view(input.text, input.session.standard_conforming_strings).is_some();
     let on_shards = |name: &Name| match place(input, name) {
-        Ok(Place::Shards) => Ok(true),
+        Ok(Place::Shards) if is_view => Ok(true),
+        Ok(Place::Shards) => listed_first(input, name).map(|()| true),
         Ok(_) => Ok(false),
         // An index has the name of no table, and lies where its table does.
         Err(refusal) if refusal.code == "unknown-on-primary" => {
@@ -187,6 +190,24 @@ fn ddl(input: &Input<'_>, statement: &Statement) -> Result<Option<Plan>, Refusal
         }
         Distributed::Shard { shard, reason } => Ok(Some(Plan::Shard { shard, detachable: false, reason })),
         _ => Ok(None),
+    }
+}
+
+/// A schema that the primary has been given a moment ago need not be known yet: the one that `search_path` lists first must be the table's.
+fn listed_first(input: &Input<'_>, name: &Name) -> Result<(), Refusal> {
+    let exists = |schema: &str| input.catalog.is_some_and(|it| it.schemas.iter().any(|known| **known == *schema));
+    let path = &input.session;
+    // The role's own schema is listed by default, and is rarely there.
+    let mut listed = path.listed_path.iter().filter(|it| *it != "pg_catalog" && (**it != *path.role || exists(it)));
+    let Some(first) = listed.next().filter(|_| name.schema.is_none()) else { return Ok(()) };
+    let is_it = |table: &Table| *table.name == *name.name && table.schema == *first;
+    match input.database.tables.iter().any(is_it) {
+        true => Ok(()),
+        false => Err(refusal(
+            "ambiguous-name",
+            format!("\"{}\" may be a table of schema \"{first}\" by search_path", name.name),
+            "Write the table's schema.",
+        )),
     }
 }
 

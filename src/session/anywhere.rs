@@ -52,7 +52,7 @@ impl Session {
     /// The schemas that search_path lists for that role, where they say which shard is meant. What the transaction at hand has set
     /// counts; `None` where that is not known.
     pub(super) fn listed_path(&self, role: &str) -> Option<Vec<String>> {
-        if self.db.config.schemas.is_none() {
+        if !self.db.config.is_distributed() {
             return Some(Vec::new());
         }
         if self.settings.parse_is_certain() {

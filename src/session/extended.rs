@@ -483,7 +483,7 @@ impl Session {
 
 /// Whether it is FETCH or MOVE, or another statement about a cursor. What such a one gives was found out when its cursor was there:
 /// PostgreSQL breaks down where it is described behind that cursor's end, so it is nobody's but its client's.
-fn names_cursor(facts: &Facts) -> bool {
+pub(super) fn names_cursor(facts: &Facts) -> bool {
     facts.statements.iter().any(|statement| statement.cursor.is_some())
 }
 

@@ -4,7 +4,7 @@ use bytes::Bytes;
 
 use super::Session;
 use super::context::Target;
-use super::extended::malformed;
+use super::extended::{malformed, names_cursor};
 use super::planned::{Execution, Way};
 use super::portals::Halt;
 use super::route::{NO_ROWS, ROUTE};
@@ -396,6 +396,7 @@ impl Session {
                         }
                         Way::Describe(&ROUTE)
                     }
+                    way if names_cursor(&asked.facts) => Way::Relay(way.describe_target()),
                     way => Way::Relay(self.where_described(&way)),
                 };
             }

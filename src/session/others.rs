@@ -3,7 +3,7 @@
 
 use super::Session;
 use super::context::Target;
-use super::extended::malformed;
+use super::extended::{malformed, names_cursor};
 use super::flight::Asked;
 use super::planned::{Execution, Way};
 use super::unit::{decides, front, statement_of, subject_of};
@@ -69,7 +69,7 @@ impl Session {
         let described = Execution::described(&asked.facts, &asked.text, &asked.types);
         if frame.tag() != b'B' {
             let there = self.way(&described).await?.describe_target();
-            return Ok(self.is_alike(target, there));
+            return Ok(target == there || (!names_cursor(&asked.facts) && self.is_alike(target, there)));
         }
         let bound = frontend::bind(frame.body()).map_err(|error| malformed("Bind", error))?;
         let way = self.way(&Execution { bind: Some((frame, &bound)), ..described }).await?;
