@@ -43,8 +43,8 @@ impl Herd {
     async fn start(more: &str) -> Self {
         let (whole, primary) = (harness::fresh_database().await, harness::fresh_database().await);
         whole.execute(&format!("{SCHEMA}{more}")).await;
-        let role = "do $$ begin perform pg_advisory_xact_lock(7); if not exists (select from pg_roles where rolname = 'decider') \
-                    then create role decider login superuser; end if; end $$";
+        let role = "do $$ begin create role decider login superuser; \
+ exception when duplicate_object or unique_violation then null; end $$";
         primary.execute(&format!("{role}; create table taken (a int)")).await;
         let mut toml = format!("[[database]]\nname = \"app\"\nprimary = \"{}\"\nshards = [", primary.conninfo());
         let layout = Layout::hash(&["customer"]);

@@ -26,8 +26,8 @@ impl Spread {
             database.execute(SETUP).await;
         }
         primary.execute("drop table spread").await;
-        let role = "do $$ begin perform pg_advisory_xact_lock(7); if not exists (select from pg_roles where rolname = 'decider') \
-                    then create role decider login superuser; end if; end $$";
+        let role = "do $$ begin create role decider login superuser; \
+ exception when duplicate_object or unique_violation then null; end $$";
         primary.execute(role).await;
         let mut toml =
             format!("[[database]]\nname = \"{}\"\nprimary = \"{}\"\nshards = [", straight.name, primary.conninfo());

@@ -68,8 +68,8 @@ impl World {
         for database in shards.iter().chain([&whole]) {
             database.execute(&schema).await;
         }
-        let role = "do $$ begin perform pg_advisory_xact_lock(7); if not exists (select from pg_roles where rolname = 'decider') \
-                    then create role decider login superuser; end if; end $$";
+        let role = "do $$ begin create role decider login superuser; \
+ exception when duplicate_object or unique_violation then null; end $$";
         primary.execute(role).await;
         shards.iter().for_each(|shard| conninfos.push(format!("\"{}\"", shard.conninfo())));
         let mut toml = format!(

@@ -419,8 +419,8 @@ async fn row_level_security_reads_what_is_set() {
     for twins in both("").await {
         for database in twins.stage.shards.iter().chain([&twins.whole, &twins.stage.primary]) {
             let sql = format!(
-                "do $$ begin perform pg_advisory_xact_lock(7); if not exists (select from pg_roles where rolname = '{role}') \
-                 then create role {role}; end if; end $$; grant usage on schema public to {role}"
+                "do $$ begin create role {role}; \
+ exception when duplicate_object or unique_violation then null; end $$; grant usage on schema public to {role}"
             );
             database.execute(&sql).await;
         }

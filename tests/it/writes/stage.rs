@@ -39,8 +39,8 @@ impl Stage {
         primary.execute("create table local_notes (id int4, note text)").await;
         for database in shards.iter().chain([&primary]) {
             // Roles belong to servers, which may hold several of the databases.
-            let role = "do $$ begin perform pg_advisory_xact_lock(7); if not exists (select from pg_roles where rolname = 'decider') \
-                        then create role decider login superuser; end if; end $$";
+            let role = "do $$ begin create role decider login superuser; \
+ exception when duplicate_object or unique_violation then null; end $$";
             database.execute(role).await;
         }
         let mut toml = format!("[[database]]\nname = \"app\"\nprimary = \"{}\"\nshards = [", primary.conninfo());
