@@ -21,7 +21,7 @@ async fn stage(two_phase: bool) -> Stage {
     let (primary, shards) = (harness::fresh_database().await, harness::fresh_databases(2).await);
     primary.execute("create table local_notes (id int4); insert into local_notes values (1)").await;
     let role = "do $$ begin create role decider login superuser; \
- exception when duplicate_object or unique_violation then null; end $$";
+                exception when duplicate_object or unique_violation then null; end $$";
     primary.execute(role).await;
     let mut toml = format!("[[database]]\nname = \"app\"\nprimary = \"{}\"\nshards = [", primary.conninfo());
     for shard in &shards {

@@ -44,7 +44,7 @@ impl Herd {
         let (whole, primary) = (harness::fresh_database().await, harness::fresh_database().await);
         whole.execute(&format!("{SCHEMA}{more}")).await;
         let role = "do $$ begin create role decider login superuser; \
- exception when duplicate_object or unique_violation then null; end $$";
+                    exception when duplicate_object or unique_violation then null; end $$";
         primary.execute(&format!("{role}; create table taken (a int)")).await;
         let mut toml = format!("[[database]]\nname = \"app\"\nprimary = \"{}\"\nshards = [", primary.conninfo());
         let layout = Layout::hash(&["customer"]);

@@ -27,7 +27,7 @@ impl Spread {
         }
         primary.execute("drop table spread").await;
         let role = "do $$ begin create role decider login superuser; \
- exception when duplicate_object or unique_violation then null; end $$";
+                    exception when duplicate_object or unique_violation then null; end $$";
         primary.execute(role).await;
         let mut toml =
             format!("[[database]]\nname = \"{}\"\nprimary = \"{}\"\nshards = [", straight.name, primary.conninfo());

@@ -7,7 +7,7 @@ use crate::harness;
 use crate::harness::wire::{WireClient, rows};
 
 const ROLE: &str = "do $$ begin create role decider login superuser; \
- exception when duplicate_object or unique_violation then null; end $$";
+                    exception when duplicate_object or unique_violation then null; end $$";
 
 async fn say(client: &mut WireClient, text: &str) -> Answer {
     Answer::read(&client.query(text).await)

@@ -237,7 +237,7 @@ async fn nobody_is_given_what_another_role_or_session_was() {
         for role in [&ann, &bob] {
             let sql = format!(
                 "do $$ begin create role {role} login; \
- exception when duplicate_object or unique_violation then null; end $$"
+                 exception when duplicate_object or unique_violation then null; end $$"
             );
             shard.execute(&sql).await;
         }

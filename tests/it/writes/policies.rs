@@ -19,7 +19,7 @@ async fn policies_may_read_reference_tables_and_no_others() {
         server
             .execute(&format!(
                 "do $$ begin create role {role} login; \
- exception when duplicate_object or unique_violation then null; end $$"
+                 exception when duplicate_object or unique_violation then null; end $$"
             ))
             .await;
     }

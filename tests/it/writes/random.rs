@@ -69,7 +69,7 @@ impl World {
             database.execute(&schema).await;
         }
         let role = "do $$ begin create role decider login superuser; \
- exception when duplicate_object or unique_violation then null; end $$";
+                    exception when duplicate_object or unique_violation then null; end $$";
         primary.execute(role).await;
         shards.iter().for_each(|shard| conninfos.push(format!("\"{}\"", shard.conninfo())));
         let mut toml = format!(

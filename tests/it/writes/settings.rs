@@ -420,7 +420,7 @@ async fn row_level_security_reads_what_is_set() {
         for database in twins.stage.shards.iter().chain([&twins.whole, &twins.stage.primary]) {
             let sql = format!(
                 "do $$ begin create role {role}; \
- exception when duplicate_object or unique_violation then null; end $$; grant usage on schema public to {role}"
+                 exception when duplicate_object or unique_violation then null; end $$; grant usage on schema public to {role}"
             );
             database.execute(&sql).await;
         }

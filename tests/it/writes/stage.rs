@@ -40,7 +40,7 @@ impl Stage {
         for database in shards.iter().chain([&primary]) {
             // Roles belong to servers, which may hold several of the databases.
             let role = "do $$ begin create role decider login superuser; \
- exception when duplicate_object or unique_violation then null; end $$";
+                        exception when duplicate_object or unique_violation then null; end $$";
             database.execute(role).await;
         }
         let mut toml = format!("[[database]]\nname = \"app\"\nprimary = \"{}\"\nshards = [", primary.conninfo());
