@@ -18,6 +18,8 @@ pub const PARSED_STATEMENT_BYTES: usize = 256 * 1024;
 pub const PARSE_DEPTH: usize = 64;
 /// Named prepared statements of one client.
 pub const PREPARED_STATEMENTS: usize = 10_000;
+/// What the unnamed statement of one client was, one Parse behind another, in a pipeline that is not answered.
+pub const UNNAMED_BEFORE: usize = 64;
 /// Channels that one client listens to, and steps of one transaction about them.
 pub const CHANNELS: usize = 10_000;
 /// Open portals of one client.

@@ -98,11 +98,22 @@ pub enum Verdict {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Unexpected(pub u8);
 
+/// A Parse that prepared nothing.
+#[derive(Debug, PartialEq, Eq)]
+pub struct LostName {
+    /// The client's name for the statement.
+    pub name: Bytes,
+    /// Which Parse it was.
+    pub serial: u64,
+    /// Something before it failed: the server has not looked at it, and what the name meant before it still means.
+    pub is_skipped: bool,
+}
+
 /// What one server message changed, for the session to act on.
 #[derive(Debug, Default)]
 pub struct Consequences {
-    /// Parses that failed or were skipped: the client's names that mean nothing now.
-    pub lost_names: Vec<(Bytes, u64)>,
+    /// Parses that failed or were skipped: the client's names that mean nothing now, or what they meant before.
+    pub lost_names: Vec<LostName>,
     /// Statements that the server does not hold after all.
     pub lost_statements: Vec<Arc<Identity>>,
     /// A Parse of the unnamed statement failed or was skipped: what the server holds there is not known.
@@ -367,6 +378,7 @@ impl Expects {
     /// An error in the extended protocol: everything up to the next Sync is not answered any more, a Query included.
     fn skip_to_sync(&mut self, consequences: &mut Consequences) {
         let mut is_skipped = false;
+        let lost = |(name, serial), is_skipped| LostName { name, serial, is_skipped };
         while let Some(front) = self.queue.front() {
             if matches!(front, Expect::Sync { .. }) {
                 return;
@@ -377,15 +389,17 @@ impl Expects {
                     if let Some(statement) = &statement {
                         statement.note_parsed(false);
                     }
-                    consequences.lost_names.extend(client_name);
+                    consequences.lost_names.extend(client_name.map(|it| lost(it, is_skipped)));
                     consequences.lost_statements.extend(statement);
                 }
                 Some(Expect::Reparse(statement, name, serial)) => {
-                    consequences.lost_names.push((name, serial));
+                    consequences.lost_names.push(lost((name, serial), is_skipped));
                     // If it is skipped, so was the Close before it.
                     consequences.lost_statements.extend((!is_skipped).then_some(statement));
                 }
-                Some(Expect::HeldParse(name, serial)) => consequences.lost_names.push((name, serial)),
+                Some(Expect::HeldParse(name, serial)) => {
+                    consequences.lost_names.push(lost((name, serial), is_skipped));
+                }
                 Some(Expect::Close { hidden: true }) => consequences.lost_close = true,
                 Some(Expect::Query | Expect::Spliced(_) | Expect::HiddenQuery | Expect::Poison(_)) => {
                     consequences.lost_unnamed = true
@@ -416,7 +430,7 @@ mod tests {
             expects([Expect::Bind(About::default()), parse, Expect::Execute, Expect::Sync { hidden: false }]);
         let mut consequences = Consequences::default();
         assert_eq!(owed.answer(b'E', &mut consequences), Ok(Verdict::Forward));
-        assert_eq!(consequences.lost_names, [(name, 1)]);
+        assert_eq!(consequences.lost_names, [LostName { name, serial: 1, is_skipped: true }]);
         assert!(consequences.lost_unnamed);
         assert!(!owed.is_skipping());
         assert_eq!(owed.answer(b'Z', &mut consequences), Ok(Verdict::Forward));
@@ -528,7 +542,7 @@ mod tests {
         ]);
         let mut consequences = Consequences::default();
         assert_eq!(owed.answer(b'E', &mut consequences), Ok(Verdict::Forward));
-        assert_eq!(consequences.lost_names, [(name.clone(), 7)]);
+        assert_eq!(consequences.lost_names, [LostName { name: name.clone(), serial: 7, is_skipped: true }]);
         let mut owed = expects([Expect::Bind(About::default()), Expect::HeldParse(name, 7)]);
         assert_eq!(owed.answer(b'2', &mut consequences), Ok(Verdict::Forward));
         assert_eq!(owed.take_injection().as_deref(), Some(PARSE_COMPLETE));

@@ -7,7 +7,7 @@ use bytes::{BufMut, Bytes, BytesMut};
 use super::context::Target;
 use super::meaning::send_parse;
 use super::{Prepared, Session};
-use crate::backend::expect::{About, Expect, LearnedTypes};
+use crate::backend::expect::{About, Expect, LearnedTypes, LostName};
 use crate::backend::statements::NAME_PREFIX;
 use crate::error::{Error, ErrorKind};
 use crate::limits;
@@ -102,7 +102,14 @@ impl Session {
     /// Keeps a statement under the client's name for it.
     pub(super) fn keep_statement(&mut self, name: &Bytes, prepared: Arc<Prepared>) {
         if name.is_empty() {
-            self.unnamed = Some(prepared);
+            let before = self.unnamed.replace(prepared);
+            if self.held_server().is_some_and(|server| !server.expects.is_empty()) {
+                // What stands before it in the pipeline may fail, and then it is not heard.
+                if self.unnamed_before.len() == limits::UNNAMED_BEFORE {
+                    self.unnamed_before.remove(0);
+                }
+                self.unnamed_before.extend(before);
+            }
         } else {
             self.named.insert(Bytes::copy_from_slice(name), prepared);
         }
@@ -146,7 +153,7 @@ impl Session {
         self.hide_statements(&prepared.facts, target).await?;
         let server = self.attach(target).await?;
         if server.expects.is_skipping() {
-            self.forget_statement(&name);
+            self.lose_statement(&LostName { name, serial: prepared.serial, is_skipped: true });
             return Ok(());
         }
         match &prepared.identity {
@@ -423,13 +430,32 @@ impl Session {
         if name.is_empty() { self.unnamed.clone() } else { self.named.get(name).cloned() }
     }
 
+    /// Acts on a Parse that prepared nothing. The client may have prepared another statement under its name since.
+    pub(super) fn lose_statement(&mut self, lost: &LostName) {
+        let is_last = self.statement(&lost.name).is_some_and(|prepared| prepared.serial == lost.serial);
+        match (lost.name.is_empty(), lost.is_skipped) {
+            (false, _) | (true, false) if is_last => self.forget_statement(&lost.name),
+            (true, true) if is_last => self.unnamed = self.unnamed_before.pop(),
+            (true, true) => self.unnamed_before.retain(|it| it.serial != lost.serial),
+            // PostgreSQL drops the unnamed statement before it reads the next.
+            (true, false) => self.unnamed_before.retain(|it| it.serial > lost.serial),
+            (false, _) => {}
+        }
+    }
+
     /// Drops a statement that failed or was closed.
     pub(super) fn forget_statement(&mut self, name: &[u8]) {
         if name.is_empty() {
-            self.unnamed = None;
+            self.drop_unnamed();
         } else {
             self.named.remove(name);
         }
+    }
+
+    /// Drops the unnamed statement, and what it would be if the last Parse turned out to be skipped.
+    pub(super) fn drop_unnamed(&mut self) {
+        self.unnamed = None;
+        self.unnamed_before.clear();
     }
 
     /// Notes which statement a portal runs.

@@ -61,7 +61,6 @@ mod unstreamed;
 mod within;
 mod writes;
 
-use std::collections::HashMap;
 use std::pin::pin;
 use std::sync::Arc;
 
@@ -193,9 +192,11 @@ pub struct Session {
     /// What the client believes of its transaction.
     status: TransactionStatus,
     settings: SessionSettings,
-    named: HashMap<Bytes, Arc<Prepared>>,
+    named: foldhash::HashMap<Bytes, Arc<Prepared>>,
     unnamed: Option<Arc<Prepared>>,
-    portals: HashMap<Bytes, Arc<Prepared>>,
+    /// What it was before, as far as a Parse that is not answered may turn out to be skipped.
+    unnamed_before: Vec<Arc<Prepared>>,
+    portals: foldhash::HashMap<Bytes, Arc<Prepared>>,
     /// Portals over several shards: no server has them whole.
     suspended: Option<Box<portals::Suspended>>,
     pins: Pins,
@@ -290,9 +291,10 @@ impl Session {
             passing: 0,
             status: TransactionStatus::Idle,
             settings: SessionSettings::default(),
-            named: HashMap::new(),
+            named: foldhash::HashMap::default(),
             unnamed: None,
-            portals: HashMap::new(),
+            unnamed_before: Vec::new(),
+            portals: foldhash::HashMap::default(),
             suspended: None,
             pins: Pins::default(),
             pinned: None,

@@ -23,7 +23,7 @@ impl Session {
         self.skipping = false;
         let text = frontend::query(frame.body()).map_err(|error| malformed("Query", error))?;
         let facts = self.db.shared.analyzer.facts(text, self.conforming_strings());
-        self.unnamed = None;
+        self.drop_unnamed();
         if self.suspended.is_some() {
             let all = self.status == TransactionStatus::Idle;
             Box::pin(self.close_halted(Some(&b""[..]).filter(|_| !all))).await;

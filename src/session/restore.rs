@@ -74,7 +74,7 @@ impl Session {
         let changed: Vec<_> = server.parameters.iter().filter(|parameter| !told.contains(parameter)).cloned().collect();
         self.settings.start_over();
         self.named.clear();
-        self.unnamed = None;
+        self.drop_unnamed();
         self.pins.clear();
         self.stop_listening();
         self.must_discard = false;

@@ -324,11 +324,8 @@ impl Session {
             errors_of_turns += std::mem::take(&mut self.seen.errors_of_turns);
             self.errors_in_turn += std::mem::take(&mut self.seen.errors);
         }
-        for (name, serial) in std::mem::take(&mut self.seen.consequences.lost_names) {
-            // The client may have prepared another under that name since.
-            if self.statement(&name).is_some_and(|prepared| prepared.serial == serial) {
-                self.forget_statement(&name);
-            }
+        for lost in std::mem::take(&mut self.seen.consequences.lost_names) {
+            self.lose_statement(&lost);
         }
         for (name, _) in self.seen.reported.drain(..) {
             self.settings.note_reported(&name);
@@ -354,6 +351,9 @@ impl Session {
         self.note_turn_outcome(errors_of_turns == 0);
         // Behind this answer more may be under way already, whose writes and portals are noted with those that are done.
         let more = self.held_server().is_some_and(|server| !server.expects.is_empty() || server.expects.is_unsynced());
+        if !more {
+            self.unnamed_before.clear();
+        }
         if status == TransactionStatus::InTransaction && !more {
             self.transaction_goes_on();
         }

@@ -14,6 +14,14 @@ use crate::error::{Error, ErrorKind};
 use crate::net::stream::Stream;
 use crate::wire::sqlstate::SqlState;
 
+/// What a record carries at most: what PostgreSQL's own do, who writes its buffer of so many bytes at once. libpq's
+/// `PQconsumeInput` makes room for this much and reads once; what is left of a longer record lies in OpenSSL's buffer, and a
+/// client that waits for its socket then (any that is not blocking) waits for ever.
+const RECORD_BYTES: usize = 8192;
+
+/// Counted by rustls's `max_fragment_size` as well.
+const RECORD_HEADER_BYTES: usize = 5;
+
 /// Our certificate, its key, and whom we believe about client certificates. A reload of the files makes a new one.
 pub struct ServerTls {
     config: Arc<ServerConfig>,
@@ -48,6 +56,7 @@ impl ServerTls {
             unusable("private key", key, why).cause(cause)
         })?;
         config.alpn_protocols = vec![ALPN.to_vec()];
+        config.max_fragment_size = Some(RECORD_BYTES + RECORD_HEADER_BYTES);
         // As PostgreSQL: libpq resumes no session, and whoever keeps a connection pays for tickets at each login for nothing.
         config.send_tls13_tickets = 0;
         config.session_storage = Arc::new(NoServerSessionStorage {});

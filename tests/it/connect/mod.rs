@@ -4,4 +4,5 @@ mod clients;
 mod front;
 mod hostile;
 mod lies;
+mod records;
 mod servers;

@@ -4,7 +4,7 @@ use bytes::BytesMut;
 use pgherd::wire::writer;
 
 use super::proxy::Proxy;
-use crate::harness::wire::{Message, bind, rows, tags};
+use crate::harness::wire::{Message, WireClient, bind, rows, tags};
 
 /// What a session asked for before its DISCARD ALL has changed the server, whoever answers the DISCARD ALL.
 #[tokio::test]
@@ -180,6 +180,66 @@ async fn a_statement_whose_parse_was_skipped_does_not_run() {
     }
     let mut client = proxy.wire().await;
     assert_eq!(rows(&client.query("select count(*) from t").await), [[Some("0".to_owned())]]);
+    proxy.examine().await;
+}
+
+#[tokio::test]
+async fn an_unnamed_statement_outlives_parses_that_were_skipped_and_none_that_failed() {
+    let proxy = Proxy::start("max_connections = 1").await;
+    type Fill = fn(&mut BytesMut);
+    let behind: [(Fill, &str); 5] = [
+        (|out| writer::execute(out, b"nowhere", 0), "1"),
+        // The statement between has been heard, what stands behind the error has not.
+        (
+            |out| {
+                writer::parse(out, b"", b"select 3", &[]);
+                writer::execute(out, b"nowhere", 0);
+            },
+            "3",
+        ),
+        (
+            |out| {
+                writer::execute(out, b"nowhere", 0);
+                writer::parse(out, b"", b"select 3", &[]);
+            },
+            "1",
+        ),
+        (|out| writer::parse(out, b"", b"select from where", &[]), "26000"),
+        (
+            |out| {
+                writer::close(out, b'S', b"");
+                writer::execute(out, b"nowhere", 0);
+            },
+            "26000",
+        ),
+    ];
+    for (at, (fill, wanted)) in behind.into_iter().enumerate() {
+        let straight = WireClient::login(proxy.database.port, "postgres", &proxy.database.name).await;
+        for (mut client, who) in [(straight, "PostgreSQL"), (proxy.wire().await, "pgherd")] {
+            client
+                .say(|out| {
+                    writer::parse(out, b"", b"select 1", &[]);
+                    writer::sync(out);
+                })
+                .await;
+            client.until_ready().await;
+            client
+                .say(|out| {
+                    fill(out);
+                    writer::parse(out, b"", b"select 2", &[]);
+                    writer::sync(out);
+                    bind(out, "", "", &[], 0);
+                    writer::execute(out, b"", 0);
+                    writer::sync(out);
+                })
+                .await;
+            client.until_ready().await;
+            let answer = client.until_ready().await;
+            let told = answer.first().and_then(|message| message.field(b'C'));
+            let said = told.or_else(|| rows(&answer).first().and_then(|row| row[0].clone()));
+            assert_eq!(said.as_deref(), Some(wanted), "{at} by {who}");
+        }
+    }
     proxy.examine().await;
 }
 
