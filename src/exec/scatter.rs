@@ -1,15 +1,18 @@
 //! One write on several servers at once, within their transactions: all answers are read to the end, and put together.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use bytes::{BufMut, Bytes, BytesMut};
 use futures_util::future::join_all;
 use parking_lot::Mutex;
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use crate::backend::server::ServerConn;
 use crate::error::{Error, ErrorKind};
 use crate::exec::merge::description::format_of;
+use crate::exec::two_phase::latch::Guard;
 use crate::plan::distribute::{Part, Tally};
 use crate::sql::parameters;
 use crate::wire::backend::ErrorFields;
@@ -94,10 +97,89 @@ pub struct Said {
 /// What all parts look at.
 struct Common<'a> {
     statement: &'a Statement<'a>,
+    asks: Asks<'a>,
     bytes: AtomicUsize,
     /// The first that failed.
     failed: Mutex<Option<usize>>,
     stop: CancellationToken,
+}
+
+/// What a server is asked to do with its part.
+#[derive(Clone, Copy)]
+enum Asks<'a> {
+    /// To read it, which takes the locks that reading its tables needs.
+    Read,
+    /// To run it.
+    Run,
+    /// To run it, and all are waited for to begin.
+    Begin(&'a Begun),
+}
+
+/// How many parts have not begun.
+struct Begun {
+    left: AtomicUsize,
+    all: Notify,
+}
+
+impl Begun {
+    fn note(&self) {
+        if self.left.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.all.notify_one();
+        }
+    }
+
+    /// PostgreSQL takes the snapshot of a statement that writes when it executes it, and says nothing of that: BindComplete is the
+    /// last that it says before. The Execute lies behind the Bind, so it comes to it at once.
+    async fn for_good(&self) {
+        self.all.notified().await;
+        tokio::time::sleep(TO_EXECUTE).await;
+    }
+}
+
+/// How long a server may take from Bind to the snapshot of the Execute that came with it.
+const TO_EXECUTE: Duration = Duration::from_secs(1);
+
+/// Has each server read its part, which takes the locks of its tables, and runs none. Within a transaction they are kept.
+///
+/// # Errors
+/// The first that failed, and why.
+pub async fn read(
+    servers: Vec<&mut ServerConn>,
+    parts: &[Part],
+    statement: &Statement<'_>,
+    cancel: &CancellationToken,
+    halt: impl Future<Output = ()>,
+) -> Result<(), Failure> {
+    all(Asks::Read, servers, parts, statement, cancel, halt).await.map(drop)
+}
+
+/// As [`run`], where the parts read rows under a latch, so that no commit over several servers comes between their snapshots. It is
+/// given free when they are done or have all begun.
+///
+/// # Errors
+/// As [`run`]; or nobody knows whether a commit came between.
+pub async fn run_under(
+    latch: Guard,
+    servers: Vec<&mut ServerConn>,
+    parts: &[Part],
+    tally: Tally,
+    statement: &Statement<'_>,
+    cancel: &CancellationToken,
+    halt: impl Future<Output = ()>,
+) -> Result<Answer, Failure> {
+    let begun = Begun { left: AtomicUsize::new(parts.len()), all: Notify::new() };
+    let mut running = std::pin::pin!(all(Asks::Begin(&begun), servers, parts, statement, cancel, halt));
+    let (said, left) = tokio::select! {
+        biased;
+        said = &mut running => (said, latch.leave()),
+        () = begun.for_good() => {
+            let left = latch.leave();
+            (running.await, left)
+        }
+    };
+    let answers = said?;
+    left.verdict().await.map_err(Failure::Own)?;
+    together(answers, parts, tally).map_err(Failure::Own)
 }
 
 /// Runs each part on its server; `halt` cancels what runs on all of them, when one has failed or `cancel` says so. When it returns
@@ -125,7 +207,19 @@ pub async fn each(
     cancel: &CancellationToken,
     halt: impl Future<Output = ()>,
 ) -> Result<Vec<Said>, Failure> {
-    let common = Common { statement, bytes: AtomicUsize::new(0), failed: Mutex::default(), stop: cancel.child_token() };
+    all(Asks::Run, servers, parts, statement, cancel, halt).await
+}
+
+async fn all(
+    asks: Asks<'_>,
+    servers: Vec<&mut ServerConn>,
+    parts: &[Part],
+    statement: &Statement<'_>,
+    cancel: &CancellationToken,
+    halt: impl Future<Output = ()>,
+) -> Result<Vec<Said>, Failure> {
+    let common =
+        Common { statement, asks, bytes: AtomicUsize::new(0), failed: Mutex::default(), stop: cancel.child_token() };
     let said = {
         let each =
             servers.into_iter().zip(parts).enumerate().map(|(at, (server, part))| one(&common, at, server, part));
@@ -171,7 +265,13 @@ pub async fn apart(
     let each = servers.into_iter().map(|server| async {
         // Each of its own: none is stopped by another's error.
         let stop = CancellationToken::new();
-        let common = Common { statement: &Statement::OWN, bytes: AtomicUsize::new(0), failed: Mutex::default(), stop };
+        let common = Common {
+            statement: &Statement::OWN,
+            asks: Asks::Run,
+            bytes: AtomicUsize::new(0),
+            failed: Mutex::default(),
+            stop,
+        };
         one(&common, 0, server, &part).await
     });
     let mut running = std::pin::pin!(join_all(each));
@@ -185,7 +285,7 @@ pub async fn apart(
 async fn one(common: &Common<'_>, at: usize, server: &mut ServerConn, part: &Part) -> Result<Said, Error> {
     server.take_over();
     server.unnamed = None;
-    ask(server.queue(), part, common.statement);
+    ask(server.queue(), part, common);
     let mut said = Said::default();
     let outcome = async {
         server.flush().await?;
@@ -193,7 +293,13 @@ async fn one(common: &Common<'_>, at: usize, server: &mut ServerConn, part: &Par
             let frame = server.read_frame().await?;
             server.note(&frame);
             match frame.tag() {
-                b'1' | b'2' => said.completed += 1,
+                b'1' => said.completed += 1,
+                b'2' => {
+                    said.completed += 1;
+                    if let Asks::Begin(begun) = common.asks {
+                        begun.note();
+                    }
+                }
                 b'T' => said.description = Some(frame.bytes),
                 b'N' => said.notices.push(frame.bytes),
                 b'D' => {
@@ -233,8 +339,9 @@ fn tag_of(frame: &Frame) -> String {
     String::from_utf8_lossy(tag).into_owned()
 }
 
-/// Queues Parse, Bind, Describe, Execute and Sync. A part need not use all parameters of the statement: those that it does not are NULL.
-fn ask(out: &mut BytesMut, part: &Part, statement: &Statement<'_>) {
+/// Queues Parse, Bind, Describe, Execute and Sync, or as much of them as is asked for. A part need not use all parameters of the statement: those that it does not are NULL.
+fn ask(out: &mut BytesMut, part: &Part, common: &Common<'_>) {
+    let statement = common.statement;
     const TEXT_OID: u32 = 25;
     let sql = &part.sql;
     let used = used(sql, statement);
@@ -242,6 +349,10 @@ fn ask(out: &mut BytesMut, part: &Part, statement: &Statement<'_>) {
     let type_of = |at: usize| if used[at] || declared(at) != 0 { declared(at) } else { TEXT_OID };
     let types: Vec<u32> = (0..used.len()).map(type_of).collect();
     writer::parse(out, b"", sql.as_bytes(), &types);
+    if matches!(common.asks, Asks::Read) {
+        writer::sync(out);
+        return;
+    }
     writer::message(out, b'B', |out| {
         out.put_slice(b"\0\0");
         let own = (0..used.len()).map(|at| format_of(statement.formats, at));
@@ -263,6 +374,9 @@ fn ask(out: &mut BytesMut, part: &Part, statement: &Statement<'_>) {
         put_formats(out, statement.result_formats);
     });
     writer::describe(out, b'P', b"");
+    if matches!(common.asks, Asks::Begin(_)) {
+        writer::flush(out);
+    }
     writer::execute(out, b"", 0);
     writer::sync(out);
 }

@@ -82,6 +82,7 @@ impl Session {
             still: Vec::new(),
             moments: plan.moments.clone(),
             is_ddl: false,
+            reads: false,
             is_on_primary: plan.is_on_primary(),
             reason: plan.reason.clone(),
         };

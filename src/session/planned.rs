@@ -240,7 +240,8 @@ impl Session {
                 let aside = detachable && execution.max_rows == 0 && may_read;
                 Ok(if aside { Way::ReadOnly(target) } else { Way::Relay(target) })
             }
-            Plan::Replica(_) if execution.max_rows > 0 => Ok(Way::Relay(Target::Primary)),
+            // In the middle of a pipeline it sees what the pipeline has written, and is answered behind it.
+            Plan::Replica(_) if execution.max_rows > 0 || self.is_mid_flight() => Ok(Way::Relay(Target::Primary)),
             Plan::Replica(_) => self.way_of_replica().await,
             Plan::Cached(read) => {
                 if self.waits_to_look_up(execution, &read).await {

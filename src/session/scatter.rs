@@ -11,7 +11,7 @@ use super::Session;
 use super::cancel::deliver;
 use super::context::Target;
 use super::planned::{Execution, Way};
-use super::span::parts;
+use super::span::{latch_snapshots, parts};
 use crate::backend::cancel::CancelTarget;
 use crate::backend::server::ServerConn;
 use crate::error::Error;
@@ -185,6 +185,8 @@ impl Session {
         if let Some(name) = &scattered.serial {
             take_turn(&mut servers, name).await?;
         }
+        let reads = scattered.reads && servers.len() > 1;
+        let db = Arc::clone(&self.db);
         let halt = halting(servers.iter().map(|server| Arc::clone(&server.cancel_target)).collect());
         let running = async {
             if !scattered.still.is_empty() {
@@ -193,7 +195,19 @@ impl Session {
                 }
             }
             let parts = with_moments(&mut servers, scattered).await?;
-            scatter::run(servers, &parts, scattered.tally, &statement, work, halt()).await
+            if !reads {
+                return scatter::run(servers, &parts, scattered.tally, &statement, work, halt()).await;
+            }
+            // Whoever holds a lock on its tables may need the latch to give it free: those locks come first.
+            let again = servers.iter_mut().map(|server| &mut **server).collect();
+            scatter::read(again, &parts, &statement, work, halt()).await?;
+            let latch = latch_snapshots(&db, parts.len(), work).await.map_err(Failure::Own)?;
+            match latch {
+                Some(latch) => {
+                    scatter::run_under(latch, servers, &parts, scattered.tally, &statement, work, halt()).await
+                }
+                None => scatter::run(servers, &parts, scattered.tally, &statement, work, halt()).await,
+            }
         };
         let answer = while_awaited(&mut self.client, work, running).await?;
         has_all(execution, answer)

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use tokio_util::sync::CancellationToken;
 
-use super::context::Target;
+use super::context::{Database, Target};
 use super::cursor::Cursors;
 use super::planned::{Execution, Way, aborted};
 use super::{Attached, Session};
@@ -424,15 +424,7 @@ impl Session {
         shards: usize,
         work: &CancellationToken,
     ) -> Result<Option<Guard>, Error> {
-        let Some(two_phase) = self.db.two_phase.as_ref().filter(|it| shards > 1 && it.latch.is_on()) else {
-            return Ok(None);
-        };
-        tokio::select! {
-            biased;
-            () = work.cancelled() => Err(super::failure::cancelled()),
-            guard = two_phase.enter(Kind::Read) => guard.map(Some),
-            () = tokio::time::sleep(self.db.fanout.query_timeout) => Err(super::failure::too_slow("fanout.query_timeout")),
-        }
+        latch_snapshots(&self.db, shards, work).await
     }
 
     fn spill(&mut self) {
@@ -576,4 +568,19 @@ fn changes_settings(facts: &Facts) -> bool {
                 | Effect::OpaqueSettings
         )
     })
+}
+
+/// As [`Session::latch_snapshots`], while the session's servers are in use.
+pub(super) async fn latch_snapshots(
+    db: &Database,
+    shards: usize,
+    work: &CancellationToken,
+) -> Result<Option<Guard>, Error> {
+    let Some(two_phase) = db.two_phase.as_ref().filter(|it| shards > 1 && it.latch.is_on()) else { return Ok(None) };
+    tokio::select! {
+        biased;
+        () = work.cancelled() => Err(super::failure::cancelled()),
+        guard = two_phase.enter(Kind::Read) => guard.map(Some),
+        () = tokio::time::sleep(db.fanout.query_timeout) => Err(super::failure::too_slow("fanout.query_timeout")),
+    }
 }

@@ -151,8 +151,10 @@ impl Session {
             if self.client.inbuf.len() >= header.total {
                 return Ok(Some(Frame { bytes: self.client.inbuf.split_to(header.total).freeze() }));
             }
+            // Where a shard key may be among its values, it is looked at as a whole.
+            let is_distributed = self.db.config.is_distributed();
             if header.tag == b'B'
-                && header.total > STREAMED_BIND_BYTES
+                && header.total > if is_distributed { limits::BIND_BYTES } else { STREAMED_BIND_BYTES }
                 && self.client.inbuf.len() >= limits::READ_CHUNK_BYTES
             {
                 self.stream_bind(header).await?;

@@ -62,6 +62,7 @@ pub fn ddl(input: &Input<'_>, is_on_shards: impl Fn(&Name) -> Result<bool, Refus
             still: Vec::new(),
             moments,
             is_ddl: true,
+            reads: false,
             is_on_primary: false,
             reason,
         },

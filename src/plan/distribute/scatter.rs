@@ -37,6 +37,8 @@ pub struct Scattered {
     /// Defaults that are the same for all rows of the statement, to be computed once: for each an expression that gives it as a literal.
     /// Where the `n`th belongs in a part's text stands [`marker`]`(n)`.
     pub moments: Vec<Box<str>>,
+    /// Whether it reads rows that it does not change: they are to be those of one moment on all shards.
+    pub reads: bool,
     /// Whether it changes the shards' catalogs.
     pub is_ddl: bool,
     /// Whether its only part runs on the primary instead of a shard.
@@ -238,6 +240,18 @@ impl Write<'_, '_> {
         }
     }
 
+    /// Whether rows are read beside those that are written. Those are locked before they are changed, and read once more where
+    /// another transaction has changed them meanwhile.
+    fn reads(&self) -> bool {
+        self.analysis.inner_queries > 0
+            || match self.tree {
+                Statement::Insert(insert) => select_into::is_query(insert),
+                Statement::Update(update) => update.from.is_some(),
+                Statement::Delete(delete) => delete.using.is_some(),
+                _ => true,
+            }
+    }
+
     fn everywhere(
         &self,
         shards: Vec<usize>,
@@ -260,6 +274,7 @@ impl Write<'_, '_> {
                 serial,
                 still: self.still(),
                 moments: edits.moments,
+                reads: self.reads(),
                 is_ddl: false,
                 is_on_primary: false,
                 reason,
@@ -294,6 +309,7 @@ impl Write<'_, '_> {
                 serial: None,
                 still: Vec::new(),
                 moments,
+                reads: false,
                 is_ddl: false,
                 is_on_primary: false,
                 reason,

@@ -19,9 +19,11 @@
 
 use std::time::Duration;
 
+use pgherd::wire::writer;
+
 use super::herd::Herd;
 use crate::answers::Answer;
-use crate::harness::wire::{WireClient, rows};
+use crate::harness::wire::{WireClient, bind, rows, tags};
 use crate::harness::{self, Database, Pgherd};
 
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -100,6 +102,52 @@ async fn a_replica_whose_logins_are_set_otherwise_is_read_only_by_sessions_with_
             read_on(&mut client).await == "replica"
         })
         .await;
+    }
+}
+
+/// A pipeline is one transaction: what reads behind a write sees it, and is answered behind it.
+#[tokio::test]
+async fn what_stands_behind_a_write_in_a_pipeline_is_not_read_on_a_replica() {
+    let (primary, replica) = (harness::fresh_database().await, harness::fresh_database().await);
+    for (database, name) in [(&primary, "primary"), (&replica, "replica")] {
+        database.execute(&format!("create table here (name text); insert into here values ('{name}')")).await;
+    }
+    for more in ["", "[cache]\nenabled = true\n"] {
+        let toml = format!(
+            "[[database]]\nname = \"app\"\nprimary = \"{}\"\nreplicas = [\"{}\"]\nreads = \"replica\"\n\
+             [[user]]\nname = \"postgres\"\nauth = \"trust\"\n[pool]\nmin_connections = 0\n{more}",
+            primary.address(),
+            replica.address()
+        );
+        let pgherd = Pgherd::start(&toml).await;
+        // The cache keeps none of it.
+        const READ: &str = "select name, now() is null from here where name <> 'own'";
+        const WRITE: &str = "insert into here values ('own')";
+        harness::eventually(PATIENCE, "a replica answers", async || {
+            let mut client = WireClient::login(pgherd.port, "postgres", "app").await;
+            rows(&client.query(READ).await)[0][0].as_deref() == Some("replica")
+        })
+        .await;
+        for texts in [[READ, WRITE, READ], [WRITE, READ, READ], [WRITE, WRITE, READ]] {
+            let mut client = WireClient::login(pgherd.port, "postgres", "app").await;
+            client
+                .say(|out| {
+                    for text in texts {
+                        writer::parse(out, b"", text.as_bytes(), &[]);
+                        bind(out, "", "", &[], 0);
+                        writer::execute(out, b"", 0);
+                        // What is flushed has been answered before the rest is looked at.
+                        writer::flush(out);
+                    }
+                    writer::sync(out);
+                })
+                .await;
+            let messages = client.until_ready().await;
+            let wanted: String = texts.iter().map(|&text| if text == READ { "12DC" } else { "12C" }).collect();
+            assert_eq!(tags(&messages), wanted + "Z", "{texts:?} {more}");
+            let last = rows(&messages).pop().expect("a row");
+            assert_eq!(last[0].as_deref(), Some("primary"), "{texts:?} {more}");
+        }
     }
 }
 
