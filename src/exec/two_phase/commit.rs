@@ -77,7 +77,7 @@ pub async fn roll_back(parts: &mut [Part<'_>]) {
 /// Commits on all parts or on none. When it returns no part is in a transaction, or its connection is broken.
 ///
 /// # Errors
-/// The transaction is rolled back; with SQLSTATE 08006 or 08007 what became of it is not known or not visible everywhere yet.
+/// The transaction is rolled back; with SQLSTATE 08007 what became of it is not known or not visible everywhere yet.
 pub async fn commit(two_phase: Option<&TwoPhase>, parts: &mut [Part<'_>]) -> Result<Ended, Error> {
     let writers = match find_writers(parts).await {
         Ok(writers) => writers,
@@ -134,9 +134,18 @@ fn no_two_phase() -> Error {
 async fn find_writers(parts: &mut [Part<'_>]) -> Result<Vec<bool>, Error> {
     let sql = "SELECT pg_catalog.txid_current_if_assigned() IS NOT NULL";
     let answers = join_all(parts.iter_mut().map(|part| part.server.run(sql))).await;
+    // Nothing has been committed yet, so what is lost with its connection is certain.
+    let lost = |cause: Error| {
+        Error::new(ErrorKind::Backend, SqlState::TRANSACTION_ROLLBACK, "a server of the transaction was lost before COMMIT")
+            .detail("The transaction has been rolled back on all servers.")
+            .hint("Repeat it. A server that is not at hand is idle: idle_in_transaction_session_timeout must leave it the time.")
+            .cause(cause)
+    };
     answers
         .into_iter()
-        .map(|answer| Ok(answer?.first().and_then(|row| row.first().cloned().flatten()).as_deref() != Some("f")))
+        .map(|answer| {
+            Ok(answer.map_err(lost)?.first().and_then(|row| row.first().cloned().flatten()).as_deref() != Some("f"))
+        })
         .collect()
 }
 
