@@ -24,7 +24,8 @@ pub(super) struct Tally {
     pub(super) wrong: Vec<String>,
     /// Statements by plan.
     pub(super) plans: BTreeMap<&'static str, f64>,
-    /// Answers with rows.
+    /// Equal answers that may have rows, and those that have some.
+    pub(super) of_rows: usize,
     pub(super) with_rows: usize,
     /// What PostgreSQL has not taken, by SQLSTATE, and the first of them.
     pub(super) rejected: BTreeMap<String, (usize, String)>,
@@ -92,6 +93,7 @@ impl Pair {
         let (wanted, given) = (comparable(select, wanted), comparable(select, given));
         if wanted == given {
             tally.equal += 1;
+            tally.of_rows += usize::from(!given.columns.is_empty());
             tally.with_rows += usize::from(!given.rows.is_empty());
             return Outcome::Alike;
         }

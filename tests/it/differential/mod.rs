@@ -38,7 +38,7 @@ const PATIENCE: &str = "set statement_timeout to '5s'";
 const TOO_MANY: usize = 20;
 
 /// Statements at least, however slow the machine.
-const LEAST: usize = 40;
+const LEAST: usize = 120;
 
 fn number(name: &str) -> Option<u64> {
     std::env::var(name).ok()?.parse().ok()
@@ -65,14 +65,14 @@ async fn random_selects_are_answered_as_by_one_postgresql() {
         }
         world.stop().await;
     }
-    let Tally { equal, failed_alike, left_out, refused, wrong, plans, with_rows, rejected } = &tally;
+    let Tally { equal, failed_alike, left_out, refused, wrong, plans, of_rows, with_rows, rejected } = &tally;
     eprintln!(
         "seed {seed}: {} statements, {equal} equal ({with_rows} with rows, by plan {plans:?}), {failed_alike} failed alike: {rejected:#?}, {left_out} left out, {} refused: {refused:#?}",
         tally.all(),
         tally.refusals()
     );
     assert!(wrong.is_empty(), "seed {seed}: {} differ\n{}", wrong.len(), wrong.join("\n"));
-    assert!(with_rows * 2 > *equal && plans.values().all(|&count| count > 0.0), "there was something to compare");
+    assert!(with_rows * 3 > *of_rows && plans.values().all(|&count| count > 0.0), "there was something to compare");
 }
 
 /// Both, logged in anew.

@@ -54,6 +54,7 @@ impl Pair {
         }
         if given == wanted && status == own {
             tally.equal += given.len();
+            tally.of_rows += given.iter().filter(|(_, answer)| !answer.columns.is_empty()).count();
             tally.with_rows += given.iter().filter(|(_, answer)| !answer.rows.is_empty()).count();
             return Outcome::Alike;
         }
