@@ -2,6 +2,9 @@
 
 use bytes::Bytes;
 
+use crate::error::{Error, ErrorKind};
+use crate::wire::sqlstate::SqlState;
+
 /// Words that name no savepoint without quotes: PostgreSQL's reserved ones, and those that name only functions and types
 /// (`pg_get_keywords()`, 12 to 18).
 const RESERVED: &[&str] = &[
@@ -108,9 +111,8 @@ const RESERVED: &[&str] = &[
     "with",
 ];
 
-/// How many of the statements that no server knows of stay after a plain `ROLLBACK TO name`, if one of them set that savepoint.
-pub(super) fn savepoint_named_in(lazy_begin: &[Bytes], text: &[u8]) -> Option<usize> {
-    let name = folded(rolled_back_to(std::str::from_utf8(text).ok()?)?);
+/// How many of the statements that no server knows of stay after `ROLLBACK TO` a savepoint, if one of them set it.
+pub(super) fn savepoint_named_in(lazy_begin: &[Bytes], name: &str) -> Option<usize> {
     let is_it = |savepoint: &Bytes| {
         let text = std::str::from_utf8(savepoint).unwrap_or_default();
         let mut words = words(text);
@@ -119,6 +121,12 @@ pub(super) fn savepoint_named_in(lazy_begin: &[Bytes], text: &[u8]) -> Option<us
     };
     // The first is BEGIN; the savepoint itself stays.
     lazy_begin.iter().skip(1).collect::<Vec<_>>().into_iter().rposition(is_it).map(|at| at + 2)
+}
+
+/// What PostgreSQL says of a savepoint that was not set.
+pub(super) fn no_savepoint(name: &str) -> Error {
+    let message = format!("savepoint \"{name}\" does not exist");
+    Error::new(ErrorKind::Refused, SqlState::INVALID_SAVEPOINT_SPECIFICATION, message)
 }
 
 fn words(text: &str) -> std::str::SplitAsciiWhitespace<'_> {
@@ -131,15 +139,6 @@ fn folded(name: &str) -> String {
         Some(quoted) => quoted.to_owned(),
         None => name.to_ascii_lowercase(),
     }
-}
-
-/// The name in `ROLLBACK [WORK | TRANSACTION] TO [SAVEPOINT] name`, if there is nothing else in it.
-fn rolled_back_to(text: &str) -> Option<&str> {
-    let known = ["rollback", "work", "transaction", "to", "savepoint"];
-    let mut words: Vec<&str> = words(text).collect();
-    let name = words.pop()?;
-    let is_plain = words.iter().all(|word| known.iter().any(|known| word.eq_ignore_ascii_case(known)));
-    is_plain.then_some(name)
 }
 
 /// `SAVEPOINT name` and no more: nothing in it that a server could refuse.

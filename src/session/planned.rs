@@ -6,7 +6,7 @@ use bytes::Bytes;
 
 use super::Session;
 use super::context::Target;
-use super::late_begin::{is_plain_savepoint, savepoint_named_in};
+use super::late_begin::{is_plain_savepoint, no_savepoint, savepoint_named_in};
 use super::memo::World;
 use crate::cache::{Audit, Entry, Failure, FillTicket};
 use crate::catalog::model::{Catalog, FIRST_USER_OID};
@@ -334,6 +334,7 @@ impl Session {
             Some(Class::Transaction(control)) => Some(control),
             _ => None,
         };
+        let savepoint = facts.single().and_then(|statement| statement.savepoint.as_deref());
         if !self.lazy_begin.is_empty() && self.server.is_none() {
             match control {
                 Some(TransactionControl::Savepoint)
@@ -352,8 +353,12 @@ impl Session {
                     return Ok(Some(Way::EndAndChain(self.status != TransactionStatus::Failed)));
                 }
                 Some(TransactionControl::RollbackAndChain) => return Ok(Some(Way::EndAndChain(false))),
-                Some(TransactionControl::RollbackTo) if let Some(kept) = savepoint_named_in(&self.lazy_begin, text) => {
-                    return Ok(Some(Way::RollbackTo(kept)));
+                Some(TransactionControl::RollbackTo) if let Some(name) = savepoint => {
+                    match savepoint_named_in(&self.lazy_begin, name) {
+                        Some(kept) => return Ok(Some(Way::RollbackTo(kept))),
+                        None if self.status == TransactionStatus::Failed => return Err(no_savepoint(name)),
+                        None => return Ok(None),
+                    }
                 }
                 // Bind is refused even then.
                 _ if execution.bind.is_none() && facts.statements.iter().all(|it| it.class == Class::Empty) => {

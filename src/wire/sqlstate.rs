@@ -49,6 +49,8 @@ states! {
     INVALID_PASSWORD = "28P01";
     /// invalid_cursor_name
     INVALID_CURSOR_NAME = "34000";
+    /// invalid_savepoint_specification
+    INVALID_SAVEPOINT_SPECIFICATION = "3B001";
     /// invalid_catalog_name
     INVALID_CATALOG_NAME = "3D000";
     /// syntax_error

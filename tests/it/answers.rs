@@ -105,17 +105,28 @@ pub async fn ask(client: &mut WireClient, manner: Manner, text: &str) -> Answer 
 
 /// As [`ask`], with parameters in text form, whose types the server finds out. A simple Query has none.
 pub async fn ask_with(client: &mut WireClient, manner: Manner, text: &str, values: &[Option<&str>]) -> Answer {
+    ask_typed(client, manner, text, values, &[]).await
+}
+
+/// As [`ask_with`], with types that Parse declares; 0 is one that the server finds out.
+pub async fn ask_typed(
+    client: &mut WireClient,
+    manner: Manner,
+    text: &str,
+    values: &[Option<&str>],
+    types: &[u32],
+) -> Answer {
     let name = if manner == Manner::Prepared { "statement" } else { "" };
     let format = i16::from(matches!(manner, Manner::Binary | Manner::Prepared));
     let mut described = Vec::new();
     match manner {
         Manner::Simple => return Answer::read(&client.query(text).await),
-        Manner::Text | Manner::Binary => client.say(|out| writer::parse(out, b"", text.as_bytes(), &[])).await,
+        Manner::Text | Manner::Binary => client.say(|out| writer::parse(out, b"", text.as_bytes(), types)).await,
         Manner::Prepared => {
             client
                 .say(|out| {
                     writer::close(out, b'S', name.as_bytes());
-                    writer::parse(out, name.as_bytes(), text.as_bytes(), &[]);
+                    writer::parse(out, name.as_bytes(), text.as_bytes(), types);
                     writer::describe(out, b'S', name.as_bytes());
                     writer::sync(out);
                 })

@@ -4,7 +4,7 @@ use rand::Rng;
 use rand::seq::IndexedRandom;
 
 use super::schema::{Sort, Table};
-use super::statements::{Item, Select, Source, Writer, orderable, select};
+use super::statements::{Item, Select, Source, Writer, orderable};
 
 impl Writer<'_, '_> {
     fn table(&mut self) -> Table {
@@ -32,7 +32,7 @@ impl Writer<'_, '_> {
                  select id, (select count(*) from {name} o where o.id <= w.id) from w"
             ),
         };
-        let items = [Sort::Int, Sort::Big].map(|sort| Item { text: String::new(), sort: Some(sort) });
+        let items = [Sort::Int, Sort::Big].map(|sort| Item::new("", Some(sort)));
         self.finished(text, &items)
     }
 
@@ -40,7 +40,7 @@ impl Writer<'_, '_> {
     pub(super) fn lateral(&mut self) -> Select {
         let (from, sources) = self.from(0);
         let table = self.table();
-        let inner = [Source { alias: "i".into(), columns: table.columns.clone() }];
+        let inner = [Source::of("i", &table)];
         let Some(on) = self.equality(&sources, &inner[0]) else { return self.recursive() };
         let (first, second) = (self.aggregate(&inner), self.comparison(&inner));
         let join = self.one_of(&["cross join lateral", "left join lateral", "join lateral"]);
@@ -52,11 +52,11 @@ impl Writer<'_, '_> {
             format!("{from} {join} (select i.id from {name} i where {on} order by i.id limit 2) l (v){tail}")
         };
         let sort = if from.contains("order by i.id limit 2") { Some(Sort::Int) } else { first.sort };
-        let mut items = vec![Item { text: "l.v".into(), sort }];
+        let mut items = vec![Item::new("l.v", sort)];
         if let Some((text, sort)) = self.column(&sources, |sort| !sort.is_ambiguous()) {
-            items.push(Item { text, sort: orderable(sort) });
+            items.push(Item::new(text, orderable(sort)));
         }
-        let text = select("", &items, &from, "");
+        let text = self.select("", &items, &from, "");
         self.finished(text, &items)
     }
 
@@ -81,7 +81,7 @@ impl Writer<'_, '_> {
             let keys: Vec<String> = shown.iter().map(|column| format!("{column}{direction}")).collect();
             keys.join(", ")
         });
-        Select { text, is_ordered: true }
+        Select::new(text, true)
     }
 
     /// GROUPING SETS and their like, with GROUPING().
@@ -98,13 +98,13 @@ impl Writer<'_, '_> {
             _ => format!("cube ({a}, {b})"),
         };
         let mut items = vec![
-            Item { text: a.clone(), sort: orderable(first) },
-            Item { text: b.clone(), sort: orderable(second) },
-            Item { text: format!("grouping({a}, {b})"), sort: Some(Sort::Int) },
+            Item::new(a.clone(), orderable(first)),
+            Item::new(b.clone(), orderable(second)),
+            Item::new(format!("grouping({a}, {b})"), Some(Sort::Int)),
         ];
         let aggregate = self.aggregate(&sources);
         items.push(aggregate);
-        let text = select("", &items, &from, &format!(" group by {sets}"));
+        let text = self.select("", &items, &from, &format!(" group by {sets}"));
         self.finished(text, &items)
     }
 
@@ -125,49 +125,44 @@ impl Writer<'_, '_> {
         };
         let is_text = sort == Sort::TextC;
         let shown = if is_text { None } else { Some(sort) };
-        let constant = sort.constant(self.dice);
+        let constant = self.constant(sort);
         let filter = if is_text || self.chance(50) { String::new() } else { format!(" where {text} < {constant}") };
         if self.chance(50) {
-            let items = [Item { text, sort: shown }, Item { text: "count(*)".into(), sort: Some(Sort::Big) }];
-            let text = select("", &items, &from, &format!("{filter} group by 1"));
+            let items = [Item::new(text, shown), Item::new("count(*)", Some(Sort::Big))];
+            let text = self.select("", &items, &from, &format!("{filter} group by 1"));
             return self.finished(text, &items);
         }
-        let items = [Item { text, sort: shown }];
-        let text = select("", &items, &from, &filter);
+        let items = [Item::new(text, shown)];
+        let text = self.select("", &items, &from, &filter);
         self.finished(text, &items)
     }
 
     /// Orders and comparisons by another collation than the column's.
     pub(super) fn collated(&mut self) -> Select {
         let (from, sources) = self.from(0);
-        let is_text = |sort| matches!(sort, Sort::Text | Sort::TextC);
+        let is_text = |sort| matches!(sort, Sort::Text | Sort::TextC | Sort::Label | Sort::LabelC);
         let Some((column, _)) = self.column(&sources, is_text) else { return self.recursive() };
         let collation =
             self.one_of(&["\"C\"", "\"POSIX\"", "\"default\"", "ucs_basic", "\"en-x-icu\"", "\"sv-x-icu\""]);
         match self.dice.random_range(0..4) {
-            0 => Select {
-                text: format!("select {column} from {from} order by {column} collate {collation}"),
-                is_ordered: true,
-            },
-            1 => Select {
-                text: format!(
-                    "select min({column} collate {collation}), max({column} collate {collation}) from {from}"
-                ),
-                is_ordered: false,
-            },
-            2 => Select {
-                text: format!(
+            0 => Select::new(format!("select {column} from {from} order by {column} collate {collation}"), true),
+            1 => Select::new(
+                format!("select min({column} collate {collation}), max({column} collate {collation}) from {from}"),
+                false,
+            ),
+            2 => Select::new(
+                format!(
                     "select {column}, count(*) from {from} where {column} collate {collation} > 'a' group by {column}
                      order by {column} collate {collation} desc nulls last"
                 ),
-                is_ordered: true,
-            },
-            _ => Select {
-                text: format!(
+                true,
+            ),
+            _ => Select::new(
+                format!(
                     "select distinct {column} collate {collation} from {from} order by {column} collate {collation} limit 4"
                 ),
-                is_ordered: true,
-            },
+                true,
+            ),
         }
     }
 
@@ -198,6 +193,6 @@ impl Writer<'_, '_> {
         let extra = self.one_of(&["percent_rank()", "dense_rank()", "cume_dist()"]);
         let text =
             format!("select {order}, {number}, {call}({number}) over {over}, {extra} over {over} from {from}{window}");
-        Select { text, is_ordered: false }
+        Select::new(text, false)
     }
 }

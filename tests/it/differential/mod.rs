@@ -3,20 +3,27 @@
 //! Some seconds in the quick tier; `PGHERD_SOAK_SECONDS=600` runs so long, `PGHERD_SOAK_SEED` repeats a run. `--nocapture` shows
 //! how many statements were refused, and why.
 
+mod compare;
+mod joins;
 mod kinds;
+mod parameters;
+mod pipelines;
+mod scalars;
 mod schema;
+mod spelling;
 mod statements;
+mod turns;
 
-use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
+use self::compare::{Outcome, Pair, Tally};
+use self::pipelines::Form;
 use self::schema::World;
 use self::statements::{Select, Writer};
-use crate::answers::{Answer, Manner, ask};
-use crate::harness::wire::WireClient;
+use crate::answers::{MANNERS, Manner};
 
 /// How long the quick tier runs.
 const QUICK: Duration = Duration::from_secs(4);
@@ -27,29 +34,11 @@ const OF_ONE_SCHEMA: usize = 3000;
 /// How long PostgreSQL may take; a random join of everything with everything is left out.
 const PATIENCE: &str = "set statement_timeout to '5s'";
 
+/// Differences after which a run ends.
+const TOO_MANY: usize = 20;
+
 /// Statements at least, however slow the machine.
-const LEAST: usize = 40;
-
-#[derive(Debug, Default)]
-struct Tally {
-    equal: usize,
-    failed_alike: usize,
-    /// Took PostgreSQL too long.
-    left_out: usize,
-    /// How many for each reason, and the first of them.
-    refused: BTreeMap<String, (usize, String)>,
-    wrong: Vec<String>,
-    /// Statements by plan.
-    plans: BTreeMap<&'static str, f64>,
-    /// Answers with rows.
-    with_rows: usize,
-}
-
-impl Tally {
-    fn all(&self) -> usize {
-        self.equal + self.failed_alike + self.refused.values().map(|(count, _)| count).sum::<usize>() + self.wrong.len()
-    }
-}
+const LEAST: usize = 120;
 
 fn number(name: &str) -> Option<u64> {
     std::env::var(name).ok()?.parse().ok()
@@ -61,102 +50,83 @@ async fn random_selects_are_answered_as_by_one_postgresql() {
     let end = Instant::now() + number("PGHERD_SOAK_SECONDS").map_or(QUICK, Duration::from_secs);
     let mut dice = StdRng::seed_from_u64(seed);
     let mut tally = Tally::default();
-    while Instant::now() < end || tally.all() < LEAST {
+    while (Instant::now() < end || tally.all() < LEAST) && tally.wrong.len() < TOO_MANY {
         let shards = dice.random_range(2..5);
         let world = World::new(&mut dice, shards).await;
-        let (mut oracle, mut client) = (world.oracle().await, world.client().await);
-        oracle.query(PATIENCE).await;
-        for _ in 0..OF_ONE_SCHEMA {
-            if Instant::now() >= end && tally.all() >= LEAST {
-                break;
+        let until = tally.all() + OF_ONE_SCHEMA;
+        let mut pair = login(&world).await;
+        while tally.all() < until && (Instant::now() < end || tally.all() < LEAST) && tally.wrong.len() < TOO_MANY {
+            if one(&world, &mut pair, &mut dice, &mut tally).await != Outcome::Alike {
+                pair = login(&world).await;
             }
-            if dice.random_range(0..150) == 0 {
-                let zone = ["UTC", "America/New_York", "Asia/Kolkata", "Europe/Berlin"][dice.random_range(0..4)];
-                let style = ["iso, mdy", "sql, dmy", "german", "postgres, mdy"][dice.random_range(0..4)];
-                for one in [&mut oracle, &mut client] {
-                    one.query(&format!("set timezone to '{zone}'")).await;
-                    one.query(&format!("set datestyle to '{style}'")).await;
-                }
-            }
-            let select = Writer::new(&mut dice, &world.tables).statement();
-            let manner = [Manner::Simple, Manner::Text, Manner::Binary, Manner::Prepared][dice.random_range(0..4)];
-            compare(&select, manner, &mut oracle, &mut client, &mut tally).await;
         }
         for plan in ["shard", "fanout", "gather"] {
             *tally.plans.entry(plan).or_default() += world.answered(plan).await;
         }
         world.stop().await;
-        if tally.wrong.len() > 20 {
-            break;
-        }
     }
-    let Tally { equal, failed_alike, left_out, refused, wrong, plans, with_rows } = &tally;
+    let Tally { equal, failed_alike, left_out, refused, wrong, plans, of_rows, with_rows, rejected } = &tally;
     eprintln!(
-        "seed {seed}: {} statements, {equal} equal ({with_rows} with rows, by plan {plans:?}), {failed_alike} failed alike, {left_out} left out, {} refused: {refused:#?}",
+        "seed {seed}: {} statements, {equal} equal ({with_rows} with rows, by plan {plans:?}), {failed_alike} failed alike: {rejected:#?}, {left_out} left out, {} refused: {refused:#?}",
         tally.all(),
-        refused.values().map(|(count, _)| count).sum::<usize>()
+        tally.refusals()
     );
     assert!(wrong.is_empty(), "seed {seed}: {} differ\n{}", wrong.len(), wrong.join("\n"));
-    assert!(with_rows * 2 > *equal && plans.values().all(|&count| count > 0.0), "there was something to compare");
+    assert!(with_rows * 3 > *of_rows && plans.values().all(|&count| count > 0.0), "there was something to compare");
 }
 
-/// Asks both, and notes what came of it.
-async fn compare(select: &Select, manner: Manner, oracle: &mut WireClient, client: &mut WireClient, tally: &mut Tally) {
-    let wanted = ask(oracle, manner, &select.text).await;
-    if wanted.code() == Some("57014") {
-        tally.left_out += 1;
-        return;
+/// Both, logged in anew.
+async fn login(world: &World) -> Pair {
+    let mut pair = Pair { oracle: world.oracle().await, client: world.client().await };
+    pair.oracle.query(PATIENCE).await;
+    pair
+}
+
+/// One statement, some in a row, or some in one flight.
+async fn one(world: &World, pair: &mut Pair, dice: &mut StdRng, tally: &mut Tally) -> Outcome {
+    let kind = dice.random_range(0..100);
+    if kind < 85 {
+        let manner: Manner = MANNERS[dice.random_range(0..MANNERS.len())];
+        let is_binary = matches!(manner, Manner::Binary | Manner::Prepared);
+        let mut writer = Writer::new(dice, world.tables(is_binary), is_binary);
+        let select = if manner == Manner::Simple { writer.statement() } else { writer.either() };
+        return pair.compare(&select, manner, tally).await;
     }
-    let given = ask(client, manner, &select.text).await;
-    if given.code() == Some("0A000") && wanted.error.is_none() {
-        let message = given.error.map_or_else(String::new, |(_, message)| message);
-        tally.refused.entry(message).or_insert_with(|| (0, select.text.clone())).0 += 1;
-        return;
-    }
-    // What PostgreSQL itself does not answer may be refused.
-    if wanted.error.is_some() && (wanted.code() == given.code() || given.code() == Some("0A000")) {
-        tally.failed_alike += 1;
-        return;
-    }
-    let (wanted, given) = (comparable(select, wanted), comparable(select, given));
-    if wanted == given {
-        tally.equal += 1;
-        tally.with_rows += usize::from(!given.rows.is_empty());
+    let is_transaction = dice.random_range(0..100) < 70;
+    let is_binary = dice.random_range(0..100) < 50;
+    let turn = Writer::new(dice, world.tables(is_binary), is_binary).turn(is_transaction);
+    let forms: Vec<Form> = turn.iter().map(|_| Form::random(dice, is_binary)).collect();
+    let outcome = if kind < 97 {
+        in_a_row(pair, &turn, (dice, is_binary), tally).await
     } else {
-        tally.wrong.push(difference(select, manner, &wanted, &given));
-    }
-}
-
-fn comparable(select: &Select, mut answer: Answer) -> Answer {
-    // A type of the user's has an oid of its own in each database; arrays of it hold that in their binary form. A statement that is
-    // described before it is bound does not say yet which form that is.
-    let is_own = |column: &(String, i32, i32, i16)| column.1 >= 16384;
-    let own: Vec<usize> = (0..answer.columns.len()).filter(|&at| is_own(&answer.columns[at])).collect();
-    for row in &mut answer.rows {
-        for &at in &own {
-            if let Some(oid) =
-                row[at].as_mut().filter(|value| value.starts_with(b"\0\0\0")).and_then(|value| value.get_mut(8..12))
-            {
-                oid.fill(0);
-            }
-        }
-    }
-    answer.columns.iter_mut().filter(|column| column.1 >= 16384).for_each(|column| column.1 = 16384);
-    if select.is_ordered { answer } else { answer.sorted() }
-}
-
-fn difference(select: &Select, manner: Manner, wanted: &Answer, given: &Answer) -> String {
-    let heads = |answer: &Answer| format!("{:?} {} {:?}", answer.columns, answer.tag, answer.error);
-    let text = &select.text;
-    if heads(wanted) != heads(given) {
-        return format!("{text}\n  {manner:?}: {}\n  instead of {}", heads(given), heads(wanted));
-    }
-    let at = wanted.rows.iter().zip(&given.rows).position(|(wanted, given)| wanted != given).unwrap_or(0);
-    let shown = |answer: &Answer| match answer.rows.get(at) {
-        Some(row) => {
-            row.iter().map(|value| value.as_ref().map(|value| String::from_utf8_lossy(value).into_owned())).collect()
-        }
-        None => Vec::new(),
+        pair.pipeline(&turn, &forms, tally).await
     };
-    format!("{text}\n  {manner:?}: row {at} is {:?} instead of {:?}", shown(given), shown(wanted))
+    for one in [&mut pair.oracle, &mut pair.client] {
+        one.query("rollback").await;
+    }
+    pair.oracle.query(PATIENCE).await;
+    outcome
+}
+
+/// Statements one after another, up to one that only one of both has done.
+async fn in_a_row(
+    pair: &mut Pair,
+    turn: &[Select],
+    (dice, is_binary): (&mut StdRng, bool),
+    tally: &mut Tally,
+) -> Outcome {
+    let manners = if is_binary { &MANNERS[1..] } else { &MANNERS[..2] };
+    for (at, select) in turn.iter().enumerate() {
+        let manner: Manner = manners[dice.random_range(0..manners.len())];
+        let manner = if select.parameters.is_empty() { manner } else { Manner::Text };
+        let outcome = pair.compare(select, manner, tally).await;
+        if outcome == Outcome::Wrong {
+            let before: Vec<&str> = turn[..at].iter().map(|select| select.text.as_str()).collect();
+            tally.wrong.last_mut().expect("it").push_str(&format!("\n  behind {before:#?}"));
+        }
+        if outcome != Outcome::Alike {
+            return outcome;
+        }
+    }
+    Outcome::Alike
 }

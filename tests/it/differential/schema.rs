@@ -31,15 +31,33 @@ pub(super) enum Sort {
     Json,
     List,
     Bytes,
+    /// A domain over text.
+    Label,
+    /// A domain over text that has a collation of its own.
+    LabelC,
+    /// A domain over int4 with a CHECK.
+    Even,
+    /// A composite type.
+    Pair,
+    /// A composite type with a collation of a field's own.
+    PairC,
 }
 
+/// The types that are not PostgreSQL's own.
+const TYPES: &str = "create type mood as enum ('sad', 'ok', 'happy');
+    create domain label as text;
+    create domain label_c as text collate \"C\";
+    create domain even as int4 check (value % 2 = 0);
+    create type pair as (n int4, t text);
+    create type pair_c as (n int4, t text collate \"C\");";
+
 use Sort::{Big, Bool, Bytes, Char, Date, Float, Int, Json, List, Money, Mood, Small, Span, Stamp, Text, TextC};
-use Sort::{Uuid, Wide, Zoned};
+use Sort::{Even, Label, LabelC, Pair, PairC, Uuid, Wide, Zoned};
 
 /// Every sort that a column may be of.
-const SORTS: [Sort; 19] = [
+const SORTS: [Sort; 24] = [
     Int, Big, Small, Money, Wide, Float, Text, TextC, Char, Bool, Date, Stamp, Zoned, Span, Uuid, Mood, Json, List,
-    Bytes,
+    Bytes, Label, LabelC, Even, Pair, PairC,
 ];
 
 impl Sort {
@@ -65,6 +83,11 @@ impl Sort {
             Json => "jsonb",
             List => "int4[]",
             Bytes => "bytea",
+            Label => "label",
+            LabelC => "label_c",
+            Even => "even",
+            Pair => "pair",
+            PairC => "pair_c",
         }
     }
 
@@ -95,6 +118,11 @@ impl Sort {
             Json => format!("jsonb_build_object('k', {g} % 4)"),
             List => format!("array[{g} % 3, {g} % 4]::int4[]"),
             Bytes => format!("decode(md5(({g} % 6)::text), 'hex')"),
+            Label => format!("(array['a', 'B', 'b', 'Ä', ''])[1 + {g} % 5]::label"),
+            LabelC => format!("(array['a', 'B', 'b', 'Ä', 'ab'])[1 + {g} % 5]::label_c"),
+            Even => format!("2 * ({g} - 2)"),
+            Pair => format!("row({g} % 3, (array['a', 'B', null, 'b'])[1 + {g} % 4])::pair"),
+            PairC => format!("row({g} % 2, (array['a', 'B', 'b'])[1 + {g} % 3])::pair_c"),
         }
     }
 
@@ -103,14 +131,24 @@ impl Sort {
         matches!(self, Wide | Float | Char | Span)
     }
 
+    /// Whether its type is not PostgreSQL's own.
+    pub(super) fn is_own(self) -> bool {
+        matches!(self, Mood | Label | LabelC | Even) || self.is_row()
+    }
+
+    /// Whether it has fields.
+    pub(super) fn is_row(self) -> bool {
+        matches!(self, Pair | PairC)
+    }
+
     /// Whether it can be added up.
     pub(super) fn is_number(self) -> bool {
-        matches!(self, Int | Big | Small | Money | Wide)
+        matches!(self, Int | Big | Small | Money | Wide | Even)
     }
 
     /// Whether `min` and `max` take it.
     pub(super) fn has_extremes(self) -> bool {
-        !matches!(self, Bool | Json | Uuid | Bytes) && !self.is_ambiguous()
+        !matches!(self, Bool | Json | Uuid | Bytes | Pair | PairC) && !self.is_ambiguous()
     }
 
     /// A constant of it.
@@ -133,6 +171,12 @@ impl Sort {
             Json => format!("'{{\"k\": {}}}'", n % 4),
             List => format!("'{{{},{}}}'", n % 3, n % 4),
             Bytes => "'\\x00'".into(),
+            Label | LabelC => ["'a'", "'B'", "'Ä'", "'b'"][n as usize % 4].into(),
+            Even => format!("{}", n / 2 * 2),
+            Pair | PairC => {
+                let type_name = self.definition();
+                format!("'{}'::{type_name}", ["(1,a)", "(0,B)", "(2,)", "(1,b)"][n as usize % 4])
+            }
         }
     }
 }
@@ -147,6 +191,8 @@ pub(super) struct Column {
 pub(super) struct Table {
     pub(super) name: String,
     pub(super) columns: Vec<Column>,
+    /// Whether these are all of them.
+    pub(super) is_whole: bool,
     /// How many rows it has.
     pub(super) rows: u32,
     /// How its rows are spread; none for a reference table.
@@ -187,7 +233,7 @@ pub(super) fn tables(dice: &mut StdRng) -> Vec<Table> {
             _ => other.clone(),
         };
         let view = VIEWS[dice.random_range(0..VIEWS.len())];
-        tables.push(Table { name: name.into(), columns, rows, layout: key.map(|_| layout), view });
+        tables.push(Table { name: name.into(), columns, is_whole: true, rows, layout: key.map(|_| layout), view });
     }
     tables
 }
@@ -236,9 +282,16 @@ fn creation(table: &Table, dice: &mut StdRng) -> String {
     )
 }
 
+fn plain(table: &Table) -> Table {
+    let columns: Vec<Column> = table.columns.iter().filter(|column| !column.sort.is_row()).cloned().collect();
+    Table { is_whole: columns.len() == table.columns.len(), columns, ..table.clone() }
+}
+
 /// Servers with the tables' rows.
 pub(super) struct World {
-    pub(super) tables: Vec<Table>,
+    tables: Vec<Table>,
+    /// Without the columns that have fields.
+    plain: Vec<Table>,
     whole: Database,
     pgherd: Pgherd,
 }
@@ -246,34 +299,49 @@ pub(super) struct World {
 impl World {
     pub(super) async fn new(dice: &mut StdRng, shards: usize) -> Self {
         let tables = tables(dice);
-        let mut schema = String::from("create type mood as enum ('sad', 'ok', 'happy');");
+        let mut schema = format!("{TYPES} create schema other;");
         tables.iter().for_each(|table| schema += &creation(table, dice));
         for table in &tables {
             let _ = write!(schema, "create view {}_v as {};", table.name, table.view.replace("$t", &table.name));
         }
+        schema += "set search_path to other, public;";
+        for table in &tables {
+            schema += &creation(&Table { rows: table.rows / 3, ..table.clone() }, dice);
+            let _ = write!(schema, "create view {}_v as select * from {0};", table.name);
+        }
+        schema += "reset search_path;";
         let (whole, primary) = (harness::fresh_database().await, harness::fresh_database().await);
         whole.execute(&schema).await;
-        primary.execute("create type mood as enum ('sad', 'ok', 'happy')").await;
+        primary.execute(&format!("{TYPES} create schema other")).await;
         let mut toml = format!("[[database]]\nname = \"app\"\nprimary = \"{}\"\nshards = [", primary.conninfo());
         for (at, shard) in harness::fresh_databases(shards).await.iter().enumerate() {
             let mut own = schema.clone();
             for table in &tables {
                 let Some(layout) = &table.layout else { continue };
                 own += &layout.keep_own(&table.name, shards, at);
+                let elsewhere = layout.keep_own(&table.name, shards, at);
+                let _ = write!(own, "set search_path to other, public; {elsewhere} reset search_path;");
             }
             shard.execute(&own).await;
             let _ = write!(toml, "\"{}\", ", shard.conninfo());
         }
         toml += "]\n";
         for table in &tables {
-            toml += &match &table.layout {
+            let entry = match &table.layout {
                 Some(layout) => layout.toml(&table.name, shards),
                 None => format!("[[database.table]]\nname = \"public.{}\"\nreference = true\n", table.name),
             };
+            toml += &entry;
+            toml += &entry.replace("\"public.", "\"other.");
         }
         toml +=
             "[[user]]\nname = \"postgres\"\nauth = \"trust\"\n[pool]\nmin_connections = 0\n[cache]\nenabled = false\n";
-        Self { tables, whole, pgherd: Pgherd::start(&toml).await }
+        Self { plain: tables.iter().map(plain).collect(), tables, whole, pgherd: Pgherd::start(&toml).await }
+    }
+
+    /// What statements may be made of whose rows may be asked for in binary form.
+    pub(super) fn tables(&self, is_binary: bool) -> &[Table] {
+        if is_binary { &self.plain } else { &self.tables }
     }
 
     /// Straight to the one PostgreSQL.

@@ -4,6 +4,7 @@ use rand::Rng;
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
 
+use super::parameters::Parameter;
 use super::schema::{Column, Sort, Table};
 
 /// A statement.
@@ -12,12 +13,22 @@ pub(super) struct Select {
     pub(super) text: String,
     /// Whether its ORDER BY fixes the order of its rows.
     pub(super) is_ordered: bool,
+    /// What `$1` and so on are.
+    pub(super) parameters: Vec<Parameter>,
+}
+
+impl Select {
+    pub(super) fn new(text: impl Into<String>, is_ordered: bool) -> Self {
+        Self { text: text.into(), is_ordered, parameters: Vec::new() }
+    }
 }
 
 /// A relation in a FROM list.
 pub(super) struct Source {
     pub(super) alias: String,
     pub(super) columns: Vec<Column>,
+    /// Whether these are all of its columns, in their order.
+    pub(super) is_whole: bool,
 }
 
 /// An item of a select list.
@@ -25,23 +36,26 @@ pub(super) struct Item {
     pub(super) text: String,
     /// What it gives, if more may be done with it.
     pub(super) sort: Option<Sort>,
-}
-
-impl Item {
-    pub(super) fn is_clear(&self) -> bool {
-        self.sort.is_some_and(|sort| !sort.is_ambiguous())
-    }
+    /// A name for its output column, as it is written.
+    pub(super) name: Option<String>,
 }
 
 pub(super) struct Writer<'d, 't> {
     pub(super) dice: &'d mut StdRng,
     pub(super) tables: &'t [Table],
+    /// Those of the statement at hand, if it may have some.
+    pub(super) parameters: Option<Vec<Parameter>>,
+    /// Whether its rows may be asked for in binary form. That of types that are not PostgreSQL's own has oids in it, which several
+    /// servers do not share: pgherd refuses it by design.
+    pub(super) is_binary: bool,
+    /// Whether it stands where more relations can be seen than are given.
+    pub(super) is_crowded: bool,
     next_alias: usize,
 }
 
 impl<'d, 't> Writer<'d, 't> {
-    pub(super) fn new(dice: &'d mut StdRng, tables: &'t [Table]) -> Self {
-        Self { dice, tables, next_alias: 0 }
+    pub(super) fn new(dice: &'d mut StdRng, tables: &'t [Table], is_binary: bool) -> Self {
+        Self { dice, tables, parameters: None, is_binary, is_crowded: false, next_alias: 0 }
     }
 
     pub(super) fn chance(&mut self, percent: u32) -> bool {
@@ -55,6 +69,18 @@ impl<'d, 't> Writer<'d, 't> {
     pub(super) fn alias(&mut self) -> String {
         self.next_alias += 1;
         format!("t{}", self.next_alias)
+    }
+
+    /// A whole statement, with parameters or without.
+    pub(super) fn either(&mut self) -> Select {
+        if self.chance(40) { self.prepared() } else { self.statement() }
+    }
+
+    /// A whole statement, some of whose constants are parameters.
+    pub(super) fn prepared(&mut self) -> Select {
+        self.parameters = Some(Vec::new());
+        let select = self.statement();
+        self.with_parameters(select)
     }
 
     /// A whole statement.
@@ -74,41 +100,6 @@ impl<'d, 't> Writer<'d, 't> {
                 self.finished(text, &items)
             }
         }
-    }
-
-    /// ORDER BY and LIMIT behind a query whose items are known.
-    pub(super) fn finished(&mut self, text: String, items: &[Item]) -> Select {
-        if !self.chance(60) {
-            return Select { text, is_ordered: false };
-        }
-        let mut keys: Vec<String> = (1..=items.len())
-            .filter(|&at| items[at - 1].sort.is_some())
-            .map(|at| {
-                let direction = self.one_of(&["", "", " desc", " nulls first", " desc nulls last"]);
-                format!("{at}{direction}")
-            })
-            .collect();
-        // Which key comes first matters more than that all do.
-        let len = keys.len();
-        if len > 1 {
-            let first = self.dice.random_range(0..len);
-            keys.swap(0, first);
-        }
-        if keys.is_empty() {
-            return Select { text, is_ordered: false };
-        }
-        let is_total = items.iter().all(Item::is_clear);
-        let mut text = format!("{text} order by {}", keys.join(", "));
-        if is_total && self.chance(50) {
-            let rows = self.dice.random_range(0..30);
-            text += &match self.dice.random_range(0..4) {
-                0 => format!(" limit {rows} offset {}", rows / 2),
-                1 => format!(" offset {rows}"),
-                2 => format!(" fetch first {} rows only", rows + 1),
-                _ => format!(" limit {rows}"),
-            };
-        }
-        Select { text, is_ordered: is_total }
     }
 
     fn set_operation(&mut self) -> Select {
@@ -137,16 +128,19 @@ impl<'d, 't> Writer<'d, 't> {
             let operation = self.one_of(&["union", "union all", "intersect", "except", "except all", "intersect all"]);
             text = format!("({text}) {operation} ({side})");
         }
-        let items: Vec<Item> = sorts.iter().map(|&sort| Item { text: String::new(), sort: orderable(sort) }).collect();
+        let items: Vec<Item> = sorts.iter().map(|&sort| Item::new("", orderable(sort))).collect();
         self.finished(text, &items)
     }
 
     fn with(&mut self) -> Select {
         let (inner, items) = self.block(1);
+        if items.is_empty() {
+            return self.finished(inner, &items);
+        }
         let names: Vec<String> = (0..items.len()).map(|at| format!("x{at}")).collect();
         let materialized = self.one_of(&["", "materialized ", "not materialized "]);
         let list: Vec<Item> =
-            items.into_iter().zip(&names).map(|(item, name)| Item { text: name.clone(), ..item }).collect();
+            items.into_iter().zip(&names).map(|(item, name)| Item { text: name.clone(), name: None, ..item }).collect();
         let (columns, from) = (names.join(", "), if self.chance(30) { "w cross join r" } else { "w" });
         let text = format!("with w ({columns}) as {materialized}({inner}) select {columns} from {from}");
         self.finished(text, &list)
@@ -154,95 +148,37 @@ impl<'d, 't> Writer<'d, 't> {
 
     /// A SELECT without its tail; `depth` levels of sub-queries may stand in it.
     pub(super) fn block(&mut self, depth: u32) -> (String, Vec<Item>) {
-        let (from, sources) = self.from(depth);
-        let filter =
-            if self.chance(65) { format!(" where {}", self.condition(&sources, depth)) } else { String::new() };
-        match self.dice.random_range(0..10) {
-            0..=3 => self.rows(&from, &filter, &sources, depth),
-            4..=6 => self.groups(&from, &filter, &sources),
-            7 => self.distinct(&from, &filter, &sources),
-            8 => self.windows(&from, &filter, &sources),
+        let listed = if self.chance(12) { self.listed(depth) } else { None };
+        let (from, sources, on) = match listed {
+            Some((from, sources, on)) => (from, sources, Some(on)),
+            None => {
+                let (from, sources) = self.from(depth);
+                (from, sources, None)
+            }
+        };
+        let own = self.chance(65).then(|| self.condition(&sources, depth));
+        let filter = match (on, own) {
+            (None, None) => String::new(),
+            (Some(one), None) | (None, Some(one)) => format!(" where {}", self.wrapped(&one)),
+            (Some(on), Some(own)) if own.contains(" or ") => format!(" where {on} and ({own})"),
+            (Some(on), Some(own)) => format!(" where {} and {own}", self.wrapped(&on)),
+        };
+        match self.dice.random_range(0..22) {
+            0..=7 => self.rows(&from, &filter, &sources, depth),
+            8..=13 => self.groups(&from, &filter, &sources),
+            14 | 15 => self.distinct(&from, &filter, &sources),
+            16 | 17 => self.windows(&from, &filter, &sources),
+            18 | 19 if !self.is_binary => self.star(&from, &filter, &sources),
             _ => self.totals(&from, &filter, &sources),
         }
     }
 
-    pub(super) fn from(&mut self, depth: u32) -> (String, Vec<Source>) {
-        let (mut text, first) = self.source(depth);
-        let mut sources = vec![first];
-        let joins = [0, 0, 0, 1, 1, 2][self.dice.random_range(0..6)];
-        for _ in 0..joins {
-            let (other, source) = self.source(depth);
-            let Some(on) = self.equality(&sources, &source) else { continue };
-            let kind = self.one_of(&["join", "join", "left join", "right join", "full join"]);
-            let more = if kind != "full join" && self.chance(30) {
-                let own = [source];
-                let text = format!(" and {}", self.comparison(&own));
-                let [source] = own;
-                sources.push(source);
-                text
-            } else {
-                sources.push(source);
-                String::new()
-            };
-            text = format!("{text} {kind} {other} on {on}{more}");
-        }
-        (text, sources)
-    }
-
-    pub(super) fn source(&mut self, depth: u32) -> (String, Source) {
-        let alias = self.alias();
-        if depth > 0 && self.chance(15) {
-            let (text, items) = self.block(depth - 1);
-            let names: Vec<String> = (0..items.len()).map(|at| format!("d{at}")).collect();
-            let columns = items
-                .iter()
-                .zip(&names)
-                .filter_map(|(item, name)| Some(Column { name: name.clone(), sort: item.sort? }))
-                .collect();
-            return (format!("({text}) {alias} ({})", names.join(", ")), Source { alias, columns });
-        }
-        // Outer joins with the reference table, which every shard has whole, are a trap of their own.
-        let table = if self.chance(15) { self.tables.last() } else { self.tables.choose(self.dice) };
-        let table = table.expect("tables");
-        let name = self.name_of(table);
-        let name = if self.dice.random_range(0..8) == 0 { format!("public.{name}") } else { name };
-        (format!("{name} {alias}"), Source { alias, columns: table.columns.clone() })
-    }
-
-    /// The table's name, or that of the view over it.
-    fn name_of(&mut self, table: &Table) -> String {
-        if self.chance(12) { format!("{}_v", table.name) } else { table.name.clone() }
-    }
-
-    /// An equality of columns of one sort, by preference of keys.
-    pub(super) fn equality(&mut self, sources: &[Source], other: &Source) -> Option<String> {
-        let mut pairs = Vec::new();
-        for source in sources {
-            for a in &source.columns {
-                for b in other.columns.iter().filter(|b| b.sort == a.sort) {
-                    let weight = if a.name == "k" && b.name == "k" { 6 } else { 1 };
-                    let pair = format!("{}.{} = {}.{}", source.alias, a.name, other.alias, b.name);
-                    pairs.extend(std::iter::repeat_n(pair, weight));
-                }
-            }
-        }
-        pairs.choose(self.dice).cloned()
-    }
-
-    pub(super) fn column(&mut self, sources: &[Source], fits: impl Fn(Sort) -> bool) -> Option<(String, Sort)> {
-        let all: Vec<(String, Sort)> = sources
-            .iter()
-            .flat_map(|source| {
-                source.columns.iter().map(|column| (format!("{}.{}", source.alias, column.name), column.sort))
-            })
-            .filter(|(_, sort)| fits(*sort))
-            .collect();
-        all.choose(self.dice).cloned()
-    }
-
     pub(super) fn condition(&mut self, sources: &[Source], depth: u32) -> String {
         match self.dice.random_range(0..12) {
-            0 => format!("{} and {}", self.comparison(sources), self.comparison(sources)),
+            0 => {
+                let (one, other) = (self.comparison(sources), self.comparison(sources));
+                format!("{} and {}", self.wrapped(&one), self.wrapped(&other))
+            }
             1 => format!("({} or {})", self.comparison(sources), self.comparison(sources)),
             2 => format!("not ({})", self.comparison(sources)),
             3 | 4 if depth > 0 => self.sub_condition(sources),
@@ -253,26 +189,29 @@ impl<'d, 't> Writer<'d, 't> {
     fn sub_condition(&mut self, sources: &[Source]) -> String {
         let alias = self.alias();
         let table = self.tables.choose(self.dice).expect("tables").clone();
-        let inner = Source { alias: alias.clone(), columns: table.columns.clone() };
+        let inner = Source::of(&alias, &table);
         let (name, not) = (self.name_of(&table), self.one_of(&["", "not "]));
         let own = [inner];
         match self.dice.random_range(0..6) {
             0 => {
                 let Some(on) = self.equality(sources, &own[0]) else { return "true".into() };
                 let more = self.comparison(&own);
-                format!("{not}exists (select 1 from {name} {alias} where {on} and {more})")
+                let query = self.nested(&format!("select 1 from {name} {alias} where {on} and {more}"));
+                format!("{not}exists {query}")
             }
             1 => {
                 let Some((column, sort)) = self.column(sources, |sort| sort != Sort::Json) else {
                     return "true".into();
                 };
                 let Some((other, _)) = self.column(&own, |own| own == sort) else { return "true".into() };
-                format!("{column} {not}in (select {other} from {name} {alias} where {other} is not null)")
+                let query = self.nested(&format!("select {other} from {name} {alias} where {other} is not null"));
+                format!("{column} {not}in {query}")
             }
             2 => {
                 let Some(on) = self.equality(sources, &own[0]) else { return "true".into() };
                 let (what, n) = (self.one_of(&["count(*)", "count(*) + 1"]), self.dice.random_range(0..4));
-                format!("(select {what} from {name} {alias} where {on}) > {n}")
+                let query = self.nested(&format!("select {what} from {name} {alias} where {on}"));
+                format!("{query} > {n}")
             }
             3 => {
                 let on = self.equality(sources, &own[0]);
@@ -285,52 +224,37 @@ impl<'d, 't> Writer<'d, 't> {
                     1 => format!("where {more} group by {inner} having count(*) > {n}"),
                     _ => format!("group by 1 having count(*) > {n}"),
                 };
-                format!("{outer} {not}in (select {inner} from {name} {alias} {tail})")
+                let query = self.nested(&format!("select {inner} from {name} {alias} {tail}"));
+                format!("{outer} {not}in {query}")
             }
             4 => {
                 let Some(on) = self.equality(sources, &own[0]) else { return "true".into() };
                 let more = self.comparison(&own);
-                let derived = format!("(select * from {name} where id > 2) {alias}");
+                let derived = format!("{} {alias}", self.nested(&format!("select * from {name} where id > 2")));
                 format!("{not}exists (select from {derived} where {on} and {more})")
             }
             _ => {
                 let Some((column, sort)) = self.column(sources, Sort::is_number) else { return "true".into() };
                 let Some((other, _)) = self.column(&own, |own| own == sort) else { return "true".into() };
-                format!("{column} >= (select avg({other}) from {name} {alias})")
+                let query = self.nested(&format!("select avg({other}) from {name} {alias}"));
+                format!("{column} >= {query}")
             }
         }
     }
 
     pub(super) fn comparison(&mut self, sources: &[Source]) -> String {
         let Some((column, sort)) = self.column(sources, |_| true) else { return "true".into() };
-        let constant = sort.constant(self.dice);
+        let constant = self.constant(sort);
+        let (column, constant) = (self.wrapped(&column), self.wrapped(&constant));
         match self.dice.random_range(0..9) {
             0 => format!("{column} is null"),
             1 => format!("{column} is not null"),
-            2 => format!("{column} in ({constant}, {})", sort.constant(self.dice)),
-            3 => format!("{column} between {constant} and {}", sort.constant(self.dice)),
+            2 => format!("{column} in ({constant}, {})", self.constant(sort)),
+            3 => format!("{column} between {constant} and {}", self.constant(sort)),
             4 => format!("{column} is distinct from {constant}"),
             5 => format!("coalesce({column} = {constant}, false)"),
             _ => format!("{column} {} {constant}", self.one_of(&["=", "<", ">", "<=", ">=", "<>"])),
         }
-    }
-
-    fn scalar(&mut self, sources: &[Source]) -> Item {
-        let Some((column, sort)) = self.column(sources, |_| true) else { return Item { text: "1".into(), sort: None } };
-        let number = sort.is_number() && sort != Sort::Wide;
-        let (text, sort) = match self.dice.random_range(0..10) {
-            0 if number => (format!("{column} + 1.5"), None),
-            1 if number => (format!("{column} % 3"), None),
-            2 if sort == Sort::Text => (format!("upper({column})"), Some(Sort::Text)),
-            3 if sort == Sort::Text => (format!("{column} || 'x'"), Some(Sort::Text)),
-            4 if sort == Sort::Zoned => (format!("date_trunc('day', {column})"), Some(Sort::Zoned)),
-            5 if sort == Sort::Date => (format!("extract(dow from {column})"), None),
-            6 => (format!("{column} is null"), Some(Sort::Bool)),
-            7 => (format!("case when {column} is null then 'no' else 'yes' end"), Some(Sort::Text)),
-            8 => (format!("{column}::text"), None),
-            _ => (column, Some(sort)),
-        };
-        Item { text, sort: sort.and_then(orderable) }
     }
 
     fn rows(&mut self, from: &str, filter: &str, sources: &[Source], depth: u32) -> (String, Vec<Item>) {
@@ -338,26 +262,30 @@ impl<'d, 't> Writer<'d, 't> {
         if depth > 0 && self.chance(15) {
             let alias = self.alias();
             let table = self.tables.choose(self.dice).expect("tables").clone();
-            let inner = [Source { alias: alias.clone(), columns: table.columns.clone() }];
+            let inner = [Source::of(&alias, &table)];
             if let Some(on) = self.equality(sources, &inner[0]) {
-                let text = format!("(select count(*) from {} {alias} where {on})", self.name_of(&table));
-                items.push(Item { text, sort: Some(Sort::Big) });
+                let name = self.name_of(&table);
+                let text = self.nested(&format!("select count(*) from {name} {alias} where {on}"));
+                items.push(Item::new(text, Some(Sort::Big)));
             }
         }
-        (select("", &items, from, filter), items)
+        self.named(&mut items);
+        (self.select("", &items, from, filter), items)
     }
 
     fn distinct(&mut self, from: &str, filter: &str, sources: &[Source]) -> (String, Vec<Item>) {
         let mut items = Vec::new();
         for _ in 0..self.dice.random_range(1..3) {
             if let Some((text, sort)) = self.column(sources, |sort| !sort.is_ambiguous()) {
-                items.push(Item { text, sort: orderable(sort) });
+                items.push(Item::new(text, orderable(sort)));
             }
         }
         if items.is_empty() {
-            items.push(Item { text: "1".into(), sort: None });
+            items.push(Item::new("1", None));
         }
-        (select("distinct ", &items, from, filter), items)
+        self.named(&mut items);
+        let kind = self.one_of(&["distinct ", "distinct ", "all "]);
+        (self.select(&kind, &items, from, filter), items)
     }
 
     pub(super) fn aggregate(&mut self, sources: &[Source]) -> Item {
@@ -374,7 +302,9 @@ impl<'d, 't> Writer<'d, 't> {
             (8, _, _, _, Some((column, _))) => (format!("bool_or({column})"), Some(Sort::Bool)),
             (9, Some((column, _)), ..) => (format!("round(avg({column}), 2)"), None),
             (10, Some((column, sort)), ..) if sort != Sort::Wide => (format!("stddev({column})"), None),
-            (11, _, Some((column, _)), ..) => (format!("array_agg({column} order by {column})"), None),
+            (11, _, Some((column, sort)), ..) if !self.is_binary || !sort.is_own() => {
+                (format!("array_agg({column} order by {column})"), None)
+            }
             (12, _, Some((column, _)), ..) => {
                 (format!("string_agg({column}::text, ',' order by {column}::text)"), None)
             }
@@ -385,40 +315,47 @@ impl<'d, 't> Writer<'d, 't> {
             (15, Some((column, Sort::Int)), ..) => (format!("bit_or({column})"), Some(Sort::Int)),
             _ => ("count(*)".into(), Some(Sort::Big)),
         };
-        Item { text, sort }
+        Item::new(text, sort)
     }
 
     fn totals(&mut self, from: &str, filter: &str, sources: &[Source]) -> (String, Vec<Item>) {
-        let items: Vec<Item> = (0..self.dice.random_range(1..5)).map(|_| self.aggregate(sources)).collect();
-        (select("", &items, from, filter), items)
+        let mut items: Vec<Item> = (0..self.dice.random_range(1..5)).map(|_| self.aggregate(sources)).collect();
+        self.named(&mut items);
+        (self.select("", &items, from, filter), items)
     }
 
     fn groups(&mut self, from: &str, filter: &str, sources: &[Source]) -> (String, Vec<Item>) {
         let mut items = Vec::new();
         for _ in 0..self.dice.random_range(1..3) {
             if let Some((text, sort)) = self.column(sources, |sort| !sort.is_ambiguous()) {
-                items.push(Item { text, sort: orderable(sort) });
+                items.push(Item::new(text, orderable(sort)));
             }
+        }
+        if self.chance(20) {
+            let key = self.scalar(sources);
+            items.extend(key.is_clear().then_some(key));
         }
         if items.is_empty() {
             return self.totals(from, filter, sources);
         }
-        let keys = items.iter().map(|item| item.text.clone()).collect::<Vec<_>>().join(", ");
+        self.named(&mut items);
+        let keys = self.group_keys(&items, sources).join(", ");
         let keys = match self.dice.random_range(0..10) {
             0 => format!("rollup ({keys})"),
             1 => format!("cube ({keys})"),
             _ => keys,
         };
         for _ in 0..self.dice.random_range(0..4) {
-            let aggregate = self.aggregate(sources);
-            items.push(aggregate);
+            let mut aggregate = [self.aggregate(sources)];
+            self.named(&mut aggregate);
+            items.extend(aggregate);
         }
         let having = match self.dice.random_range(0..6) {
             0 => format!(" having count(*) > {}", self.dice.random_range(0..5)),
             1 => format!(" having {} is not null", self.aggregate(sources).text),
             _ => String::new(),
         };
-        (select("", &items, from, &format!("{filter} group by {keys}{having}")), items)
+        (self.select("", &items, from, &format!("{filter} group by {keys}{having}")), items)
     }
 
     fn windows(&mut self, from: &str, filter: &str, sources: &[Source]) -> (String, Vec<Item>) {
@@ -439,14 +376,9 @@ impl<'d, 't> Writer<'d, 't> {
             _ if sort.is_number() => format!("sum({order})"),
             _ => "cume_dist()".into(),
         };
-        items.push(Item { text: format!("{call} {over}"), sort: None });
-        (select("", &items, from, filter), items)
+        items.push(Item::new(format!("{call} {over}"), None));
+        (self.select("", &items, from, filter), items)
     }
-}
-
-pub(super) fn select(kind: &str, items: &[Item], from: &str, rest: &str) -> String {
-    let list: Vec<&str> = items.iter().map(|item| item.text.as_str()).collect();
-    format!("select {kind}{} from {from}{rest}", list.join(", "))
 }
 
 /// What ORDER BY can sort by so that ties look alike.
@@ -454,7 +386,7 @@ pub(super) fn orderable(sort: Sort) -> Option<Sort> {
     (sort != Sort::Json).then_some(sort)
 }
 
-fn type_name(sort: Sort) -> &'static str {
+pub(super) fn type_name(sort: Sort) -> &'static str {
     match sort {
         Sort::Int => "int4",
         Sort::Big => "int8",
@@ -474,5 +406,10 @@ fn type_name(sort: Sort) -> &'static str {
         Sort::Float => "float8",
         Sort::Char => "char(5)",
         Sort::Span => "interval",
+        Sort::Label => "label",
+        Sort::LabelC => "label_c",
+        Sort::Even => "even",
+        Sort::Pair => "pair",
+        Sort::PairC => "pair_c",
     }
 }

@@ -169,3 +169,34 @@ async fn a_savepoint_brings_back_a_transaction_that_only_read() {
     assert_eq!(say(&mut client, COUNT).await, say(&mut oracle, COUNT).await);
     herd.comes_to_rest().await;
 }
+
+#[tokio::test]
+async fn a_savepoint_that_a_failed_transaction_has_not_is_told_as_postgresql_does() {
+    let herd = Herd::start(2, false).await;
+    for manner in MANNERS {
+        let (mut oracle, mut client) = (herd.oracle().await, herd.client().await);
+        for text in [
+            "begin",
+            "savepoint \"S\"",
+            "select 1 / (id - 200) from sales",
+            "rollback to s",
+            "rollback work to savepoint \"s\"",
+            COUNT,
+            "rollback transaction to /* itself */ \"S\"",
+            COUNT,
+            "select 1 / (id - 200) from sales",
+            "release s",
+            "rollback",
+            COUNT,
+        ] {
+            let wanted = ask(&mut oracle, manner, text).await;
+            let given = ask(&mut client, manner, text).await;
+            assert_eq!(
+                (given.error, &given.tag, given.status),
+                (wanted.error, &wanted.tag, wanted.status),
+                "{text} {manner:?}"
+            );
+        }
+    }
+    herd.comes_to_rest().await;
+}
