@@ -24,7 +24,7 @@ impl Writer<'_, '_> {
         match self.dice.random_range(0..5) {
             // Compared with an untyped constant, a row is one of no type.
             0 | 1 if !sort.is_row() => self.parameter(value, 0),
-            0 | 1 | 2 => format!("{}::{}", self.parameter(value, 0), type_name(sort)),
+            0..=2 => format!("{}::{}", self.parameter(value, 0), type_name(sort)),
             3 => format!("cast({} as {})", self.parameter(value, 0), type_name(sort)),
             _ if sort.is_row() => self.constant(sort),
             _ => self.parameter(value, oid(sort)),

@@ -58,7 +58,8 @@ impl Pair {
             tally.with_rows += given.iter().filter(|(_, answer)| !answer.rows.is_empty()).count();
             return Outcome::Alike;
         }
-        let at = given.iter().zip(&wanted).position(|(given, wanted)| given != wanted).unwrap_or(0);
+        let differs = given.iter().zip(&wanted).position(|(given, wanted)| given != wanted);
+        let at = differs.unwrap_or(given.len().min(wanted.len()));
         tally.wrong.push(format!(
             "in one flight {forms:?}: {}\n  statement {at}, then {own}: {:?}\n  instead of {status}: {:?}",
             texts(),
