@@ -208,6 +208,8 @@ impl Session {
         self.isolated = control == Some(Class::Transaction(TransactionControl::BeginOther));
         self.read_only = control == Some(Class::Transaction(TransactionControl::BeginReadOnly));
         self.has_read_aside = false;
+        // A transaction begins without portals.
+        self.suspended = None;
         self.lazy_begin = vec![Bytes::copy_from_slice(execution.text)];
         self.status = TransactionStatus::InTransaction;
         let starts = execution.text.trim_ascii_start().get(..5).is_some_and(|word| word.eq_ignore_ascii_case(b"start"));

@@ -460,6 +460,7 @@ impl Session {
 
     /// Notes which statement a portal runs.
     pub(super) fn keep_portal(&mut self, portal: &[u8], prepared: Arc<Prepared>) -> Result<(), Error> {
+        self.check_unbound(portal)?;
         self.forget_suspended(portal);
         if let Some(known) = self.portals.get_mut(portal) {
             // PostgreSQL refuses a second portal of a name unless the first has silently gone: which of the two statements an

@@ -458,7 +458,8 @@ impl Session {
         let mut way = Some(way);
         let mut described = false;
         // What a server says to the client's own Parse and Bind is told as it says it: either may be what fails.
-        let unanswered = if asks_one_portal(unit) && way.as_ref().is_some_and(Way::is_read_aside) {
+        let is_told = asks_one_portal(unit) && way.as_ref().is_some_and(Way::is_read_aside) && !self.binds_again(unit);
+        let unanswered = if is_told {
             if unit.iter().any(|frame| frame.tag() == b'P') { PARSED_AND_BOUND } else { BOUND }
         } else {
             b""
@@ -483,6 +484,7 @@ impl Session {
                 b'B' => {
                     let bind = frontend::bind(frame.body()).map_err(|error| malformed("Bind", error))?;
                     if self.suspended.is_some() {
+                        self.check_unbound(bind.portal)?;
                         Box::pin(self.close_halted(Some(bind.portal))).await;
                     }
                     if let Some(prepared) = self.statement(bind.statement) {

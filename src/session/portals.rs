@@ -10,13 +10,14 @@ use tokio_util::sync::CancellationToken;
 use super::Session;
 use super::extended::malformed;
 use super::fan_out::{DRAIN_TIMEOUT, LeasedLeg, release};
-use crate::error::Error;
+use crate::error::{Error, ErrorKind};
 use crate::exec::coordinator;
 use crate::exec::fanout::{self, Course, Failure, Run};
 use crate::exec::merge::ResultFormats;
 use crate::plan::distribute::Streamed;
 use crate::wire::frame::Frame;
 use crate::wire::frontend;
+use crate::wire::sqlstate::SqlState;
 use crate::wire::writer::{self, TransactionStatus};
 
 /// Portals by name, and the moment of the session's settings since which they stand where they stand. Boxed where there are any: an idle
@@ -65,6 +66,23 @@ impl Session {
             (_, Halt::Bound(bind)) => Some(bind.clone()),
             _ => None,
         }
+    }
+
+    /// Fails as PostgreSQL does where a portal is there already; the unnamed one gives way. Outside of a transaction those at hand are gone.
+    pub(super) fn check_unbound(&self, portal: &[u8]) -> Result<(), Error> {
+        if portal.is_empty() || self.status == TransactionStatus::Idle || !self.is_halted(portal) {
+            return Ok(());
+        }
+        let message = format!("cursor \"{}\" already exists", String::from_utf8_lossy(portal));
+        Err(Error::new(ErrorKind::Refused, SqlState::DUPLICATE_CURSOR, message))
+    }
+
+    /// Whether a portal is bound that is there already.
+    pub(super) fn binds_again(&self, unit: &[Frame]) -> bool {
+        let mut binds = unit.iter().filter(|frame| frame.tag() == b'B' && self.suspended.is_some());
+        binds.any(|frame| {
+            frontend::bind_names(frame.body()).is_some_and(|(portal, _)| self.check_unbound(portal).is_err())
+        })
     }
 
     /// Whether a later Execute of that portal goes on where a former one stopped.

@@ -258,6 +258,115 @@ async fn a_search_path_set_within_a_transaction_is_followed_or_refused() {
     assert_eq!(left.get::<_, i64>(0), 0, "nothing of it went to the primary");
 }
 
+/// Where the schemas lie: none for the primary, else the shard.
+async fn homes(stage: &Stage, schema: &str) -> Vec<Option<usize>> {
+    let mut homes = Vec::new();
+    let servers = stage.shards.iter().enumerate().map(|(at, shard)| (Some(at), shard));
+    for (at, server) in servers.chain([(None, &stage.primary)]) {
+        let sql = "select 1 from pg_namespace where nspname = $1";
+        if server.client().await.query_opt(sql, &[&schema]).await.expect("a look").is_some() {
+            homes.push(at);
+        }
+    }
+    homes
+}
+
+#[tokio::test]
+async fn a_schema_is_not_given_a_name_whose_home_is_elsewhere() {
+    let stage = stage(true).await;
+    let mut client = stage.pgherd.wire("app").await;
+    let mut of_shard = [Vec::new(), Vec::new()];
+    for at in 0..12 {
+        let name = format!("t_{at}");
+        ok(&mut client, &format!("create schema {name}")).await;
+        let [Some(home)] = homes(&stage, &name).await[..] else { panic!("{name} lies on one shard") };
+        ok(&mut client, &format!("drop schema {name}")).await;
+        of_shard[home].push(name);
+    }
+    let [[a, b, c, ..], [other, another, ..]] = [&of_shard[0][..], &of_shard[1][..]] else { panic!("{of_shard:?}") };
+    for name in [a, other] {
+        ok(&mut client, &format!("create schema {name}")).await;
+        ok(&mut client, &format!("create table {name}.o (i int4)")).await;
+        ok(&mut client, &format!("insert into {name}.o values (1)")).await;
+    }
+    ok(&mut client, "create schema plain").await;
+    for sql in [
+        format!("alter schema {a} rename to {another}"),
+        format!("alter schema {a} rename to \"{another}\""),
+        format!("alter schema {a} rename to globex"),
+        format!("alter schema {a} rename to plain_too"),
+        format!("alter schema plain rename to {b}"),
+        format!("drop schema {a}, {other} cascade"),
+        format!("drop schema if exists {a}, {another} cascade"),
+        format!("drop schema if exists {a}, plain cascade"),
+        format!("grant usage on schema {a}, {other} to public"),
+        format!("alter table {a}.o set schema public"),
+        format!("alter table {a}.o set schema {other}"),
+        "create schema authorization current_user".to_owned(),
+        "create schema if not exists authorization session_user".to_owned(),
+    ] {
+        refused(&mut client, &sql).await;
+    }
+    assert_eq!(homes(&stage, "plain").await, [None]);
+    // What stays at home is done.
+    ok(&mut client, &format!("alter schema {a} rename to {c}")).await;
+    assert_eq!(rows(&client.query(&format!("select i from {c}.o")).await).len(), 1);
+    ok(&mut client, "alter schema plain rename to plain_too").await;
+    assert_eq!(homes(&stage, "plain_too").await, [None]);
+    ok(&mut client, &format!("create schema if not exists {b}")).await;
+    ok(&mut client, &format!("alter table {c}.o set schema {b}")).await;
+    ok(&mut client, &format!("create table {c}.columns (schema text, i int4)")).await;
+    ok(&mut client, &format!("create index on {c}.columns (schema, i)")).await;
+    ok(&mut client, &format!("drop schema {b}, {c} cascade")).await;
+    for server in stage.shards.iter().chain([&stage.primary]) {
+        let role = format!(
+            "do $$ begin create role {another}; exception when duplicate_object or unique_violation then null; end $$"
+        );
+        server.execute(&role).await;
+    }
+    ok(&mut client, &format!("create schema authorization {another} create table made (i int4)")).await;
+    assert_eq!(homes(&stage, another).await, [Some(1)]);
+    assert_eq!(rows(&client.query(&format!("select * from {another}.made")).await).len(), 0);
+    ok(&mut client, &format!("drop schema {another} cascade")).await;
+}
+
+#[tokio::test]
+async fn a_name_in_a_constant_is_looked_up_where_its_schema_lies() {
+    let stage = stage(true).await;
+    let mut client = stage.pgherd.wire("app").await;
+    for name in ["acme", "globex"] {
+        ok(&mut client, &format!("create schema {name}")).await;
+        ok(&mut client, &format!("create table {name}.o (i serial)")).await;
+    }
+    for name in ["acme", "globex"] {
+        for (sql, value) in [
+            (format!("select to_regclass('{name}.o') is not null"), "t"),
+            (format!("select to_regclass('\"{name}\".o')::text"), &*format!("{name}.o")),
+            (format!("select '{name}.o'::regclass::text"), &*format!("{name}.o")),
+            (format!("select cast('{name}.o' as regclass)::text"), &*format!("{name}.o")),
+            (format!("select to_regtype('{name}.o') is not null"), "t"),
+            (format!("select to_regnamespace('{name}') is not null"), "t"),
+            (format!("select to_regnamespace('{name}_not') is not null"), "f"),
+            (format!("select relname from pg_class where oid = '{name}.o'::regclass"), "o"),
+            (format!("select pg_get_serial_sequence('{name}.o', 'i')"), &*format!("{name}.o_i_seq")),
+            (format!("select regexp_replace('{name}', '^.*$', 'x') || '{name}.o'"), &*format!("x{name}.o")),
+            ("select to_regclass('local_notes') is not null".to_owned(), "t"),
+        ] {
+            for manner in MANNERS {
+                assert_eq!(ask(&mut client, manner, &sql).await.error, None, "{manner:?} {sql}");
+            }
+            assert_eq!(rows(&client.query(&sql).await), [[Some(value.to_owned())]], "{sql}");
+        }
+    }
+    for sql in [
+        "select to_regclass('acme.o'), to_regclass('globex.o')",
+        "select to_regclass('globex.o') from acme.o",
+        "select 'globex.o'::regclass from local_notes",
+    ] {
+        refused(&mut client, sql).await;
+    }
+}
+
 #[tokio::test]
 async fn check_finds_schemas_that_are_where_nobody_looks() {
     let stage = stage(false).await;

@@ -96,6 +96,11 @@ impl<'a> Spread<'a> {
                 self.unreadable.get_or_insert(self.lines.len() + 1);
                 (0, 1, 0)
             }
+            // A shard that has had no line yet would take other ends of line for its own.
+            Placed::Ambiguous => {
+                self.unreadable.get_or_insert(self.lines.len() + 1);
+                (0, 0, 0)
+            }
         };
         let known = (row.lines as usize).min(REMEMBERED_LINES.saturating_sub(self.lines.len()));
         self.lines.extend(std::iter::repeat_n(whose, known));
@@ -170,7 +175,7 @@ impl<'a> Spread<'a> {
         }
         if let Some(line) = self.unreadable {
             let what = format!("COPY over several shards cannot read the shard key in line {line}");
-            let hint = "Write it as the column shows it, in ISO form, all lines with the same end.";
+            let hint = "Write it as the column shows it, in ISO form, all lines with the same end (a newline), and \\. on a line of its own.";
             return Err(Failure::Own(Error::refused(what).hint(hint)));
         }
         if !self.plan.is_everywhere() {

@@ -61,7 +61,8 @@ impl<'p> Splitter<'p> {
 
     /// More of the stream.
     pub fn push(&mut self, bytes: &[u8]) {
-        if !self.is_over {
+        // Text behind the mark that ends it is ignored by PostgreSQL; bytes behind the trailer of a binary COPY are an error, and go on.
+        if !self.is_over || self.plan.form == Form::Binary {
             self.buf.extend_from_slice(bytes);
         }
     }
@@ -84,7 +85,7 @@ impl<'p> Splitter<'p> {
 
     /// What is left when the client has no more: a last line without its end.
     pub fn rest(&mut self) -> Option<Row> {
-        if self.buf.is_empty() || self.is_over {
+        if self.buf.is_empty() {
             return None;
         }
         if self.plan.form == Form::Binary {
@@ -150,11 +151,18 @@ impl<'p> Splitter<'p> {
         let bytes = self.buf.split_to(end).freeze();
         let lines = std::mem::replace(&mut self.lines, 1);
         (self.seen, self.in_quote, self.was_escape) = (0, false, false);
-        let placed = if std::mem::take(&mut self.is_head) {
-            self.body(&bytes);
-            Placed::Everywhere
-        } else {
-            self.place(&bytes)
+        let is_head = std::mem::take(&mut self.is_head);
+        let placed = match self.body(&bytes) {
+            None => Placed::Ambiguous,
+            Some(body) if self.is_mark(body, &bytes) => {
+                // What follows is no data.
+                self.is_over = true;
+                self.buf.clear();
+                Placed::Everywhere
+            }
+            Some(body) if self.has_mark(body) => Placed::Ambiguous,
+            Some(_) if is_head => Placed::Everywhere,
+            Some(body) => self.place(body),
         };
         Row { bytes, placed, lines }
     }
@@ -170,15 +178,36 @@ impl<'p> Splitter<'p> {
         is_alike.then_some(stripped.unwrap_or(line))
     }
 
-    fn place(&mut self, bytes: &[u8]) -> Placed {
-        let plan = self.plan;
-        let Some(body) = self.body(bytes) else { return Placed::Unreadable };
-        if body == b"\\." && (plan.ends_by_mark || matches!(plan.form, Form::Text { .. })) {
-            // What follows is no data.
-            self.is_over = true;
-            self.buf.clear();
-            return Placed::Everywhere;
+    /// Whether a line is the mark that ends the data. In CSV it is one only with an end of line.
+    fn is_mark(&self, body: &[u8], bytes: &[u8]) -> bool {
+        body == b"\\."
+            && match self.plan.form {
+                Form::Csv { .. } => self.plan.ends_by_mark && bytes.len() > body.len(),
+                _ => true,
+            }
+    }
+
+    /// Whether the mark stands among other bytes of a line: PostgreSQL ends there, or says that it is an error, by its version
+    /// and by what the lines before ended with.
+    fn has_mark(&self, body: &[u8]) -> bool {
+        match &self.plan.form {
+            // As a quote the backslash begins what the mark may end.
+            Form::Csv { quote, .. } => *quote == b'\\' && body.starts_with(b"\\."),
+            _ => {
+                let mut rest = body;
+                while let Some(at) = memchr::memchr(b'\\', rest) {
+                    if rest.get(at + 1) == Some(&b'.') {
+                        return true;
+                    }
+                    rest = rest.get(at + 2..).unwrap_or_default();
+                }
+                false
+            }
         }
+    }
+
+    fn place(&self, body: &[u8]) -> Placed {
+        let plan = self.plan;
         match &plan.form {
             Form::Csv { delimiter, quote, escape, null } => plan.place(|at| {
                 let (value, is_quoted) = csv_field(body, at, *delimiter, *quote, *escape)?;
@@ -195,13 +224,19 @@ impl<'p> Splitter<'p> {
 
     fn binary(&mut self) -> Option<Row> {
         let everywhere = |bytes| Row { bytes, placed: Placed::Everywhere, lines: 0 };
+        if self.is_over {
+            return (!self.buf.is_empty()).then(|| everywhere(self.buf.split().freeze()));
+        }
         if self.is_head {
             let head = self.buf.get(..BINARY_HEADER_LEN)?;
             let extension = (&head[15..]).get_u32() as usize;
-            if !head.starts_with(SIGNATURE) || extension > limits::AUTH_MESSAGE_BYTES {
+            if !head.starts_with(SIGNATURE) {
                 // PostgreSQL says what is wrong with it.
                 self.is_over = true;
                 return Some(everywhere(self.buf.split().freeze()));
+            }
+            if extension > limits::AUTH_MESSAGE_BYTES {
+                return Some(Row { placed: Placed::Ambiguous, ..everywhere(self.buf.split().freeze()) });
             }
             if self.buf.len() < BINARY_HEADER_LEN + extension {
                 return None;
@@ -212,10 +247,8 @@ impl<'p> Splitter<'p> {
         let mut rest = self.buf.as_ref();
         let fields = rest.try_get_i16().ok()?;
         if fields == -1 {
-            let bytes = self.buf.split_to(2).freeze();
             self.is_over = true;
-            self.buf.clear();
-            return Some(everywhere(bytes));
+            return Some(Row { lines: 1, ..everywhere(self.buf.split_to(2).freeze()) });
         }
         let mut keys: Vec<Option<Option<&[u8]>>> = vec![None; self.plan.fields.len()];
         for at in 0..usize::try_from(fields).unwrap_or(0) {

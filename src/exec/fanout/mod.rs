@@ -450,6 +450,7 @@ impl<'a> Fanout<'a> {
             Some(_) => {}
             None => {
                 let (plan, formats) = (self.run.plan, self.run.formats);
+                formats.check(description.columns.len() - plan.hidden).map_err(Failure::Own)?;
                 let mut merger = Merger::new(plan, &description, formats, legs.len(), self.run.memory_bytes)
                     .map_err(|error| Failure::Unmergeable(Unstreamed::Types, error))?;
                 merger.allow(self.run.max_rows, sink.queue()).map_err(Failure::Own)?;

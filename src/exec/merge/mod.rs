@@ -30,9 +30,10 @@ use self::row::Fields;
 use self::shape::Shape;
 use self::sorted_groups::SortedGroups;
 use self::types::{Reader, refused};
-use crate::error::Error;
+use crate::error::{Error, ErrorKind};
 use crate::plan::distribute::{Merge, SortBy, Streamed};
 use crate::wire::frame::Frames;
+use crate::wire::sqlstate::SqlState;
 
 /// What the client asked its columns to look like.
 #[derive(Debug, Clone, Copy)]
@@ -41,6 +42,21 @@ pub struct ResultFormats<'a> {
     pub codes: &'a [i16],
     /// The session's setting of that name, which says how floats are printed.
     pub extra_float_digits: i32,
+}
+
+impl ResultFormats<'_> {
+    /// Fails as PostgreSQL does where there are more or fewer of them than columns.
+    ///
+    /// # Errors
+    /// That.
+    pub fn check(&self, columns: usize) -> Result<(), Error> {
+        let count = self.codes.len();
+        if count <= 1 || count == columns {
+            return Ok(());
+        }
+        let message = format!("bind message has {count} result formats but query has {columns} columns");
+        Err(Error::new(ErrorKind::Protocol, SqlState::PROTOCOL_VIOLATION, message))
+    }
 }
 
 /// Merges the rows of one statement.

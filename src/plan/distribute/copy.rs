@@ -71,6 +71,8 @@ pub enum Placed {
     Everywhere,
     /// Nobody can tell before PostgreSQL has read the key.
     Unreadable,
+    /// What it is depends on the lines before it, which no shard has all of.
+    Ambiguous,
 }
 
 impl CopiedIn {

@@ -1,5 +1,6 @@
 //! Portals, parameters and pipelines of statements over several shards, message by message as PostgreSQL answers them.
 
+use bytes::{BufMut, BytesMut};
 use pgherd::wire::writer;
 
 use super::herd::Herd;
@@ -16,7 +17,7 @@ fn shape(messages: &[Message]) -> String {
 }
 
 /// Sends the same messages to both and compares all that comes up to ReadyForQuery; a refusal is said to be one.
-async fn same(herd: &Herd, what: &str, fill: impl Fn(&mut bytes::BytesMut)) -> Result<Answer, Answer> {
+async fn same(herd: &Herd, what: &str, fill: impl Fn(&mut BytesMut)) -> Result<Answer, Answer> {
     let mut said = Vec::new();
     for client in [&mut herd.oracle().await, &mut herd.client().await] {
         client.say(&fill).await;
@@ -391,5 +392,110 @@ async fn several_executions_before_one_sync_are_answered_or_refused() {
         }
         assert_eq!(tags(&said[1]).matches('Z').count(), 1);
     }
+    herd.comes_to_rest().await;
+}
+
+/// A Bind without parameters that asks for these formats.
+fn bind_formats(out: &mut BytesMut, portal: &str, statement: &str, formats: &[i16]) {
+    writer::message(out, b'B', |out| {
+        writer::cstr(out, portal.as_bytes());
+        writer::cstr(out, statement.as_bytes());
+        out.put_i32(0);
+        out.put_i16(i16::try_from(formats.len()).expect("few"));
+        formats.iter().for_each(|&format| out.put_i16(format));
+    });
+}
+
+#[tokio::test]
+async fn formats_are_none_or_one_or_as_many_as_columns() {
+    let herd = Herd::start(3, false).await;
+    for text in [
+        "select id, region, qty from sales order by id",
+        "select region, count(*), sum(qty) from sales group by region order by region",
+    ] {
+        for formats in [&[][..], &[1], &[0, 1], &[1, 0, 1], &[0, 0, 0, 0]] {
+            let answer = same(&herd, text, |out| {
+                writer::parse(out, b"", text.as_bytes(), &[]);
+                bind_formats(out, "", "", formats);
+                writer::execute(out, b"", 0);
+                writer::sync(out);
+            })
+            .await;
+            let answer = answer.unwrap_or_else(|refused| panic!("{text} {formats:?}: {refused:?}"));
+            let is_wrong = matches!(formats.len(), 2 | 4);
+            assert_eq!(answer.code(), is_wrong.then_some("08P01"), "{text} {formats:?}");
+        }
+    }
+    // The coordinator is asked once the Bind has been answered.
+    let mut client = herd.client().await;
+    client
+        .say(|out| {
+            writer::parse(out, b"", b"select s.id, l.n, s.qty from sales s join lines l on l.sale_id = s.id", &[]);
+            bind_formats(out, "", "", &[0, 1]);
+            writer::execute(out, b"", 0);
+            writer::sync(out);
+        })
+        .await;
+    assert_eq!(Answer::read(&client.until_ready().await).code(), Some("08P01"));
+    herd.comes_to_rest().await;
+}
+
+#[tokio::test]
+async fn a_portal_that_is_there_is_not_bound_again() {
+    let herd = Herd::start(3, false).await;
+    let mut said = Vec::new();
+    for client in [&mut herd.oracle().await, &mut herd.client().await] {
+        let mut answers = Vec::new();
+        for (name, rows) in [("p", 2), ("p", 0), ("q", -1)] {
+            client.query("begin").await;
+            for is_closed in [false, true, false] {
+                client
+                    .say(|out| {
+                        if is_closed {
+                            writer::close(out, b'P', name.as_bytes());
+                        }
+                        writer::parse(out, b"", b"select id from sales order by id", &[]);
+                        bind(out, name, "", &[], 0);
+                        if rows >= 0 {
+                            writer::execute(out, name.as_bytes(), rows);
+                        }
+                        writer::sync(out);
+                    })
+                    .await;
+                let messages = client.until_ready().await;
+                answers.push((shape(&messages), Answer::read(&messages)));
+            }
+            client.query("rollback").await;
+        }
+        // The unnamed one gives way, and none outlives its transaction.
+        for end in ["commit", "rollback"] {
+            for begin in ["begin", "start transaction"] {
+                client.query(begin).await;
+                for name in ["", "p", ""] {
+                    client
+                        .say(|out| {
+                            writer::parse(out, b"", b"select id from sales order by id", &[]);
+                            bind(out, name, "", &[], 0);
+                            writer::execute(out, name.as_bytes(), 2);
+                            writer::sync(out);
+                        })
+                        .await;
+                    answers.push((String::new(), Answer::read(&client.until_ready().await)));
+                }
+                client
+                    .say(|out| {
+                        writer::parse(out, b"", end.as_bytes(), &[]);
+                        bind(out, "", "", &[], 0);
+                        writer::execute(out, b"", 0);
+                        writer::sync(out);
+                    })
+                    .await;
+                client.until_ready().await;
+            }
+        }
+        said.push(answers);
+    }
+    assert_eq!(said[0], said[1]);
+    assert_eq!(said[1].iter().filter(|(_, answer)| answer.code() == Some("42P03")).count(), 3, "{:?}", said[1]);
     herd.comes_to_rest().await;
 }

@@ -6,10 +6,11 @@ use pgherd::wire::writer;
 
 use super::several::Twins;
 use super::stage::{ok, say};
-use crate::harness::wire::{Message, WireClient};
+use crate::harness::Pgherd;
+use crate::harness::wire::{Message, WireClient, rows};
 
 /// Sends a COPY and its data, cut into messages of that many bytes.
-async fn copy(
+pub(super) async fn copy(
     client: &mut WireClient,
     sql: &str,
     data: &[u8],
@@ -86,6 +87,151 @@ async fn rows_in_every_form_go_where_they_belong() {
     let sql = "copy entries (account_id, amount, note) from stdin (format binary)";
     assert_eq!(twins.copied(&mut clients, sql, &data).await, None);
     assert_eq!(twins.copied(&mut clients, "copy rates from stdin", b"x\t1.50\ny\t2\n").await, None);
+    twins.is_same().await;
+}
+
+impl Twins {
+    /// As [`Self::copied`], or refused by pgherd with nothing stored.
+    async fn copied_or_refused(&self, clients: &mut (WireClient, WireClient), sql: &str, data: &[u8]) -> bool {
+        for step in [data.len(), 1, 3] {
+            let given = copy(&mut clients.1, sql, data, step).await;
+            if given.0.as_deref() != Some("0A000") {
+                assert_eq!(copy(&mut clients.0, sql, data, step).await, given, "{sql} {}", data.escape_ascii());
+                self.is_same().await;
+                continue;
+            }
+            self.is_same().await;
+            if step == 3 {
+                return false;
+            }
+        }
+        true
+    }
+}
+
+#[tokio::test]
+async fn a_head_that_ends_with_a_carriage_return_takes_no_rows_along() {
+    let twins = Twins::set(3).await;
+    let mut clients = twins.clients().await;
+    for form in ["csv, delimiter '|'", "text, delimiter '|'"] {
+        let sql = format!("copy entries (account_id, amount) from stdin (format {form}, header)");
+        for data in ["a|b\r1|1\r2|2\r3|3\r", "a|b\r1|1\r2|2\r3|3", "a|b\r1|1\n2|2\n", "a|b\n1|1\r2|2\r", "a|b\r"] {
+            assert!(!twins.copied_or_refused(&mut clients, &sql, data.as_bytes()).await, "{form} {data:?}");
+        }
+        for data in ["a|b\r\n1|1\r\n2|2\r\n3|3", "a|b\n1|1\n2|2\n3|3\n", "a|b", "a|b\n", ""] {
+            assert_eq!(twins.copied(&mut clients, &sql, data.as_bytes()).await, None, "{form} {data:?}");
+        }
+    }
+    let sql = "copy rates from stdin (format csv, header)";
+    assert!(!twins.copied_or_refused(&mut clients, sql, b"code,rate\rx,1\ry,2\r").await);
+    twins.is_same().await;
+}
+
+#[tokio::test]
+async fn the_mark_that_ends_the_data_ends_them_where_postgresql_says() {
+    let twins = Twins::set(3).await;
+    let mut clients = twins.clients().await;
+    let text = "copy entries (account_id, note, amount) from stdin (delimiter '|')";
+    for data in [
+        "1|one|1\n2|two|2\\.\n3|three|3\n12|twelve|12\n13|thirteen|13\n4|four|4\n",
+        "1|a\\.|1\n2|b|2\n3|c|3\n",
+        "1|a|1\n2|b|2\\.",
+        "1|a|1\n\\.x\n2|b|2\n3|c|3\n",
+        "1|a|1\n\\.\r\n2|b|2\n3|c|3\n",
+        "1|a|1\r\n2|b|2\r\n\\.\n3|c|3\r\n",
+    ] {
+        assert!(!twins.copied_or_refused(&mut clients, text, data.as_bytes()).await, "{data:?}");
+    }
+    for data in [
+        "1|a\\\\.|1\n2|b|2\n3|\\\\.|3\n4|d|4\n",
+        "1|a|1\n2|b|2\n\\.\n3|c|3\n4|d|4\n",
+        "1|a|1\r\n2|b|2\r\n\\.\r\n3|c|3\r\n",
+        "1|a|1\n2|b|2\n3|c|3\n\\.",
+        "\\.\n1|a|1\n2|b|2\n",
+        "\\.",
+        "1|a|1\n2|b|2\n3|c|3\n\\",
+    ] {
+        assert!(twins.copied_or_refused(&mut clients, text, data.as_bytes()).await, "{data:?}");
+        let head = text.replace("(delim", "(header, delim");
+        assert!(twins.copied_or_refused(&mut clients, &head, data.as_bytes()).await, "{data:?}");
+    }
+    let csv = "copy rates (code, rate) from stdin (format csv, delimiter '|', null 'none')";
+    for (sql, data) in [
+        (csv, "e|5\n\\.\nf|6\n"),
+        (csv, "g|5\nh|6\n\\.|7\n"),
+        (csv, "i|5\n\"j\n\\.\n\"|6\n"),
+        (csv, "k|5\n\\."),
+        (csv, "\\.\nl|5\n"),
+    ] {
+        assert!(twins.copied_or_refused(&mut clients, sql, data.as_bytes()).await, "{data:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_mark_without_an_end_of_line_is_data_in_csv() {
+    let twins = Twins::set(3).await;
+    for database in twins.stage.shards.iter().chain([&twins.whole]) {
+        database.execute("create table words (word text)").await;
+    }
+    let toml = twins.stage.toml.replacen(
+        "[[database.table]]",
+        "[[database.table]]\nname = \"public.words\"\nshard_key = \"word\"\nmethod = \"hash\"\n[[database.table]]",
+        1,
+    );
+    let pgherd = Pgherd::start(&toml).await;
+    let mut whole = WireClient::login(twins.whole.port, "postgres", &twins.whole.name).await;
+    let mut client = pgherd.wire("app").await;
+    for form in ["text", "csv"] {
+        for data in
+            ["a\n\\.", "a\n\\.\n", "a\n\\.\nb\n", "a\r\n\\.", "a\r\n\\.\r\nb\r\n", "\\.", "a\nb\n\\.c\nd\n", "\\.\n"]
+        {
+            for sql in [
+                format!("copy words from stdin (format {form})"),
+                format!("copy words from stdin (format {form}, header)"),
+            ] {
+                let mut seen = Vec::new();
+                for one in [&mut whole, &mut client] {
+                    let told = copy(one, &sql, data.as_bytes(), 2).await;
+                    let words = rows(&one.query("select word from words order by word").await);
+                    ok(one, "delete from words").await;
+                    seen.push((told.0, told.2, words));
+                }
+                let is_refused = seen[1].0.as_deref() == Some("0A000") && seen[1].2.is_empty();
+                assert!(
+                    is_refused && form == "text" && data.contains("\\.c") || seen[0] == seen[1],
+                    "{sql} {data:?}: {seen:?}"
+                );
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn nothing_may_follow_the_trailer_of_a_binary_copy() {
+    let twins = Twins::set(3).await;
+    let mut clients = twins.clients().await;
+    let head = [&b"PGCOPY\n\xff\r\n\0"[..], &[0; 8]].concat();
+    let row = |id: i32| {
+        let mut row = vec![0, 2];
+        row.extend_from_slice(
+            &[&[0, 0, 0, 4][..], &id.to_be_bytes(), &[0, 0, 0, 8], &i64::from(id).to_be_bytes()].concat(),
+        );
+        row
+    };
+    let sql = "copy entries (account_id, amount) from stdin (format binary)";
+    let (one, two, end) = (row(1), row(2), &b"\xff\xff"[..]);
+    for (rest, code) in [
+        (vec![], None),
+        (b"x".to_vec(), Some("22P04")),
+        (two.clone(), Some("22P04")),
+        ([&head[..], &two, end].concat(), Some("22P04")),
+    ] {
+        let data = [&head[..], &one, &two, end, &rest].concat();
+        assert_eq!(twins.copied(&mut clients, sql, &data).await.as_deref(), code, "{rest:?}");
+    }
+    // Without a trailer, and with half a row.
+    assert_eq!(twins.copied(&mut clients, sql, &[&head[..], &one, &two].concat()).await, None);
+    assert_eq!(twins.copied(&mut clients, sql, &[&head[..], &one, &two[..9]].concat()).await.as_deref(), Some("22P04"));
     twins.is_same().await;
 }
 

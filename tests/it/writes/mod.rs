@@ -5,6 +5,7 @@ mod beside;
 mod cached;
 mod chains;
 mod commits;
+mod copied;
 mod copies;
 mod crashes;
 mod defaults;
