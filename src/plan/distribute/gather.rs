@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
-use sqlparser::ast::{Expr, ObjectName, SelectItem, SetExpr, Statement, TableFactor, Visit, Visitor};
+use sqlparser::ast::{Expr, ObjectName, SelectItem, SetExpr, Statement, TableFactor, TableWithJoins, Visit, Visitor};
 
 use super::analysis::table;
 use super::functions::Functions;
@@ -244,14 +244,18 @@ fn named(tree: &Statement, input: &Input<'_>) -> Result<Named, Refusal> {
 fn read(tree: &Statement, input: &Input<'_>, named: &mut Named, text: usize) -> Result<(), Refusal> {
     // CTEs first: which of the names they shadow is PostgreSQL's to say.
     let ctes = ctes(tree);
-    let mut reader = Reader { input, named, aliases: BTreeMap::new(), ctes, unknown: None, text };
+    let mut reader = Reader { input, named, aliases: BTreeMap::new(), joins: Vec::new(), ctes, unknown: None, text };
     if let ControlFlow::Break(refusal) = tree.visit(&mut reader) {
         return Err(*refusal);
     }
     if let Some(name) = reader.unknown {
         return Err(unknown(&name));
     }
-    let Reader { named, aliases, ctes, .. } = reader;
+    let Reader { named, mut aliases, joins, ctes, .. } = reader;
+    for (name, joined) in joins {
+        let relations: Vec<_> = joined.iter().filter_map(|it| aliases.get(it)).flatten().cloned().collect();
+        aliases.entry(name).or_default().extend(relations);
+    }
     named.ctes.extend(ctes);
     let mut rows = WholeRows { aliases: &aliases, found: BTreeSet::new() };
     let _ = tree.visit(&mut rows);
@@ -296,6 +300,8 @@ struct Reader<'a> {
     named: &'a mut Named,
     /// Relations' names by what columns are qualified with.
     aliases: BTreeMap<Box<str>, BTreeSet<Box<str>>>,
+    /// Names of joins in parentheses, and what is joined there, by its own names.
+    joins: Vec<(Box<str>, BTreeSet<Box<str>>)>,
     ctes: BTreeSet<Box<str>>,
     unknown: Option<String>,
     /// Which of the texts it reads.
@@ -367,6 +373,12 @@ impl Reader<'_> {
     }
 
     fn factor(&mut self, factor: &TableFactor) -> Result<(), Refusal> {
+        if let TableFactor::NestedJoin { table_with_joins, alias: Some(alias) } = factor {
+            let mut joined = BTreeSet::new();
+            shown_names(table_with_joins, &mut joined);
+            self.named.takes_all |= !alias.columns.is_empty();
+            self.joins.push((alias.name.value.as_str().into(), joined));
+        }
         let TableFactor::Table { name, alias, args, .. } = factor else { return Ok(()) };
         if args.is_some() {
             return Ok(());
@@ -409,6 +421,20 @@ impl Visitor for Reader<'_> {
         match self.factor(factor) {
             Ok(()) => ControlFlow::Continue(()),
             Err(refusal) => ControlFlow::Break(Box::new(refusal)),
+        }
+    }
+}
+
+/// What the tables of a join are called in it.
+fn shown_names(join: &TableWithJoins, found: &mut BTreeSet<Box<str>>) {
+    for factor in std::iter::once(&join.relation).chain(join.joins.iter().map(|join| &join.relation)) {
+        match factor {
+            TableFactor::Table { alias: Some(alias), .. } => _ = found.insert(alias.name.value.as_str().into()),
+            TableFactor::Table { name, alias: None, .. } => {
+                found.extend(parts(name).map(|(_, table)| Box::from(table)));
+            }
+            TableFactor::NestedJoin { table_with_joins, .. } => shown_names(table_with_joins, found),
+            _ => {}
         }
     }
 }

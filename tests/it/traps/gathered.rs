@@ -318,6 +318,9 @@ async fn shadowed_and_qualified_names_mean_what_they_mean_on_one_server() {
         "select a.id, b.id from sales a, sales b where a.id > 80 and b.id = a.id - 78 and concat(b.*, b.id) like '%1%' order by 1, 2",
         "select a.id from sales a, sales b where a.id > 80 and b.id = a.id - 78 and to_jsonb(b.*) ->> 'region' = 'north' order by 1",
         "select count(*) from sales s where exists (select from lines l where l.n < num_nonnulls(s.*) and l.sale_id <> s.id)",
+        "select j::text from (sales s join lines l using (customer_id)) j order by 1",
+        "select count(*), sum(a) from (sales s join lines l using (customer_id)) j (a, b) where num_nonnulls(j.*) > 1 and a > 3",
+        "select j.n, to_jsonb(j) ->> 'region' from ((lines l join sales s on s.id = l.sale_id) join countries c on true) j order by 1, 2",
         "select array_length('{}'::sales[], 1), string_agg(region, ',' order by id) from sales",
     ] {
         for manner in MANNERS {
