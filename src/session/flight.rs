@@ -101,7 +101,7 @@ impl Session {
             self.wait_for_answers().await?;
         }
         let mut rest = frames.as_slice();
-        while !rest.is_empty() && !self.skipping {
+        while !rest.is_empty() && !self.is_unheard() {
             let end = rest.iter().position(|frame| frame.tag() == b'E').map_or(rest.len(), |at| at + 1);
             let (unit, behind) = rest.split_at(end);
             let is_last = ends && behind.iter().all(|frame| frame.tag() == b'C');
@@ -185,7 +185,7 @@ impl Session {
             self.end_of_flush().await?;
             self.wait_for_answers().await?;
         }
-        if self.skipping || rest.is_empty() {
+        if self.is_unheard() || rest.is_empty() {
             return Ok(());
         }
         let way = self.way_of_unit(rest).await?.settled(rest, behind, self.status);
@@ -204,6 +204,8 @@ impl Session {
         let within = within.map(|beside| std::mem::replace(&mut self.settings, beside));
         let (begin, status) = (std::mem::take(&mut self.lazy_begin), self.status);
         let held = self.server.take();
+        // Whatever the pipeline has executed, it was not there: that server is given its Sync.
+        let only_statements = std::mem::replace(&mut self.only_statements, true);
         let mut result = self.relay_unit(unit, target).await;
         if result.is_ok() {
             result = self.end_of_flush().await;
@@ -211,6 +213,7 @@ impl Session {
         if result.is_ok() {
             result = self.wait_for_answers().await;
         }
+        self.only_statements &= only_statements;
         if let Some(within) = within {
             self.settings = within;
         }

@@ -80,6 +80,13 @@ impl Pair {
             return Outcome::Apart;
         }
         let given = ask_typed(&mut self.client, manner, &select.text, &values, &types).await;
+        if wanted.error.is_some() != given.error.is_some()
+            && [&wanted, &given].iter().any(|answer| answer.code() == Some("22012"))
+        {
+            // Of which rows a condition is asked that may divide by zero is the planner's choice.
+            tally.left_out += 1;
+            return Outcome::Apart;
+        }
         if given.code() == Some("0A000") && wanted.error.is_none() {
             tally.refuse(&given, &select.text);
             return Outcome::Apart;

@@ -67,6 +67,8 @@ async fn a_read_that_fails_beside_the_transaction_fails_it() {
 enum Say<'a> {
     /// Parse, Bind, Execute of the unnamed statement.
     Run(&'a str),
+    /// The same, with everything described.
+    Ask(&'a str),
     /// Parse under a name.
     Prepare(&'a str, &'a str),
     /// Bind and Execute of a statement of that name.
@@ -83,6 +85,13 @@ async fn told(client: &mut WireClient, script: &[Say<'_>]) -> Vec<String> {
                     Say::Run(sql) => {
                         writer::parse(out, b"", sql.as_bytes(), &[]);
                         bind(out, "", "", &[], 0);
+                        writer::execute(out, b"", 0);
+                    }
+                    Say::Ask(sql) => {
+                        writer::parse(out, b"", sql.as_bytes(), &[]);
+                        writer::describe(out, b'S', b"");
+                        bind(out, "", "", &[], 0);
+                        writer::describe(out, b'P', b"");
                         writer::execute(out, b"", 0);
                     }
                     Say::Prepare(name, sql) => writer::parse(out, name.as_bytes(), sql.as_bytes(), &[]),
@@ -102,6 +111,16 @@ async fn told(client: &mut WireClient, script: &[Say<'_>]) -> Vec<String> {
     told
 }
 
+/// Equal, or refused where PostgreSQL does not take it either.
+fn is_alike(given: &[String], wanted: &[String], script: &[Say<'_>]) {
+    let as_told = |(given, wanted): (&String, &String)| match given == "E 0A000" && wanted.starts_with('E') {
+        true => wanted.clone(),
+        false => given.clone(),
+    };
+    let alike: Vec<String> = given.iter().zip(wanted).map(as_told).collect();
+    assert_eq!((alike.as_slice(), given.len()), (wanted, wanted.len()), "{script:?}\n{given:?}");
+}
+
 fn gist(message: &Message) -> Option<String> {
     match message.tag {
         b'C' | b'Z' => Some(format!("{} {}", char::from(message.tag), String::from_utf8_lossy(&message.body))),
@@ -114,15 +133,20 @@ fn gist(message: &Message) -> Option<String> {
 
 #[tokio::test]
 async fn nothing_is_looked_at_behind_an_error_in_a_pipeline() {
-    use Say::{Again, Prepare, Run, Sync};
+    use Say::{Again, Ask, Prepare, Run, Sync};
     let (twins, mut oracle, mut client) = twins().await;
     let accounts = twins.stage.one_of_each().await;
     let update = |at: usize| format!("update accounts set balance = balance + 1 where id = {}", accounts[at]);
     let (one, two, three) = (update(0), update(1), update(2));
     let (one, two, three) = (Run(&one), Run(&two), Run(&three));
     let fails_there = format!("update accounts set balance = -1 where id = {}", accounts[1]);
-    let fails_elsewhere =
-        [Run("insert into local_notes values (1 / 0, 'no')"), Run(&fails_there), Run("select nonsense")];
+    let fails_elsewhere = [
+        Run("insert into local_notes values (1 / 0, 'no')"),
+        Run(&fails_there),
+        Run("select nonsense"),
+        Ask("select no_function(code) from rates"),
+        Ask("select no_function(id) from accounts"),
+    ];
     let count = Run("select count(*), sum(balance) from accounts");
     let note = Run("insert into local_notes values (1, 'yes')");
     for fails in fails_elsewhere {
@@ -135,21 +159,24 @@ async fn nothing_is_looked_at_behind_an_error_in_a_pipeline() {
             Run(""),
             Run("set extra_float_digits = 0"),
             count,
+            Ask("select count(*) from accounts group by id % 7 having 1 / (count(*) - 5) >= 0"),
             two,
             three,
             note,
         ] {
             for script in [
                 // The error is on a server that the transaction has; what follows it is for all of them, or another.
-                &[Run("begin"), one, Run("savepoint a"), two, note, Sync, one, fails, control, Sync, note, Sync][..],
+                &[Run("begin"), count, Run("set local datestyle = default"), fails, control, note, Sync][..],
+                &[Run("begin"), one, Run("savepoint a"), two, note, Sync, one, fails, control, Sync, note, Sync],
                 &[Run("begin"), Run("savepoint a"), one, Sync, fails, control, Sync, note, Sync],
                 &[Run("begin"), Run("savepoint a"), Sync, fails, control, Sync, note, Sync],
                 &[Run("begin"), one, Run("savepoint a"), fails, control, Sync, note, Sync],
                 &[Run("begin"), Sync, fails, control, Sync, Run("rollback to a"), Sync, note, Sync],
+                &[Run("begin"), count, Run("set local datestyle = default"), fails, control, note, Sync],
             ] {
                 let script = [script, &[Run("rollback"), Sync, count, Sync]].concat();
                 let (wanted, given) = (told(&mut oracle, &script).await, told(&mut client, &script).await);
-                assert_eq!(given, wanted, "{script:?}");
+                is_alike(&given, &wanted, &script);
             }
         }
         // What would have been prepared is not there, and what was stays as it was.
@@ -168,7 +195,7 @@ async fn nothing_is_looked_at_behind_an_error_in_a_pipeline() {
                     continue;
                 }
                 let (wanted, given) = (told(&mut oracle, script).await, told(&mut client, script).await);
-                assert_eq!(given, wanted, "{script:?}");
+                is_alike(&given, &wanted, script);
             }
         }
     }
