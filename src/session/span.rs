@@ -5,7 +5,6 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use tokio_util::sync::CancellationToken;
 
 use super::context::Target;
 use super::cursor::Cursors;
@@ -14,8 +13,8 @@ use super::{Attached, Session};
 use crate::backend::expect::Expect;
 use crate::backend::reset;
 use crate::error::Error;
+use crate::exec::two_phase::TwoPhase;
 use crate::exec::two_phase::commit::{self, Ended, Part};
-use crate::exec::two_phase::latch::{Guard, Kind};
 use crate::sql::facts::{Class, Effect, Facts, Statement, TransactionControl};
 use crate::wire::writer::{self, TransactionStatus};
 
@@ -418,21 +417,9 @@ impl Session {
         Ok(Ok(()))
     }
 
-    /// Keeps commits over several servers out until a statement has its snapshots on all of its shards.
-    pub(super) async fn latch_snapshots(
-        &self,
-        shards: usize,
-        work: &CancellationToken,
-    ) -> Result<Option<Guard>, Error> {
-        let Some(two_phase) = self.db.two_phase.as_ref().filter(|it| shards > 1 && it.latch.is_on()) else {
-            return Ok(None);
-        };
-        tokio::select! {
-            biased;
-            () = work.cancelled() => Err(super::failure::cancelled()),
-            guard = two_phase.enter(Kind::Read) => guard.map(Some),
-            () = tokio::time::sleep(self.db.fanout.query_timeout) => Err(super::failure::too_slow("fanout.query_timeout")),
-        }
+    /// What keeps commits over several servers out while a statement takes its snapshots on that many shards.
+    pub(super) fn gatekeeper(&self, shards: usize) -> Option<Arc<TwoPhase>> {
+        self.db.two_phase.clone().filter(|it| shards > 1 && it.latch.is_on())
     }
 
     fn spill(&mut self) {

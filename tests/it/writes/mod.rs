@@ -10,6 +10,7 @@ mod crashes;
 mod defaults;
 mod foreign_keys;
 mod key_moves;
+mod latch;
 mod maintenance;
 mod moves;
 mod names;
