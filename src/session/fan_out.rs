@@ -17,7 +17,7 @@ use super::unstreamed::{Term, Unmerged};
 use super::{Attached, Session};
 use crate::backend::cancel::CancelTarget;
 use crate::error::Error;
-use crate::exec::fanout::{self, Failure, Leg, Run, Sink};
+use crate::exec::fanout::{self, Failure, Gate, Leg, Run, Sink};
 use crate::exec::merge::ResultFormats;
 use crate::exec::relay::ClientSide;
 use crate::plan::distribute::Streamed;
@@ -92,9 +92,28 @@ impl Session {
         if self.reads_within() {
             return Box::pin(self.fan_out_within(execution, described, streamed)).await;
         }
-        let term = self.term();
+        let ran = Box::pin(self.fan_out_beside(execution, described, streamed, (self.term(), true))).await?;
+        let (untold, term) = match ran {
+            Ok(ran) => return Ok(ran),
+            Err(stale) => stale,
+        };
+        let unanswered = &execution.unanswered[execution.unanswered.len() - untold..];
+        let rest = Execution { unanswered, ..*execution };
+        let ran = Box::pin(self.fan_out_beside(&rest, described, streamed, (term, false))).await?;
+        ran.map_err(|_| Error::internal("what no cache has given has changed in it"))
+    }
+
+    /// As [`Session::fan_out`], on connections of its own; without `recalls` each part is run on its shard. `Err` inside: a part that was
+    /// kept is not good any more; how many bytes at the end of what is unanswered the client still lacks, and what is left of the term.
+    async fn fan_out_beside(
+        &mut self,
+        execution: &Execution<'_>,
+        described: bool,
+        streamed: &Arc<Streamed>,
+        (term, recalls): (Term, bool),
+    ) -> Result<Result<Ran, (usize, Term)>, Error> {
         let work = self.work_in(term);
-        let (mut legs, latch) = match Box::pin(self.parts_of(execution, streamed, &work)).await {
+        let (mut legs, holds) = match Box::pin(self.parts_of(execution, streamed, recalls)).await {
             Ok(begun) => begun,
             Err(error) => {
                 self.cancel.slot.work_is_over();
@@ -123,9 +142,12 @@ impl Session {
             max_parallel: self.db.fanout.max_parallel,
             drain_timeout: DRAIN_TIMEOUT,
         };
+        let keeper = self.gatekeeper(legs.len()).filter(|_| fresh > 0);
+        let gate = keeper.as_ref().map(|it| Gate::new(it, holds.as_ref()));
         let (mut timed_out, since) = (false, Instant::now());
         let outcome = {
-            let mut running = std::pin::pin!(fanout::run_under(&run, &mut legs, &mut self.client, &work, latch));
+            let mut running =
+                std::pin::pin!(fanout::run_under(&run, &mut legs, &mut self.client, &work, gate.as_ref()));
             match tokio::time::timeout(term.left, &mut running).await {
                 Ok(outcome) => outcome,
                 Err(_) => {
@@ -153,7 +175,11 @@ impl Session {
         {
             self.note_done(bind.portal);
         }
-        self.ran(execution, (outcome.result, outcome.untold), timed_out, term.after(since.elapsed()))
+        let rest = term.after(since.elapsed());
+        if outcome.is_stale {
+            return Ok(Err((outcome.untold, rest)));
+        }
+        self.ran(execution, (outcome.result, outcome.untold), timed_out, rest).map(Ok)
     }
 
     /// What became of a statement whose legs are at rest; `untold` is how many bytes of what is unanswered the client was not given,

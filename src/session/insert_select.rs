@@ -15,7 +15,7 @@ use super::planned::Execution;
 use crate::catalog::model::{Catalog, Type};
 use crate::error::Error;
 use crate::exec::coordinator::{self, Budget};
-use crate::exec::fanout::{self, Failure};
+use crate::exec::fanout::{self, Failure, Gate};
 use crate::exec::insert_select::{self, Collected, Described};
 use crate::exec::merge::ResultFormats;
 use crate::exec::merge::description::Column;
@@ -237,19 +237,13 @@ impl Session {
         let mut legs = self.legs_of(&streamed.shards).await.map_err(Unread::Own)?;
         let work = CancellationToken::new();
         self.cancel.slot.aim_at_work(work.clone());
-        let latch = match self.latch_snapshots(legs.len(), &work).await {
-            Ok(latch) => latch,
-            Err(error) => {
-                self.cancel.slot.work_is_over();
-                release(legs, &[]);
-                return Err(Unread::Own(error));
-            }
-        };
+        let keeper = self.gatekeeper(legs.len());
+        let gate = keeper.as_ref().map(|it| Gate::new(it, None));
         let run = self.run_of(execution, streamed, formats);
         let mut sink = Collected::new(&mut self.client, self.db.fanout.memory_bytes);
         let mut timed_out = false;
         let outcome = {
-            let mut running = std::pin::pin!(fanout::run_under(&run, &mut legs, &mut sink, &work, latch));
+            let mut running = std::pin::pin!(fanout::run_under(&run, &mut legs, &mut sink, &work, gate.as_ref()));
             match tokio::time::timeout(self.db.fanout.query_timeout, &mut running).await {
                 Ok(outcome) => outcome,
                 Err(_) => {

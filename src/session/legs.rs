@@ -10,17 +10,15 @@ use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
 use futures_util::future::join_all;
-use tokio_util::sync::CancellationToken;
 
 use super::Session;
 use super::context::{ShardCache, Target};
 use super::fan_out::LeasedLeg;
 use super::planned::Execution;
-use crate::cache::{AtHand, Entry, FillTicket, Key, Lookup};
+use crate::cache::{AtHand, Entry, FillTicket, Key, Lookup, ResultCache};
 use crate::error::Error;
 use crate::exec::capture::Capture;
-use crate::exec::fanout::{Given, Leg, Replay};
-use crate::exec::two_phase::latch::Guard;
+use crate::exec::fanout::{Given, Holds, Leg, Replay};
 use crate::plan::cacheable::part_is_cacheable;
 use crate::plan::distribute::Streamed;
 use crate::plan::rules::{Bound, Input, Transaction};
@@ -82,6 +80,16 @@ impl Leg for Part {
                 Poll::Ready(Ok(frames))
             }
             Self::Kept(replay) => replay.poll_frames(cx, tag),
+        }
+    }
+
+    fn is_kept(&self) -> bool {
+        matches!(self, Self::Kept(_))
+    }
+
+    fn rewind(&mut self) {
+        if let Self::Kept(replay) = self {
+            replay.rewind();
         }
     }
 
@@ -178,42 +186,37 @@ struct Question {
 }
 
 impl Session {
-    /// The legs of a statement, and the latch under which the fresh ones take their snapshots.
+    /// The legs of a statement. What is kept is taken as it was just now: [`holds`] tells whether it still is when the others take their
+    /// snapshots. Without `recalls` each leg runs on its shard.
     pub(super) async fn parts_of(
         &mut self,
         execution: &Execution<'_>,
         streamed: &Streamed,
-        work: &CancellationToken,
-    ) -> Result<(Vec<Part>, Option<Guard>), Error> {
+        recalls: bool,
+    ) -> Result<(Vec<Part>, Option<Holds>), Error> {
         let asked = self.questions(execution, streamed);
-        let mut at_hand = self.recall(streamed, &asked).await;
+        let mut at_hand: Vec<Option<AtHand>> = streamed.shards.iter().map(|_| None).collect();
+        if recalls {
+            at_hand = self.recall(streamed, &asked).await;
+        }
         if at_hand.iter().all(Option::is_some) && self.all_hold(streamed, &asked, &at_hand).await {
             return Ok((self.replays(streamed, &at_hand), None));
         }
-        loop {
-            // Never under the latch: whoever has a connection may wait for the latch.
-            let mut leased = self.lease_missing(streamed, &at_hand).await?;
-            let latch = match self.latch_snapshots(streamed.shards.len(), work).await {
-                Ok(latch) => latch,
-                Err(error) => {
-                    leased.into_iter().flatten().for_each(give_back);
-                    return Err(error);
-                }
-            };
-            let mut sources = self.sources(streamed, &asked, &at_hand).await;
-            let lacks_one = |(source, leg): (&Source, &Option<LeasedLeg>)| source.needs_leg() && leg.is_none();
-            if sources.iter().zip(&leased).any(lacks_one) {
-                // One that was there is not any more. With all connections at hand nothing can be amiss.
-                drop((sources, latch));
-                leased.into_iter().flatten().for_each(give_back);
-                at_hand.iter_mut().for_each(|found| *found = None);
-                continue;
+        // Before the latch is taken: whoever has a connection may wait for it.
+        let leased = self.lease_missing(streamed, &at_hand).await?;
+        let sources = self.sources(streamed, &asked, at_hand, recalls).await;
+        let limit = self.db.cache_config.max_entry_bytes;
+        let (mut parts, mut kept) = (Vec::with_capacity(sources.len()), Vec::new());
+        for (((source, leg), asked), &shard) in sources.into_iter().zip(leased).zip(asked).zip(&streamed.shards) {
+            if let (Source::Cache(at_hand), Some(asked), Some(known)) =
+                (&source, &asked, self.db.shard_caches.get(shard))
+            {
+                let (cache, key, read) = (Arc::clone(&known.cache), asked.key.clone(), asked.read.clone());
+                kept.push(Kept { cache, key, read, at_hand: at_hand.clone() });
             }
-            let limit = self.db.cache_config.max_entry_bytes;
-            let parts = sources.drain(..).zip(leased.drain(..)).zip(&asked);
-            let parts = parts.filter_map(|((source, leg), asked)| part_from(source, leg, asked.as_ref(), limit));
-            return Ok((parts.collect(), latch));
+            parts.extend(self.part_from(shard, source, leg, asked.as_ref(), limit));
         }
+        Ok((parts, holds(kept)))
     }
 
     /// What each shard's cache is to be asked; `None` for a part that is run as if there was no cache.
@@ -339,26 +342,43 @@ impl Session {
         Ok(leased)
     }
 
-    /// Where each part comes from, as of now.
+    /// Where each part comes from. A turn to fill is taken before the snapshot is.
     async fn sources(
         &self,
         streamed: &Streamed,
         asked: &[Option<Question>],
-        at_hand: &[Option<AtHand>],
+        at_hand: Vec<Option<AtHand>>,
+        recalls: bool,
     ) -> Vec<Source> {
         let looks = streamed.shards.iter().zip(asked).zip(at_hand);
-        let looks = looks.map(async |((&shard, asked), at_hand)| {
-            let (Some(known), Some(Question { key, read })) = (self.db.shard_caches.get(shard), asked) else {
-                return Source::Shard(None);
-            };
-            match at_hand {
-                Some(found) if self.holds(shard, asked.as_ref(), at_hand.as_ref()).await => {
-                    Source::Cache(known.cache.serve_at_hand(found))
-                }
-                _ => look_up(known, key, read).await,
-            }
-        });
+        let looks =
+            looks.map(async |((&shard, asked), at_hand)| match (at_hand, self.db.shard_caches.get(shard), asked) {
+                (Some(found), ..) => Source::Cache(found),
+                (None, Some(known), Some(Question { key, read })) => look_up(known, key, read, recalls).await,
+                _ => Source::Shard(None),
+            });
         join_all(looks).await
+    }
+
+    fn part_from(
+        &self,
+        shard: usize,
+        source: Source,
+        leg: Option<LeasedLeg>,
+        asked: Option<&Question>,
+        limit: usize,
+    ) -> Option<Part> {
+        match source {
+            Source::Cache(at_hand) => {
+                leg.into_iter().for_each(give_back);
+                let known = self.db.shard_caches.get(shard)?;
+                Some(replay(&known.cache.serve_at_hand(&at_hand)))
+            }
+            Source::Shard(ticket) => {
+                let filling = ticket.zip(asked).map(|(ticket, asked)| Filling::new(ticket, &asked.read, limit));
+                Some(Part::Fresh(leg?, filling.map(Box::new)))
+            }
+        }
     }
 
     /// Gives the legs of a statement back, and keeps what those gave that ended well.
@@ -383,34 +403,44 @@ enum Source {
     /// The shard; with a turn to keep what it gives.
     Shard(Option<FillTicket>),
     /// Its cache.
-    Cache(Arc<Entry>),
+    Cache(AtHand),
 }
 
-impl Source {
-    fn needs_leg(&self) -> bool {
-        matches!(self, Self::Shard(_))
-    }
-}
-
-async fn look_up(known: &ShardCache, key: &Key, read: &CachedRead) -> Source {
-    match known.cache.lookup_strict(key, &read.relations, read.catalog_version).await {
-        Lookup::Hit { entry, .. } => Source::Cache(entry),
+async fn look_up(known: &ShardCache, key: &Key, read: &CachedRead, recalls: bool) -> Source {
+    let (relations, version) = (&read.relations, read.catalog_version);
+    match known.cache.lookup_strict(key, relations, version).await {
+        Lookup::Hit { .. } if recalls => match known.cache.recall_strict(key, relations, version).await {
+            Some(found) => Source::Cache(found),
+            None => Source::Shard(None),
+        },
         Lookup::Fill(ticket) => Source::Shard(Some(ticket)),
-        Lookup::Bypass(_) | Lookup::Failed(_) => Source::Shard(None),
+        Lookup::Hit { .. } | Lookup::Bypass(_) | Lookup::Failed(_) => Source::Shard(None),
     }
 }
 
-fn part_from(source: Source, leg: Option<LeasedLeg>, asked: Option<&Question>, limit: usize) -> Option<Part> {
-    match source {
-        Source::Cache(entry) => {
-            leg.into_iter().for_each(give_back);
-            Some(replay(&entry))
-        }
-        Source::Shard(ticket) => {
-            let filling = ticket.zip(asked).map(|(ticket, asked)| Filling::new(ticket, &asked.read, limit));
-            Some(Part::Fresh(leg?, filling.map(Box::new)))
-        }
-    }
+/// A part that is replayed, and whom to ask whether it still may be.
+struct Kept {
+    cache: Arc<ResultCache>,
+    key: Key,
+    read: CachedRead,
+    at_hand: AtHand,
+}
+
+/// Asks of all of them whether they may be served at one moment; `None` if there are none.
+fn holds(kept: Vec<Kept>) -> Option<Holds> {
+    let kept: Arc<[Kept]> = Some(kept).filter(|kept| !kept.is_empty())?.into();
+    let ask = move || -> Pin<Box<dyn Future<Output = bool> + Send>> {
+        let kept = Arc::clone(&kept);
+        Box::pin(async move {
+            for Kept { cache, key, read, at_hand } in kept.iter() {
+                if !cache.still_holds(key, &read.relations, read.catalog_version, at_hand).await {
+                    return false;
+                }
+            }
+            true
+        })
+    };
+    Some(Box::new(ask))
 }
 
 fn replay(entry: &Entry) -> Part {

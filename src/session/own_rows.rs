@@ -21,9 +21,9 @@ use super::{Attached, Session};
 use crate::backend::cancel::CancelTarget;
 use crate::backend::server::ServerConn;
 use crate::error::Error;
-use crate::exec::fanout::{self, Leg, Outcome, Run, Sink};
+use crate::exec::fanout::{self, Gate, Leg, Outcome, Run, Sink};
 use crate::exec::insert_select::Collected;
-use crate::exec::two_phase::latch::Guard;
+use crate::exec::two_phase::TwoPhase;
 use crate::plan::distribute::Streamed;
 use crate::plan::rules::Transaction;
 use crate::plan::{Plan, Refusal};
@@ -239,14 +239,7 @@ impl Session {
         beside: Beside,
         work: &CancellationToken,
     ) -> Result<Read, Error> {
-        // Never before all connections are there: whoever has one may wait for the latch.
-        let latch = match self.latch_snapshots(streamed.shards.len(), work).await {
-            Ok(latch) => latch,
-            Err(error) => {
-                give_back(beside);
-                return Err(error);
-            }
-        };
+        let keeper = self.gatekeeper(streamed.shards.len());
         let formats = execution.bind.map_or(&[][..], |(_, bind)| bind.result_formats.as_slice());
         let run = Run {
             describe: described,
@@ -255,7 +248,14 @@ impl Session {
             ..self.run_of(execution, streamed, formats)
         };
         let limit = self.db.fanout.query_timeout;
-        read_within(&run, (&mut self.server, &mut self.span, beside), &mut self.client, (work, latch), limit).await
+        read_within(
+            &run,
+            (&mut self.server, &mut self.span, beside),
+            &mut self.client,
+            (work, keeper.as_deref()),
+            limit,
+        )
+        .await
     }
 
     /// A connection to each of these shards that the transaction has not reached, in their order, with nothing under way.
@@ -291,12 +291,13 @@ impl Session {
         formats: &[i16],
         work: &CancellationToken,
     ) -> Result<Vec<Bytes>, Unread> {
-        let latch = self.latch_snapshots(streamed.shards.len(), work).await.map_err(Unread::Own)?;
+        let keeper = self.gatekeeper(streamed.shards.len());
         let run = self.run_of(execution, streamed, formats);
         let limit = self.db.fanout.query_timeout;
         let mut sink = Collected::new(&mut self.client, self.db.fanout.memory_bytes);
         let servers = (&mut self.server, &mut self.span, Vec::new());
-        let read = read_within(&run, servers, &mut sink, (work, latch), limit).await.map_err(Unread::Own)?;
+        let read =
+            read_within(&run, servers, &mut sink, (work, keeper.as_deref()), limit).await.map_err(Unread::Own)?;
         collected(read.outcome.result.map(|_| sink.rows()), read.timed_out)
     }
 }
@@ -309,13 +310,14 @@ async fn read_within<S: Sink>(
     run: &Run<'_>,
     (server, span, mut beside): Servers<'_>,
     sink: &mut S,
-    (work, latch): (&CancellationToken, Option<Guard>),
+    (work, keeper): (&CancellationToken, Option<&TwoPhase>),
     limit: Duration,
 ) -> Result<Read, Error> {
     let mut legs = legs_of(server, span, &mut beside, &run.plan.shards)?;
+    let gate = keeper.map(|it| Gate::new(it, None));
     let mut timed_out = false;
     let outcome = {
-        let mut running = std::pin::pin!(fanout::run_within(run, &mut legs, sink, work, latch));
+        let mut running = std::pin::pin!(fanout::run_within(run, &mut legs, sink, work, gate.as_ref()));
         match tokio::time::timeout(limit, &mut running).await {
             Ok(outcome) => outcome,
             Err(_) => {

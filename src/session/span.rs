@@ -14,6 +14,7 @@ use super::{Attached, Session};
 use crate::backend::expect::Expect;
 use crate::backend::reset;
 use crate::error::Error;
+use crate::exec::two_phase::TwoPhase;
 use crate::exec::two_phase::commit::{self, Ended, Part};
 use crate::exec::two_phase::latch::{Guard, Kind};
 use crate::sql::facts::{Class, Effect, Facts, Statement, TransactionControl};
@@ -418,13 +419,9 @@ impl Session {
         Ok(Ok(()))
     }
 
-    /// Keeps commits over several servers out until a statement has its snapshots on all of its shards.
-    pub(super) async fn latch_snapshots(
-        &self,
-        shards: usize,
-        work: &CancellationToken,
-    ) -> Result<Option<Guard>, Error> {
-        latch_snapshots(&self.db, shards, work).await
+    /// What keeps commits over several servers out while a statement takes its snapshots on that many shards.
+    pub(super) fn gatekeeper(&self, shards: usize) -> Option<Arc<TwoPhase>> {
+        self.db.two_phase.clone().filter(|it| shards > 1 && it.latch.is_on())
     }
 
     fn spill(&mut self) {
@@ -570,7 +567,7 @@ fn changes_settings(facts: &Facts) -> bool {
     })
 }
 
-/// As [`Session::latch_snapshots`], while the session's servers are in use.
+/// Takes the latch for what reads on that many shards, if there is one to take.
 pub(super) async fn latch_snapshots(
     db: &Database,
     shards: usize,

@@ -6,11 +6,13 @@ use tokio_util::sync::CancellationToken;
 
 use super::line::Line;
 use super::ship::{Shipped, without_position};
-use super::{Leg, Run, bind, cancelled, make_tables, may_be_a_conditions, of_pgherds_own, open, ship_all};
+use super::{
+    Leg, Run, bind, cancelled, describe_first, make_tables, may_be_a_conditions, of_pgherds_own, open_all,
+    set_exact_texts, ship_all,
+};
 use crate::error::Error;
 use crate::exec::fanout::{Failure, line_of};
 use crate::exec::two_phase::TwoPhase;
-use crate::exec::two_phase::latch::{Guard, Kind};
 use crate::wire::writer;
 
 /// The transaction that a cursor is declared in.
@@ -105,14 +107,9 @@ async fn steps<L: Leg>(
         check_writable(coordinator).await?;
     }
     opening.begin.iter().for_each(|sql| coordinator.query(sql));
-    let needs_texts = run.plan.shipments.iter().any(|shipment| !shipment.is_binary);
-    let latch = match how.two_phase.filter(|_| shards.len() > 1) {
-        Some(two_phase) => Some(two_phase.enter(Kind::Read).await.map_err(Failure::Own)?),
-        None => None,
-    };
-    let snapshots = try_join_all(shards.iter_mut().enumerate().map(|(at, line)| open(run, line, at == 0, needs_texts)));
-    tokio::try_join!(snapshots, make_tables(run, coordinator, " ON COMMIT DROP"))?;
-    let left = latch.map(Guard::leave);
+    tokio::try_join!(describe_first(run, shards), make_tables(run, coordinator, " ON COMMIT DROP"))?;
+    let left = open_all(shards, how.two_phase).await?;
+    set_exact_texts(run, shards).await?;
     let mut sum = Shipped::default();
     ship_all(run, shards, coordinator, &mut sum, how.with_conditions).await?;
     shards.iter_mut().for_each(|line| line.query("ROLLBACK"));

@@ -9,7 +9,10 @@ use tokio_util::sync::CancellationToken;
 use super::line::Line;
 use super::order::{KeptTo, Order};
 use super::ship::{Shipped, ship};
-use super::{Leg, Run, bind, cancelled, make_views, of_pgherds_own, of_views, open, prepare, tune};
+use super::{
+    Leg, Run, bind, cancelled, describe_first, make_views, of_pgherds_own, of_views, open_all, prepare,
+    set_exact_texts, tune,
+};
 use crate::error::Error;
 use crate::exec::fanout::{Failure, line_of};
 use crate::plan::distribute::Shipment;
@@ -71,9 +74,10 @@ async fn tell<L: Leg>(
     shards: &mut [Line<'_, L>],
     coordinator: &mut Line<'_, L>,
 ) -> Result<Told, Failure> {
-    let needs_texts = run.plan.shipments.iter().any(|shipment| !shipment.is_binary);
-    let opening = try_join_all(shards.iter_mut().enumerate().map(|(at, line)| open(run, line, at == 0, needs_texts)));
-    tokio::try_join!(opening, prepare(run, coordinator))?;
+    tokio::try_join!(describe_first(run, shards), prepare(run, coordinator))?;
+    // What is counted is told to nobody as one moment's.
+    open_all(shards, None).await?;
+    set_exact_texts(run, shards).await?;
     let mut told = Told::default();
     let mut sum = Shipped::default();
     told.shipments = vec![ToldShipment::default(); run.plan.shipments.len()];

@@ -29,7 +29,7 @@ pub use self::ship::without_position;
 pub use self::ship::{Budget, Shipped};
 use super::fanout::{Failure, Leg, Sink};
 use super::two_phase::TwoPhase;
-use super::two_phase::latch::{Guard, Kind};
+use super::two_phase::latch::{Guard, Kind, Left};
 use crate::catalog::model::Oid;
 use crate::error::{Error, ErrorKind};
 use crate::exec::merge::description::{Description, format_of};
@@ -205,15 +205,9 @@ async fn gather<L: Leg>(
     coordinator: &mut Line<'_, L>,
     work: &mut Work<'_>,
 ) -> Result<Description, Failure> {
-    let needs_texts = run.plan.shipments.iter().any(|shipment| !shipment.is_binary);
-    let latch = match work.two_phase.filter(|_| shards.len() > 1) {
-        Some(two_phase) => Some(two_phase.enter(Kind::Read).await.map_err(Failure::Own)?),
-        None => None,
-    };
-    let opening = try_join_all(shards.iter_mut().enumerate().map(|(at, line)| open(run, line, at == 0, needs_texts)));
-    let (mut descriptions, ()) = tokio::try_join!(opening, prepare(run, coordinator))?;
-    let left = latch.map(Guard::leave);
-    let description = descriptions.swap_remove(0);
+    let (description, ()) = tokio::try_join!(describe_first(run, shards), prepare(run, coordinator))?;
+    let left = open_all(shards, work.two_phase).await?;
+    set_exact_texts(run, shards).await?;
     ship_all(run, shards, coordinator, &mut work.shipped, work.with_conditions).await?;
     for line in shards.iter_mut() {
         line.query("ROLLBACK");
@@ -222,7 +216,7 @@ async fn gather<L: Leg>(
     if let Some(left) = left {
         left.verdict().await.map_err(Failure::Own)?;
     }
-    description.ok_or_else(|| Failure::Own(Error::internal("a shard did not describe the statement")))
+    Ok(description)
 }
 
 /// Ships every table.
@@ -274,46 +268,59 @@ async fn tune<L: Leg>(shipment: &Shipment, shipped: &[Shipped], coordinator: &mu
     coordinator.settle(|_| {}).await.map_err(of_pgherds_own)
 }
 
-/// Takes a shard's snapshot; the first shard describes the statement in it.
-async fn open<L: Leg>(
-    run: &Run<'_>,
-    line: &mut Line<'_, L>,
-    describes: bool,
-    needs_texts: bool,
-) -> Result<Option<Description>, Failure> {
-    line.query(BEGIN);
-    if describes {
-        writer::parse(line.out(), b"", run.text, run.types);
-        writer::describe(line.out(), b'S', b"");
-        line.sync();
-    }
-    let views = run.plan.views.iter().filter(|_| describes).filter_map(|view| view.allowed.as_deref());
-    // Without a view to look at, this takes the snapshot.
-    views.chain(["SELECT 1"]).for_each(|sql| line.query(sql));
+/// Has a shard describe the statement, and see to it that its views may be read. Whatever locks that waits for are waited for here,
+/// before the latch is taken.
+async fn describe<L: Leg>(run: &Run<'_>, line: &mut Line<'_, L>) -> Result<Description, Failure> {
+    writer::parse(line.out(), b"", run.text, run.types);
+    writer::describe(line.out(), b'S', b"");
+    line.sync();
+    run.plan.views.iter().filter_map(|view| view.allowed.as_deref()).for_each(|sql| line.query(sql));
     let mut description = None;
-    let mut is_own = !describes;
     while !line.is_settled() {
         let frame = poll_fn(|cx| line.poll_frame(cx)).await?;
         match frame.tag() {
-            b'E' if is_own => return Err(Failure::Server(without_position(&frame))),
+            b'E' if description.is_some() => return Err(Failure::Server(without_position(&frame))),
             b'E' => return Err(Failure::Server(frame)),
-            b'T' if !is_own => {
+            b'T' if description.is_none() => {
                 description = Some(Description::read(frame.body()).map_err(Failure::Own)?);
-                is_own = true;
             }
             // COPY: it gives no rows of the protocol's.
-            b'n' if !is_own => {
-                description = Some(Description { columns: Vec::new() });
-                is_own = true;
-            }
+            b'n' if description.is_none() => description = Some(Description { columns: Vec::new() }),
             _ => {}
         }
     }
-    if needs_texts {
-        line.query(EXACT_TEXTS);
-        line.settle(|_| {}).await.map_err(of_pgherds_own)?;
+    description.ok_or_else(|| Failure::Own(Error::internal("a shard did not describe the statement")))
+}
+
+/// Takes the shards' snapshots under the latch, where there is one: no table is touched, so that no lock is waited for.
+async fn open_all<L: Leg>(shards: &mut [Line<'_, L>], two_phase: Option<&TwoPhase>) -> Result<Option<Left>, Failure> {
+    let latch = match two_phase.filter(|_| shards.len() > 1) {
+        Some(two_phase) => Some(two_phase.enter(Kind::Read).await.map_err(Failure::Own)?),
+        None => None,
+    };
+    for line in shards.iter_mut() {
+        line.query(BEGIN);
+        line.query("SELECT 1");
     }
-    Ok(description)
+    try_join_all(shards.iter_mut().map(|line| line.settle(|_| {}))).await.map_err(of_pgherds_own)?;
+    Ok(latch.map(Guard::leave))
+}
+
+/// Has texts mean the same everywhere, where values travel as text.
+async fn set_exact_texts<L: Leg>(run: &Run<'_>, shards: &mut [Line<'_, L>]) -> Result<(), Failure> {
+    if run.plan.shipments.iter().any(|shipment| !shipment.is_binary) {
+        shards.iter_mut().for_each(|line| line.query(EXACT_TEXTS));
+        try_join_all(shards.iter_mut().map(|line| line.settle(|_| {}))).await.map_err(of_pgherds_own)?;
+    }
+    Ok(())
+}
+
+/// The first shard describes the statement.
+async fn describe_first<L: Leg>(run: &Run<'_>, shards: &mut [Line<'_, L>]) -> Result<Description, Failure> {
+    match shards.first_mut() {
+        Some(first) => describe(run, first).await,
+        None => Err(Failure::Own(Error::internal("a gathered statement has shards"))),
+    }
 }
 
 /// Begins the coordinator's transaction and makes the temporary tables.

@@ -9,7 +9,7 @@ use bytes::{BufMut, BytesMut};
 
 use super::Run;
 use crate::error::Error;
-use crate::exec::merge::description::{Description, format_of};
+use crate::exec::merge::description::format_of;
 use crate::limits;
 use crate::sql::parameters;
 use crate::wire::frame::{Frame, Frames, HEADER_LEN};
@@ -30,6 +30,14 @@ pub trait Leg: Send {
     fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Result<Frame, Error>>;
     /// The next whole messages: of that type as many as are at hand, or one of another. Reads no more than it needs once there is one.
     fn poll_frames(&mut self, cx: &mut Context<'_>, tag: u8) -> Poll<Result<Frames, Error>>;
+    /// Whether it only says again what was kept from before: it has no tables to lock.
+    fn is_kept(&self) -> bool {
+        false
+    }
+
+    /// It is run from the beginning once more.
+    fn rewind(&mut self) {}
+
     /// Sends a cancel request for what runs on the connection; ready when the server has taken it.
     fn cancel(&self) -> Pin<Box<dyn Future<Output = ()> + Send>>;
 }
@@ -41,6 +49,8 @@ pub(super) enum Stage {
     Waiting,
     /// BEGIN, Parse and Describe were sent.
     Describing,
+    /// It is described; that its plan is made is awaited.
+    Planning,
     /// It is described; nothing runs yet.
     Described,
     /// Bind and Execute were sent, and all that ends the leg.
@@ -71,6 +81,8 @@ pub(super) struct Progress {
     since: Option<Instant>,
     /// Whether it is in a transaction that goes on behind the statement.
     is_within: bool,
+    /// Whether a Bind follows its Describe only so that the plan is made, which locks what Parse does not: partitions, child tables.
+    plans_first: bool,
 }
 
 /// What one shard gave to an answer.
@@ -94,6 +106,7 @@ impl Progress {
         given: Given { rows: 0, bytes: 0, took: Duration::ZERO },
         since: None,
         is_within: false,
+        plans_first: false,
     };
 
     /// A leg that is in a transaction which goes on behind the statement, drained.
@@ -103,17 +116,15 @@ impl Progress {
         matches!(self.stage, Stage::Done | Stage::Broken)
     }
 
-    /// Queues `BEGIN READ ONLY`, unless it has begun, and the statement's Parse and Describe.
-    pub(super) fn open(&mut self, out: &mut BytesMut, run: &Run<'_>) {
-        if self.is_within {
-            *self = Self { is_idle: false, is_synced: false, ..Self::WITHIN };
-            return self.go_on(out, &run.plan.sql, run);
+    /// Queues BEGIN, unless it has begun, and the statement's Parse and Describe, which lock its tables. With `plans_first` a Bind, too.
+    pub(super) fn open(&mut self, out: &mut BytesMut, run: &Run<'_>, plans_first: bool) {
+        *self = Self { is_idle: false, is_synced: false, plans_first, is_within: self.is_within, ..Self::NEW };
+        if !self.is_within {
+            // Not at the level of the shard's own default: Parse must not take the snapshot.
+            writer::query(out, b"BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY");
+            self.readies = 1;
         }
-        writer::query(out, b"BEGIN READ ONLY");
-        writer::parse(out, b"", run.plan.sql.as_bytes(), &types(run));
-        writer::describe(out, b'S', b"");
-        writer::flush(out);
-        *self = Self { stage: Stage::Describing, readies: 1, is_idle: false, is_synced: false, ..Self::NEW };
+        self.go_on(out, &run.plan.sql, run);
     }
 
     /// A leg that is in a transaction already, drained.
@@ -123,13 +134,24 @@ impl Progress {
     pub(super) fn go_on(&mut self, out: &mut BytesMut, sql: &str, run: &Run<'_>) {
         writer::parse(out, b"", sql.as_bytes(), &types(run));
         writer::describe(out, b'S', b"");
+        if self.plans_first {
+            // Formats do not matter: nothing is fetched.
+            bind(out, run, std::iter::empty());
+        }
         writer::flush(out);
         self.stage = Stage::Describing;
     }
 
+    /// What its columns are has come.
+    pub(super) fn is_described(&mut self) {
+        self.stage = if self.plans_first { Stage::Planning } else { Stage::Described };
+    }
+
     /// Queues Bind, Execute, Sync and, where the transaction is the leg's own, COMMIT.
-    pub(super) fn run(&mut self, out: &mut BytesMut, run: &Run<'_>, description: &Description, is_awaited: bool) {
-        bind(out, run, description.columns.len());
+    pub(super) fn run(&mut self, out: &mut BytesMut, run: &Run<'_>, columns: usize, is_awaited: bool) {
+        let visible = columns.saturating_sub(run.plan.hidden);
+        let hidden = std::iter::repeat_n(1, run.plan.hidden);
+        bind(out, run, (0..visible).map(|at| format_of(run.formats.codes, at)).chain(hidden));
         if is_awaited {
             // BindComplete is to come at once: the snapshot is taken then.
             writer::flush(out);
@@ -197,9 +219,8 @@ pub(super) fn types(run: &Run<'_>) -> Vec<u32> {
         .collect()
 }
 
-fn bind(out: &mut BytesMut, run: &Run<'_>, columns: usize) {
+fn bind(out: &mut BytesMut, run: &Run<'_>, formats: impl Iterator<Item = i16>) {
     let used = used(run);
-    let visible = columns.saturating_sub(run.plan.hidden);
     writer::message(out, b'B', |out| {
         out.put_slice(b"\0\0");
         put_formats(out, (0..run.values.len()).map(|at| format_of(run.parameter_formats, at)));
@@ -213,8 +234,7 @@ fn bind(out: &mut BytesMut, run: &Run<'_>, columns: usize) {
                 }
             }
         }
-        let hidden = std::iter::repeat_n(1, run.plan.hidden);
-        put_formats(out, (0..visible).map(|at| format_of(run.formats.codes, at)).chain(hidden));
+        put_formats(out, formats);
     });
 }
 

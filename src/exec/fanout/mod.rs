@@ -1,6 +1,8 @@
 //! Running a distributed statement: one leg a shard, rows merged as they come, one error at most, every leg left clean.
 
+mod ending;
 mod explain;
+mod gate;
 mod leg;
 mod replay;
 mod resume;
@@ -10,12 +12,14 @@ use std::future::poll_fn;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use bytes::{BufMut, BytesMut};
-use futures_util::future::join_all;
+use bytes::BytesMut;
 use tokio_util::sync::CancellationToken;
 
+use ending::{broken, give_up, located};
 pub(in crate::exec) use explain::line_of;
 pub use explain::plans;
+use gate::Snapshots;
+pub use gate::{Gate, Holds};
 pub use leg::{Given, Leg};
 use leg::{Progress, SINK_HIGH_BYTES, SINK_LOW_BYTES, Stage};
 pub use replay::Replay;
@@ -26,9 +30,8 @@ use crate::catalog::model::Oid;
 use crate::error::{Error, ErrorKind};
 use crate::exec::merge::description::{Description, format_of};
 use crate::exec::merge::{Merger, ResultFormats};
-use crate::exec::two_phase::latch::{Guard, Left};
 use crate::plan::distribute::{Streamed, Unstreamed};
-use crate::wire::frame::{Body, Frame, Frames};
+use crate::wire::frame::{Frame, Frames};
 use crate::wire::sqlstate::SqlState;
 use crate::wire::writer;
 
@@ -37,9 +40,6 @@ const LEAST_CREDIT_BYTES: usize = 64 * 1024;
 
 /// Bytes beyond which a leg's rows wait in its socket: more would fill memory and end no sooner.
 const MOST_CREDIT_BYTES: usize = 1024 * 1024;
-
-/// How long a leg that is to end may be silent before it is cancelled once more.
-const CANCEL_AGAIN: Duration = Duration::from_millis(500);
 
 /// Where the answer goes: a client's socket, usually.
 pub trait Sink: Send {
@@ -107,6 +107,8 @@ pub struct Outcome {
     pub given: Vec<Given>,
     /// How it goes on, if the portal is suspended: PortalSuspended is queued in the sink then, and the legs are not at rest.
     pub course: Option<Course>,
+    /// It failed because a part that was kept from before does not hold any more; no row has been sent, and no RowDescription.
+    pub is_stale: bool,
 }
 
 /// Runs the statement: leg `i` is a connection to shard `plan.shards[i]`, idle and outside of a transaction.
@@ -117,15 +119,15 @@ pub async fn run<L: Leg, S: Sink>(run: &Run<'_>, legs: &mut [L], sink: &mut S, c
     run_under(run, legs, sink, cancel, None).await
 }
 
-/// As [`run`], under a latch that is given free as soon as all legs have their snapshots.
+/// As [`run`], with snapshots that are taken behind a gate, by all legs at once.
 pub async fn run_under<L: Leg, S: Sink>(
     run: &Run<'_>,
     legs: &mut [L],
     sink: &mut S,
     cancel: &CancellationToken,
-    latch: Option<Guard>,
+    gate: Option<&Gate<'_>>,
 ) -> Outcome {
-    let fanout = Fanout::new(run, legs.len(), latch);
+    let fanout = Fanout::new(run, legs.len(), gate);
     fanout.carry_on(legs, sink, cancel).await
 }
 
@@ -137,10 +139,12 @@ pub async fn run_within<L: Leg, S: Sink>(
     legs: &mut [L],
     sink: &mut S,
     cancel: &CancellationToken,
-    latch: Option<Guard>,
+    gate: Option<&Gate<'_>>,
 ) -> Outcome {
-    let mut fanout = Fanout::new(run, legs.len(), latch);
+    let mut fanout = Fanout::new(run, legs.len(), gate);
     fanout.is_within = true;
+    // A cancel would end the transaction: nothing may have to be begun again.
+    fanout.snapshots.plans_first = gate.is_some();
     for (progress, _) in fanout.legs.iter_mut().zip(legs.iter()).filter(|(_, leg)| leg.is_within()) {
         *progress = Progress::WITHIN;
     }
@@ -176,12 +180,10 @@ struct Fanout<'a> {
     unanswered: &'a [u8],
     /// The RowDescription, which comes behind that, and with groups not before they are complete.
     describes: BytesMut,
-    /// Held until all legs have their snapshots.
-    latch: Option<Guard>,
+    /// How all legs come by their snapshots.
+    snapshots: Snapshots<'a>,
     /// How many have theirs.
     bound: usize,
-    /// Says whether no commit over several shards came between the snapshots.
-    left: Option<Left>,
     /// What the legs run, where each has a text of its own.
     prepared: Option<&'a Prepared>,
     /// Whether nothing of it may be left open.
@@ -197,7 +199,7 @@ enum Event {
 }
 
 impl<'a> Fanout<'a> {
-    fn new(run: &'a Run<'a>, legs: usize, latch: Option<Guard>) -> Self {
+    fn new(run: &'a Run<'a>, legs: usize, gate: Option<&'a Gate<'a>>) -> Self {
         let legs = (0..legs).map(|_| Progress::NEW).collect();
         let (unanswered, describes) = (run.unanswered, BytesMut::new());
         Self {
@@ -208,9 +210,8 @@ impl<'a> Fanout<'a> {
             next: 0,
             unanswered,
             describes,
-            latch,
+            snapshots: Snapshots::behind(gate),
             bound: 0,
-            left: None,
             prepared: None,
             is_within: false,
         }
@@ -224,10 +225,11 @@ impl<'a> Fanout<'a> {
             result = self.stream(legs, sink) => result,
         };
         if result.is_err() {
-            self.latch = None;
+            self.snapshots.give_latch_free();
             give_up(&mut self.legs, legs, self.run.drain_timeout).await;
         }
-        if matches!(result, Err(Failure::Server(_) | Failure::Own(_))) && self.unanswered.is_empty() {
+        let is_stale = self.snapshots.is_stale;
+        if matches!(result, Err(Failure::Server(_) | Failure::Own(_))) && self.unanswered.is_empty() && !is_stale {
             // PostgreSQL's comes before an error, too.
             sink.queue().extend_from_slice(&self.describes.split());
         }
@@ -235,7 +237,7 @@ impl<'a> Fanout<'a> {
         let is_suspended = result.is_ok() && self.is_paused() && !self.is_within;
         let broken = if is_suspended { Vec::new() } else { broken(&self.legs) };
         let course = is_suspended.then(|| Course::of(self));
-        Outcome { result, broken, untold, given, course }
+        Outcome { result, broken, untold, given, course, is_stale }
     }
 
     /// Opens legs and merges their rows to the end, or to the pause.
@@ -249,7 +251,14 @@ impl<'a> Fanout<'a> {
             merger.allow(self.run.max_rows, sink.queue()).map_err(Failure::Own)?;
         }
         while !self.legs.iter().all(Progress::is_over) && !self.stands_still() {
-            match self.event(legs, sink).await {
+            if self.snapshots.is_next(&self.legs) {
+                self.pass_gate(legs, sink).await?;
+            }
+            let Some(event) = self.event_in_time(legs, sink).await else {
+                self.start_over(legs).await?;
+                continue;
+            };
+            match event {
                 Event::Frames(at, frames) => self.take(at, frames, legs, sink)?,
                 Event::Lost(at, error) => {
                     self.legs[at].stage = Stage::Broken;
@@ -266,9 +275,7 @@ impl<'a> Fanout<'a> {
             poll_fn(|cx| sink.poll_flush(cx)).await.map_err(Failure::Own)?;
         }
         let (rows, is_paused) = (merger.rows() - before, merger.is_paused());
-        if let Some(left) = self.left.take() {
-            left.verdict().await.map_err(Failure::Own)?;
-        }
+        self.snapshots.verdict().await.map_err(Failure::Own)?;
         if is_paused {
             writer::portal_suspended(sink.queue());
         } else {
@@ -284,7 +291,7 @@ impl<'a> Fanout<'a> {
 
     /// Whether the legs wait for the portal to go on: but not before everybody has a snapshot, for which others wait.
     fn stands_still(&self) -> bool {
-        self.latch.is_none() && self.is_paused() && !self.is_within
+        !self.snapshots.are_awaited() && self.is_paused() && !self.is_within
     }
 
     /// Whether further rows are nobody's.
@@ -302,12 +309,13 @@ impl<'a> Fanout<'a> {
             }
             return;
         }
-        let at_once = Merger::needs_all_legs(self.run.plan) || self.latch.is_some();
+        let at_once = Merger::needs_all_legs(self.run.plan) || self.snapshots.are_awaited();
         let most = if at_once { legs.len() } else { self.run.max_parallel.max(1) };
         let mut running = self.legs.iter().filter(|leg| leg.stage != Stage::Waiting && !leg.is_over()).count();
         for (progress, leg) in self.legs.iter_mut().zip(legs) {
             if progress.stage == Stage::Waiting && running < most {
-                progress.open(leg.queue(), self.run);
+                let plans_first = self.snapshots.plans_first && !leg.is_kept();
+                progress.open(leg.queue(), self.run, plans_first);
                 running += 1;
             }
         }
@@ -317,6 +325,8 @@ impl<'a> Fanout<'a> {
     async fn event<L: Leg, S: Sink>(&mut self, legs: &mut [L], sink: &mut S) -> Event {
         let credit = (self.run.memory_bytes / legs.len().max(1)).clamp(LEAST_CREDIT_BYTES, MOST_CREDIT_BYTES);
         let forgets_rows = self.forgets_rows();
+        // Until then it may have to begin again.
+        let awaits_others = self.snapshots.are_awaited();
         poll_fn(|cx| {
             if sink.queue().len() >= SINK_LOW_BYTES
                 && let Poll::Ready(Err(error)) = sink.poll_flush(cx)
@@ -331,14 +341,14 @@ impl<'a> Fanout<'a> {
             for offset in 0..count {
                 let at = (self.next + offset) % count;
                 let (progress, leg) = (&self.legs[at], &mut legs[at]);
-                if progress.is_over() || progress.stage == Stage::Waiting {
+                if progress.is_over() || matches!(progress.stage, Stage::Waiting | Stage::Described) {
                     continue;
                 }
                 if let Poll::Ready(Err(error)) = leg.poll_flush(cx) {
                     return Poll::Ready(Event::Lost(at, error));
                 }
                 let held = self.merger.as_ref().map_or(0, |merger| merger.held_bytes(at));
-                if progress.is_bound && (is_full || (held >= credit && !forgets_rows)) {
+                if progress.is_bound && (awaits_others || is_full || (held >= credit && !forgets_rows)) {
                     continue;
                 }
                 match leg.poll_frames(cx, b'D') {
@@ -385,7 +395,7 @@ impl<'a> Fanout<'a> {
                 merger.end(at, sink.queue()).map_err(|error| unmerged(merger, error))
             }
             (Stage::Describing, b'T') => self.described(at, frame, legs, sink),
-            (_, b'E') => Err(Failure::Server(self.located(frame))),
+            (_, b'E') => Err(Failure::Server(located(frame, self.run.plan.inserted))),
             (_, b'Z') => {
                 self.legs[at].ready(frame.body().first().copied().unwrap_or(0));
                 if self.legs[at].stage == Stage::Broken {
@@ -398,13 +408,18 @@ impl<'a> Fanout<'a> {
                 self.tell(frame, sink.queue());
                 Ok(())
             }
+            (Stage::Planning, b'2') => {
+                self.legs[at].stage = Stage::Described;
+                Ok(())
+            }
             (_, b'2') => {
                 self.bound += 1;
                 self.legs[at].is_bound = true;
-                if self.bound == self.legs.len() {
-                    self.left = self.latch.take().map(Guard::leave);
-                }
                 self.tell(frame, sink.queue());
+                if self.bound == self.legs.len() {
+                    self.snapshots.are_taken();
+                    self.describe(sink.queue());
+                }
                 Ok(())
             }
             // ParameterDescription; BEGIN's and COMMIT's tags; notices and settings of the server's own; the portal's Close.
@@ -426,7 +441,10 @@ impl<'a> Fanout<'a> {
 
     /// The RowDescription's turn: as long as no group is given PostgreSQL may have to merge them, and describe them itself.
     fn describe(&mut self, out: &mut BytesMut) {
-        if self.unanswered.is_empty() && !self.merger.as_ref().is_some_and(Merger::gives_at_the_end) {
+        if self.unanswered.is_empty()
+            && !self.snapshots.are_awaited()
+            && !self.merger.as_ref().is_some_and(Merger::gives_at_the_end)
+        {
             out.extend_from_slice(&self.describes.split());
         }
     }
@@ -438,7 +456,6 @@ impl<'a> Fanout<'a> {
         legs: &mut [L],
         sink: &mut S,
     ) -> Result<(), Failure> {
-        self.legs[at].stage = Stage::Described;
         let description = Description::read(frame.body()).map_err(Failure::Own)?;
         match &self.description {
             Some(first) if !self.is_alike(first, &description) => {
@@ -468,7 +485,10 @@ impl<'a> Fanout<'a> {
                 self.description = Some(description.clone());
             }
         }
-        self.legs[at].run(legs[at].queue(), self.run, &description, self.latch.is_some());
+        self.legs[at].is_described();
+        if !self.snapshots.are_awaited() {
+            self.legs[at].run(legs[at].queue(), self.run, description.columns.len(), false);
+        }
         Ok(())
     }
 
@@ -477,57 +497,6 @@ impl<'a> Fanout<'a> {
         let format = |at| if at < visible { format_of(self.run.formats.codes, at) } else { 1 };
         first.is_alike(other, format)
     }
-
-    /// The error with its position moved to where it is in the client's own text.
-    fn located(&self, frame: &Frame) -> Frame {
-        let (start, len) = self.run.plan.inserted;
-        let mut bytes = BytesMut::new();
-        writer::message(&mut bytes, b'E', |out| {
-            let mut body = Body::new(frame.body());
-            while let Some(code) = body.u8().filter(|&code| code != 0) {
-                let Some(text) = body.cstr() else { break };
-                let position = Some(text)
-                    .filter(|_| code == b'P')
-                    .and_then(|text| std::str::from_utf8(text).ok()?.parse::<usize>().ok());
-                let moved = match position {
-                    Some(position) if position > start + len => Some((position - len).to_string()),
-                    Some(position) if position > start => None,
-                    _ => Some(String::from_utf8_lossy(text).into_owned()),
-                };
-                match moved {
-                    Some(moved) if position.is_some() => {
-                        out.put_u8(code);
-                        writer::cstr(out, moved.as_bytes());
-                    }
-                    None => {}
-                    Some(_) => {
-                        out.put_u8(code);
-                        writer::cstr(out, text);
-                    }
-                }
-            }
-            out.put_u8(0);
-        });
-        Frame { bytes: bytes.freeze() }
-    }
-}
-
-/// Legs that are not idle and drained.
-fn broken(progress: &[Progress]) -> Vec<usize> {
-    (0..progress.len()).filter(|&at| !matches!(progress[at].stage, Stage::Done | Stage::Waiting)).collect()
-}
-
-/// Ends every leg: cancels those that run, rolls back, and reads until they are idle or the time is up.
-async fn give_up<L: Leg>(progress: &mut [Progress], legs: &mut [L], drain_timeout: Duration) {
-    let running = progress.iter().zip(legs.iter()).filter(|(progress, _)| progress.stage == Stage::Running);
-    let cancels: Vec<_> = running.map(|(_, leg)| leg.cancel()).collect();
-    let drain = async {
-        join_all(cancels).await;
-        let drains = progress.iter_mut().zip(legs.iter_mut()).map(|(progress, leg)| drain(progress, leg));
-        join_all(drains).await;
-    };
-    // Who is not idle by then is reported as broken.
-    let _ = tokio::time::timeout(drain_timeout, drain).await;
 }
 
 /// An error of the merge. Only groups have a limit, and as long as none was given PostgreSQL may merge them instead.
@@ -540,36 +509,4 @@ fn unmerged(merger: &Merger, error: Error) -> Failure {
 
 fn unexpected() -> Failure {
     Failure::Own(Error::internal("a shard sent a message that does not belong here"))
-}
-
-/// Reads a leg to its end, throwing everything away.
-async fn drain<L: Leg>(progress: &mut Progress, leg: &mut L) {
-    if progress.is_over() || progress.stage == Stage::Waiting {
-        return;
-    }
-    if progress.is_synced {
-        // A cancel that came too late for the statement must not meet the next one: a round trip lets it pass.
-        writer::sync(leg.queue());
-        progress.readies += 1;
-    } else {
-        progress.close(leg.queue(), b"ROLLBACK");
-    }
-    while !progress.is_over() {
-        let next = poll_fn(|cx| {
-            if let Poll::Ready(Err(error)) = leg.poll_flush(cx) {
-                return Poll::Ready(Err(error));
-            }
-            leg.poll_frame(cx)
-        });
-        let Ok(frame) = tokio::time::timeout(CANCEL_AGAIN, next).await else {
-            // The first cancel may have come before the statement began: then PostgreSQL ignored it.
-            leg.cancel().await;
-            continue;
-        };
-        match frame {
-            Ok(frame) if frame.tag() == b'Z' => progress.ready(frame.body().first().copied().unwrap_or(0)),
-            Ok(_) => {}
-            Err(_) => progress.stage = Stage::Broken,
-        }
-    }
 }

@@ -109,6 +109,15 @@ impl Leg for Replay {
         Poll::Ready(self.next())
     }
 
+    fn is_kept(&self) -> bool {
+        true
+    }
+
+    fn rewind(&mut self) {
+        (self.said, self.at) = (Said::Nothing, 0);
+        self.queue.clear();
+    }
+
     fn cancel(&self) -> Pin<Box<dyn Future<Output = ()> + Send>> {
         Box::pin(std::future::ready(()))
     }

@@ -5,6 +5,7 @@ use std::time::Duration;
 use bytes::BytesMut;
 use tokio_util::sync::CancellationToken;
 
+use super::gate::Snapshots;
 use super::leg::Progress;
 use super::{Fanout, Leg, Outcome, Run, Sink, broken, give_up};
 use crate::exec::merge::Merger;
@@ -44,9 +45,8 @@ pub async fn resume<L: Leg, S: Sink>(
         next,
         unanswered: b"",
         describes: BytesMut::new(),
-        latch: None,
+        snapshots: Snapshots::behind(None),
         bound,
-        left: None,
         prepared: None,
         is_within: false,
     };

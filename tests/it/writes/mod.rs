@@ -12,6 +12,7 @@ mod defaults;
 mod foreign_keys;
 mod key_moves;
 mod large;
+mod latch;
 mod maintenance;
 mod moments;
 mod moves;
