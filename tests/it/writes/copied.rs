@@ -109,7 +109,7 @@ async fn compare(world: &mut World, table: &str, sql: &str, data: &[u8], step: u
     stored.sort();
     kept.sort();
     // A look at every shard takes as long as many COPYs.
-    let is_misplaced = !kept.is_empty() && tally.stored % 10 == 0 && world.misplaced().await > 0;
+    let is_misplaced = !kept.is_empty() && tally.stored.is_multiple_of(10) && world.misplaced().await > 0;
     let is_refused = given.0.as_deref() == Some("0A000");
     // Not the line that an error names: PostgreSQL counts an end of line within quotes once it has seen one outside of them, and a shard
     // has not seen those of the others.
