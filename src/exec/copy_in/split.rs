@@ -191,8 +191,8 @@ impl<'p> Splitter<'p> {
     /// and by what the lines before ended with.
     fn has_mark(&self, body: &[u8]) -> bool {
         match &self.plan.form {
-            // As a quote the backslash begins what the mark may end.
-            Form::Csv { quote, .. } => *quote == b'\\' && body.starts_with(b"\\."),
+            // A quote made of one of the two begins what the mark may end.
+            Form::Csv { quote, .. } => matches!(quote, b'\\' | b'.') && body.starts_with(b"\\."),
             _ => {
                 let mut rest = body;
                 while let Some(at) = memchr::memchr(b'\\', rest) {

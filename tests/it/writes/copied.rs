@@ -111,7 +111,10 @@ async fn compare(world: &mut World, table: &str, sql: &str, data: &[u8], step: u
     // A look at every shard takes as long as many COPYs.
     let is_misplaced = !kept.is_empty() && tally.stored.is_multiple_of(10) && world.misplaced().await > 0;
     let is_refused = given.0.as_deref() == Some("0A000");
-    let is_right = if is_refused { kept.is_empty() } else { wanted == given && stored == kept };
+    // Not the line that an error names: PostgreSQL counts an end of line within quotes once it has seen one outside of them, and a shard
+    // has not seen those of the others.
+    let is_alike = (&wanted.0, &wanted.2, wanted.3) == (&given.0, &given.2, given.3) && stored == kept;
+    let is_right = if is_refused { kept.is_empty() } else { is_alike };
     if !is_right || is_misplaced {
         let data = data.escape_ascii();
         tally.wrong.push(format!("{sql}\n  \"{data}\" in steps of {step}\n  {given:?} {kept:?}\n  instead of {wanted:?} {stored:?}, misplaced: {is_misplaced}"));
