@@ -70,6 +70,12 @@ async fn one_users_flood_does_not_starve_another_under_any_bound() {
         let (begun, before) = (Instant::now(), done.load(Ordering::Relaxed));
         let longest = longest(&other, 20).await;
         let (took, flooded) = (begun.elapsed(), done.load(Ordering::Relaxed) - before);
+        // A few statements take less time than a login, which a connection that changes hands begins with.
+        eventually(PATIENCE, "nor does the flood starve", async || {
+            other.batch_execute("select 1").await.expect("an answer");
+            done.load(Ordering::Relaxed) > before
+        })
+        .await;
         stop.store(true, Ordering::Relaxed);
         let seen = watching.await.expect("joined");
         eprintln!(
@@ -78,7 +84,6 @@ async fn one_users_flood_does_not_starve_another_under_any_bound() {
         assert!(longest < Duration::from_secs(2), "{longest:?} under {pool}{more}");
         // A server process whose connection was just closed may be seen for a moment longer.
         assert!(seen <= most + 2, "{seen} connections under {pool}{more}");
-        assert!(flooded > 0, "nor does the flood starve");
         let turns = pgherd.metric("pgherd_pool_closes_total", "reason=\"turn\"").await;
         assert!(turns >= 1.0, "somebody gave way");
     }
