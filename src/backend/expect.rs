@@ -1,18 +1,15 @@
 //! What a server still owes an answer to, in the order it was asked.
 
 use std::collections::VecDeque;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::own::read_types;
-use super::statements::Identity;
+use super::signature::Signature;
+use super::statements::{Held, Identity};
 
 /// ParseComplete.
 const PARSE_COMPLETE: &[u8] = b"1\0\0\0\x04";
-
-/// Where a statement's parameter types are kept once a server has told them.
-pub type LearnedTypes = Arc<OnceLock<Vec<u32>>>;
 
 /// Which statement a Bind or a Describe speaks of.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -21,6 +18,8 @@ pub struct About {
     pub serial: u64,
     /// It is the first message of what `ServerConn::kept` holds.
     pub kept: bool,
+    /// What a Describe asks for by name: [`Identity::id`], or 0.
+    pub identity: u64,
 }
 
 /// One answer that is on its way.
@@ -48,8 +47,8 @@ pub enum Expect {
     Bind(About),
     /// BindComplete that the client has been given already.
     HiddenBind,
-    /// ParameterDescription, and RowDescription or NoData. The parameters' types are noted where somebody wants them.
-    Describe(Option<LearnedTypes>, About),
+    /// ParameterDescription, and RowDescription or NoData. What the client is told is noted where somebody wants it.
+    Describe(Option<Arc<Signature>>, About),
     /// Rows, and CommandComplete, EmptyQueryResponse or PortalSuspended.
     Execute,
     /// The same of a portal that the client knows nothing of.
@@ -224,7 +223,7 @@ impl Expects {
         match self.queue.front()? {
             Expect::Bind(about) | Expect::Describe(_, about) => Some(*about),
             Expect::Parse { client_name: Some((_, serial)), .. } | Expect::Reparse(_, _, serial) => {
-                Some(About { serial: *serial, kept: false })
+                Some(About { serial: *serial, ..About::default() })
             }
             _ => None,
         }
@@ -239,11 +238,20 @@ impl Expects {
         true
     }
 
-    /// A ParameterDescription has come: notes the types, if somebody wants them.
-    pub fn learn_types(&self, body: &[u8]) {
-        let Some(Expect::Describe(Some(learned), _)) = self.queue.front() else { return };
-        if let Some(types) = read_types(body) {
-            let _ = learned.set(types);
+    /// A ParameterDescription has come: notes what it says, if somebody wants that.
+    pub fn note_parameters(&self, body: &[u8]) {
+        if let Some(Expect::Describe(Some(told), _)) = self.queue.front() {
+            told.note_parameters(body);
+        }
+    }
+
+    /// A RowDescription has come: notes what it says, if somebody wants that, for the client and of what the server holds.
+    pub fn note_rows(&self, body: &[u8], held: &mut Held) {
+        if let Some(Expect::Describe(Some(told), about)) = self.queue.front() {
+            told.note_rows(body);
+            if about.identity > 0 {
+                held.note_rows(about.identity, told.rows());
+            }
         }
     }
 

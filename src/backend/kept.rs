@@ -2,10 +2,13 @@
 //!
 //! What a server has refused at its first message has had no effect: everything behind it is skipped up to its Sync.
 
+use std::sync::Arc;
+
 use bytes::BytesMut;
 
-use super::expect::{About, Expect, LearnedTypes};
+use super::expect::{About, Expect};
 use super::server::ServerConn;
+use super::signature::Signature;
 use crate::wire::frame::{self, Body, HEADER_LEN};
 use crate::wire::writer::{self, TransactionStatus};
 
@@ -102,13 +105,13 @@ impl ServerConn {
     }
 
     /// Sends the flight that was kept once more, its statement under another name. That is not done twice.
-    pub fn repeat_kept(&mut self, statement: &[u8], serial: u64, learned: LearnedTypes) {
-        let about = About { serial, kept: false };
+    pub fn repeat_kept(&mut self, statement: &[u8], serial: u64, told: &Arc<Signature>) {
+        let about = About { serial, ..About::default() };
         let (first, mut rest) = self.kept.bytes.split_at(self.kept.first_len);
         let mut body = Body::new(&first[HEADER_LEN..]);
         if first.first() == Some(&b'D') {
             writer::describe(&mut self.outbuf, b'S', statement);
-            self.expects.push(Expect::Describe(Some(learned), about));
+            self.expects.push(Expect::Describe(Some(Arc::clone(told)), about));
         } else {
             let (portal, _) = (body.cstr().unwrap_or_default(), body.cstr());
             writer::message(&mut self.outbuf, b'B', |out| {
@@ -121,7 +124,7 @@ impl ServerConn {
         self.outbuf.extend_from_slice(rest);
         while let Ok(Some(header)) = frame::peek(rest, KEPT_BYTES) {
             self.expects.push(match header.tag {
-                b'D' => Expect::Describe(None, About::default()),
+                b'D' => Expect::Describe(Some(Arc::clone(told)), About::default()),
                 b'E' => Expect::Execute,
                 _ => Expect::Sync { hidden: self.kept.synced == Some(true) },
             });

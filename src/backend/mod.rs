@@ -20,5 +20,6 @@ pub mod roster;
 pub mod scan;
 pub mod server;
 pub mod settings;
+pub mod signature;
 pub mod statements;
 pub mod wal;

@@ -104,6 +104,10 @@ impl ServerConn {
             }
             match tag {
                 b'D' => seen.rows += 1,
+                b'T' => {
+                    let body = &self.inbuf[self.cleared + HEADER_LEN..=self.cleared + len];
+                    self.expects.note_rows(body, &mut self.held);
+                }
                 b'C' => self.copying_in = false,
                 b'Z' => {
                     let Some(status) = TransactionStatus::from_byte(status).filter(|_| len == READY_LEN) else {
@@ -251,9 +255,10 @@ impl ServerConn {
                 }
             }
             b't' if seen.tells_statements && self.is_asked_again(header) => return Ok(Verdict::Swallow),
-            b't' => {
-                let body = self.copy_body(header);
-                self.expects.learn_types(&body);
+            b't' => self.expects.note_parameters(&self.inbuf[self.cleared + HEADER_LEN..self.cleared + header.total]),
+            b'T' => {
+                let body = &self.inbuf[self.cleared + HEADER_LEN..self.cleared + header.total];
+                self.expects.note_rows(body, &mut self.held);
             }
             b'G' | b'W' => {
                 self.copying_in = true;

@@ -67,6 +67,11 @@ impl Entry {
         self
     }
 
+    /// The RowDescription, or NoData; empty where there is neither.
+    pub fn row_description(&self) -> &[u8] {
+        &self.bytes[..self.row_description_len]
+    }
+
     /// The bytes behind the RowDescription.
     pub fn rows_and_tag(&self) -> Bytes {
         self.bytes.slice(self.row_description_len..)

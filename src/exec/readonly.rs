@@ -7,6 +7,7 @@ use bytes::{Bytes, BytesMut};
 use tokio::io::AsyncWriteExt;
 
 use crate::backend::server::ServerConn;
+use crate::backend::signature::Signature;
 use crate::error::{Error, ErrorKind};
 use crate::exec::capture::Capture;
 use crate::exec::relay::ClientSide;
@@ -48,6 +49,8 @@ pub enum Protocol<'a> {
         bind: &'a [u8],
         /// Whether the client asked for the row description.
         described: bool,
+        /// What the client was told of the statement before.
+        told: Option<&'a Signature>,
         /// ParseComplete and BindComplete, as far as the client is to be given them when the server has said so.
         unanswered: &'a [u8],
     },
@@ -69,6 +72,8 @@ pub enum Outcome {
     },
     /// The statement writes after all. Nothing was passed on.
     Writes,
+    /// Its rows are not those that the client was told of. Nothing was passed on.
+    Changed,
 }
 
 /// A whole answer, as it can be served again.
@@ -224,6 +229,8 @@ struct Answer<'a> {
     row_description_len: usize,
     rows: u64,
     passed_on: bool,
+    told: Option<&'a Signature>,
+    is_changed: bool,
     outcome: Option<Outcome>,
 }
 
@@ -246,11 +253,19 @@ impl<'a> Answer<'a> {
             row_description_len: 0,
             rows: 0,
             passed_on: false,
+            told: match protocol {
+                Protocol::Extended { told, .. } => told,
+                Protocol::Simple => None,
+            },
+            is_changed: false,
             outcome: None,
         }
     }
 
     async fn take(&mut self, frame: &Frame, client: &mut ClientSide) -> Result<(), Error> {
+        if self.is_for_nobody() {
+            return Ok(());
+        }
         match frame.tag() {
             tag @ (b'1' | b'2') => {
                 self.came_to = (true, tag == b'2');
@@ -279,7 +294,12 @@ impl<'a> Answer<'a> {
                 }
             }
             b'D' => self.rows += 1,
-            b'T' | b'n' => self.row_description_len = frame.bytes.len(),
+            b'T' | b'n' => {
+                self.row_description_len = frame.bytes.len();
+                if let Some(told) = self.told.filter(|_| frame.tag() == b'T') {
+                    self.is_changed = !self.described && told.check_rows(frame.body(), 0).is_err();
+                }
+            }
             b'C' | b'I' => self.outcome = Some(Outcome::Done(None)),
             tag => return Err(unexpected(tag)),
         }
@@ -293,7 +313,7 @@ impl<'a> Answer<'a> {
         if self.described || !matches!(frame.tag(), b'T' | b'n') {
             self.held.extend_from_slice(&frame.bytes);
         }
-        if self.held.len() > HELD_BACK_BYTES {
+        if self.held.len() > HELD_BACK_BYTES && !self.is_changed {
             self.pass_on(client);
             if client.outbuf.len() > limits::CLIENT_QUEUE_BYTES {
                 client.flush().await?;
@@ -320,7 +340,15 @@ impl<'a> Answer<'a> {
         self.held.clear();
     }
 
+    /// Whether the rows are not the client's, and nobody else's either.
+    fn is_for_nobody(&self) -> bool {
+        self.is_changed && self.captured.is_none()
+    }
+
     fn finish(mut self, client: &mut ClientSide) -> Result<Outcome, Error> {
+        if self.is_for_nobody() {
+            return Ok(Outcome::Changed);
+        }
         match self.outcome.take() {
             Some(Outcome::Writes) => Ok(Outcome::Writes),
             Some(Outcome::Done(_)) => {
@@ -334,6 +362,7 @@ impl<'a> Answer<'a> {
                 self.pass_on(client);
                 Ok(failed)
             }
+            Some(Outcome::Changed) => Ok(Outcome::Changed),
             None => Err(unexpected(b'Z')),
         }
     }

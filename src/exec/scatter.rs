@@ -10,13 +10,14 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use crate::backend::server::ServerConn;
+use crate::backend::signature::Signature;
 use crate::error::{Error, ErrorKind};
 use crate::exec::merge::description::format_of;
 use crate::exec::two_phase::latch::Guard;
 use crate::plan::distribute::{Part, Tally};
 use crate::sql::parameters;
 use crate::wire::backend::ErrorFields;
-use crate::wire::frame::{Body, Frame};
+use crate::wire::frame::{Body, Frame, HEADER_LEN};
 use crate::wire::sqlstate::SqlState;
 use crate::wire::writer;
 
@@ -66,6 +67,22 @@ pub struct Answer {
     pub rows: usize,
     /// The command tag.
     pub tag: String,
+}
+
+impl Answer {
+    /// The same, if its rows are those that the client was told of.
+    ///
+    /// # Errors
+    /// They are not.
+    pub fn is_as_told(self, told: Option<&Signature>) -> Result<Self, Failure> {
+        match (told, &self.description) {
+            (Some(told), Some(description)) => {
+                let body = description.get(HEADER_LEN..).unwrap_or_default();
+                told.check_rows(body, 0).map_err(Failure::Own).map(|()| self)
+            }
+            _ => Ok(self),
+        }
+    }
 }
 
 /// Why there is none.

@@ -11,6 +11,7 @@ use super::planned::{Execution, Way};
 use super::route::ROUTE_COLUMNS;
 use super::{Attached, Session};
 use crate::backend::server::UNKNOWN_STATEMENT;
+use crate::backend::signature;
 use crate::cache::{Failure, FillTicket};
 use crate::error::Error;
 use crate::exec::readonly::{self, Outcome, Protocol, Read};
@@ -92,7 +93,7 @@ impl Session {
                 return self.read_only(execution, described, Target::Primary, Some((ticket, read))).await;
             }
             Way::Hit(entry, audit) => {
-                self.serve_entry(&entry, described).await?;
+                self.serve_entry(execution, described, &entry).await?;
                 if let Some(audit) = audit {
                     Box::pin(self.check_hit(execution, audit)).await?;
                 }
@@ -250,12 +251,14 @@ impl Session {
         target: Target,
         fill: Option<(FillTicket, Arc<CachedRead>)>,
     ) -> Result<Carried, Error> {
+        let told = self.told_before(execution);
         let protocol = match execution.bind {
             None => Protocol::Simple,
             Some((bind, _)) => Protocol::Extended {
                 types: execution.types,
                 bind: bind.body(),
                 described,
+                told: told.as_deref(),
                 unanswered: execution.unanswered,
             },
         };
@@ -273,7 +276,7 @@ impl Session {
                 Ok(None) => {}
                 Ok(Some((captured, took))) => {
                     self.out().extend_from_slice(execution.unanswered);
-                    self.keep(ticket, &kept, captured, took, described).await?;
+                    self.keep(execution, described, (ticket, &kept), captured, took).await?;
                     return Ok(Carried::Answered);
                 }
                 Err(error) => return self.give_up_fill(execution, described, ticket, error).await,
@@ -284,7 +287,7 @@ impl Session {
             Err(error) => return self.give_up_fill(execution, described, ticket, error).await,
         };
         match outcome {
-            Outcome::Done(Some(captured)) => self.keep(ticket, &kept, captured, took, described).await?,
+            Outcome::Done(Some(captured)) => self.keep(execution, described, (ticket, &kept), captured, took).await?,
             Outcome::Done(None) => ticket.uncacheable("too large, or with notices"),
             outcome => {
                 match &outcome {
@@ -347,6 +350,7 @@ impl Session {
                 }
                 return Ok(self.failed_read(execution));
             }
+            Outcome::Changed => return Err(signature::changed()),
             Outcome::Done(_) => {}
         }
         Ok(Carried::Answered)

@@ -9,8 +9,8 @@ use bytes::Buf;
 use tokio::time::Instant;
 
 use super::answers::{Answer, Question};
+use super::cached::note_or_check;
 use super::express::{Request, SYNC_LEN};
-
 use super::planned::Execution;
 use super::{Prepared, Session};
 use crate::cache::{AtOnce, Entry, Key};
@@ -25,7 +25,7 @@ use crate::wire::writer::{self, TransactionStatus};
 const PARSED: &[u8] = b"1\0\0\0\x04";
 const BOUND: &[u8] = b"2\0\0\0\x04";
 
-/// An answer, and the statement that the request's Parse makes, if it has one.
+/// An answer, and the statement that a flight's Parse makes, or its Bind names.
 pub(super) type Known = (Arc<Answer>, Option<Arc<Prepared>>);
 
 impl Session {
@@ -86,6 +86,11 @@ impl Session {
             },
             AtOnce::No => return Ok(false),
         };
+        if let (Request::Flight { parse_end: 0, is_described: false, .. }, Some(prepared)) = (&request, &prepared)
+            && note_or_check(&prepared.told, entry.row_description(), false).is_err()
+        {
+            return Ok(false);
+        }
         self.since = since;
         self.timed_out = false;
         self.give(&request, prepared, &entry).await?;
@@ -93,18 +98,23 @@ impl Session {
         Ok(true)
     }
 
-    async fn give(&mut self, request: &Request, parsed: Option<Arc<Prepared>>, entry: &Entry) -> Result<(), Error> {
+    async fn give(&mut self, request: &Request, prepared: Option<Arc<Prepared>>, entry: &Entry) -> Result<(), Error> {
         let (end, is_described) = match *request {
             Request::Query { end } => {
                 self.in_extended = false;
                 self.unnamed = None;
                 (end, true)
             }
-            Request::Flight { is_described, end, .. } => {
+            Request::Flight { parse_end, is_described, end, .. } => {
                 self.in_extended = true;
-                let is_parsed = parsed.is_some();
+                let is_parsed = parse_end > 0;
+                match prepared.as_ref().map(|prepared| &prepared.told) {
+                    Some(told) if is_described => note_or_check(told, entry.row_description(), true)?,
+                    Some(told) if is_parsed => told.forget_rows(),
+                    _ => {}
+                }
                 if is_parsed {
-                    self.unnamed = parsed;
+                    self.unnamed = prepared;
                 }
                 let out = self.out();
                 out.extend_from_slice(if is_parsed { PARSED } else { b"" });
@@ -113,7 +123,7 @@ impl Session {
             }
         };
         self.client.inbuf.advance(end);
-        self.serve_entry(entry, is_described).await?;
+        self.give_entry(entry, is_described).await?;
         writer::ready_for_query(self.out(), TransactionStatus::Idle);
         Ok(())
     }
@@ -137,7 +147,8 @@ impl Session {
                     }
                     let bind = behind_names(self.client.inbuf.get(HEADER_LEN..bind_end)?);
                     let types = prepared.known_types();
-                    return Some((self.memo.answer(&Question { text: &prepared.text, types: &types, bind })?, None));
+                    let answer = self.memo.answer(&Question { text: &prepared.text, types: &types, bind })?;
+                    return Some((answer, Some(prepared)));
                 }
                 let bind = behind_names(self.client.inbuf.get(parse_end + HEADER_LEN..bind_end)?);
                 let parse = frontend::parse(self.client.inbuf.get(HEADER_LEN..parse_end)?).ok()?;

@@ -12,12 +12,14 @@ use super::answer::Carried;
 use super::context::Target;
 use super::planned::{Execution, Way};
 use crate::backend::settings::Settings;
+use crate::backend::signature::Signature;
 use crate::cache::{Audit, Entry, Failure, FillTicket, Key, Lookup, Protocol};
 use crate::error::{Error, ErrorKind};
 use crate::exec::readonly::{self, Captured, Read};
 use crate::limits;
 use crate::plan::distribute::Streamed;
 use crate::plan::{CachedRead, Plan};
+use crate::wire::frame::HEADER_LEN;
 use crate::wire::sqlstate::SqlState;
 use crate::wire::writer;
 
@@ -177,7 +179,20 @@ impl Session {
     }
 
     /// Gives the client an answer from the cache.
-    pub(super) async fn serve_entry(&mut self, entry: &Entry, described: bool) -> Result<(), Error> {
+    pub(super) async fn serve_entry(
+        &mut self,
+        execution: &Execution<'_>,
+        described: bool,
+        entry: &Entry,
+    ) -> Result<(), Error> {
+        if let Some(told) = self.told_before(execution) {
+            note_or_check(&told, entry.row_description(), described)?;
+        }
+        self.give_entry(entry, described).await
+    }
+
+    /// Gives the client an answer that was kept, which is of the rows that it knows.
+    pub(super) async fn give_entry(&mut self, entry: &Entry, described: bool) -> Result<(), Error> {
         let bytes = if described { entry.bytes.clone() } else { entry.rows_and_tag() };
         self.serve_bytes(&bytes).await
     }
@@ -196,11 +211,11 @@ impl Session {
     /// client too.
     pub(super) async fn keep(
         &mut self,
-        ticket: FillTicket,
-        read: &CachedRead,
+        execution: &Execution<'_>,
+        described: bool,
+        (ticket, read): (FillTicket, &CachedRead),
         captured: Captured,
         (began, cost): (Instant, Duration),
-        described: bool,
     ) -> Result<(), Error> {
         let Captured { bytes, row_description_len, rows } = captured;
         let bytes = bytes.whole().await.ok_or_else(|| Error::internal("an answer was not put together").fatal())?;
@@ -210,6 +225,9 @@ impl Session {
             ticket.uncacheable("it takes longer than its answer may be kept");
         } else {
             ticket.store(entry).await;
+        }
+        if let Some(told) = self.told_before(execution) {
+            note_or_check(&told, &bytes[..row_description_len], described)?;
         }
         let unasked = if described { 0 } else { row_description_len };
         self.serve_bytes(&bytes.slice(unasked..)).await
@@ -229,7 +247,7 @@ impl Session {
         {
             drop(ticket);
             self.out().extend_from_slice(execution.unanswered);
-            self.serve_entry(&old, described).await?;
+            self.serve_entry(execution, described, &old).await?;
             return Ok(Carried::Answered);
         }
         // Whoever has it cancelled does so for itself alone.
@@ -277,9 +295,13 @@ impl Session {
         self.db.shared.tasks.spawn(async move {
             let protocol = match &bind {
                 None => readonly::Protocol::Simple,
-                Some(bind) => {
-                    readonly::Protocol::Extended { types: &types, bind: bind.body(), described: true, unanswered: b"" }
-                }
+                Some(bind) => readonly::Protocol::Extended {
+                    types: &types,
+                    bind: bind.body(),
+                    described: true,
+                    told: None,
+                    unanswered: b"",
+                },
             };
             let read = Read { text: &text, protocol, undo };
             let answer = tokio::time::timeout(patience, readonly::again(lease.server(), read, limit)).await;
@@ -312,4 +334,14 @@ fn settings_of<'s>(
     };
     let at_login = at_login.iter().map(|(name, value)| (name.as_str(), current.get(name).unwrap_or(value.as_str())));
     at_login.chain(current.iter().filter(move |(name, _)| is_besides(name)))
+}
+
+/// Notes what a client is told of an answer's rows, or sees to it that they are those that it was told of before.
+pub(super) fn note_or_check(told: &Signature, description: &[u8], described: bool) -> Result<(), Error> {
+    match description.split_at_checked(HEADER_LEN) {
+        Some((_, body)) if description.starts_with(b"T") && described => told.note_rows(body),
+        Some((_, body)) if description.starts_with(b"T") => told.check_rows(body, 0)?,
+        _ => {}
+    }
+    Ok(())
 }

@@ -139,6 +139,7 @@ impl Session {
             values,
             result_formats: &[],
             describe: false,
+            told: None,
             tells_no_data: false,
             max_rows: 0,
             budget: Budget::from(fanout),

@@ -11,6 +11,7 @@ use bytes::{Buf, Bytes, BytesMut};
 use tokio::time::Instant;
 
 use super::context::Target;
+use super::renewal::gives_what_was_told;
 use super::{Prepared, Session};
 use crate::backend::expect::{About, Expect};
 use crate::error::Error;
@@ -111,12 +112,12 @@ impl Session {
     /// Takes a server connection and notes what is about to run on it. Returns false if it must be prepared there first.
     async fn board(&mut self, ticket: &Ticket) -> Result<bool, Error> {
         let server = self.attach(Target::Primary).await?;
-        if let Ticket::Flight { bind: Range { start: 0, .. }, prepared, .. } = ticket {
+        if let Ticket::Flight { bind: Range { start: 0, .. }, prepared, is_described, .. } = ticket {
             let is_held = match &prepared.identity {
                 None => server.unnamed == Some(prepared.serial),
                 Some(identity) => server.held.touch(identity.id),
             };
-            if !is_held {
+            if !is_held || !(*is_described || gives_what_was_told(server, prepared)) {
                 return Ok(false);
             }
         }
@@ -240,7 +241,7 @@ impl Session {
         }
         // Nothing is on its way (`is_clear`), so that no answer can mistake one for the other.
         let is_the_same = Arc::ptr_eq(&last.under, &self.settings.current)
-            && last.described.get().is_none()
+            && last.told.parameters().is_none()
             && last.identity.is_none();
         Some(match is_the_same {
             true => Arc::clone(last),
@@ -270,6 +271,9 @@ impl Session {
             let client_name = Some((Bytes::new(), prepared.serial));
             server.expects.push(Expect::Parse { hidden: false, statement: None, client_name });
             self.unnamed = Some(Arc::clone(prepared));
+            if !is_described {
+                prepared.told.forget_rows();
+            }
         }
         let mut kept = false;
         match &prepared.identity {
@@ -280,9 +284,9 @@ impl Session {
             }
             _ => server.outbuf.extend_from_slice(sent),
         }
-        server.expects.push(Expect::Bind(About { serial: prepared.serial, kept }));
+        server.expects.push(Expect::Bind(About { serial: prepared.serial, kept, identity: 0 }));
         if is_described {
-            server.expects.push(Expect::Describe(None, About::default()));
+            server.expects.push(Expect::Describe(Some(Arc::clone(&prepared.told)), About::default()));
         }
         server.expects.push(Expect::Execute);
         server.expects.push(Expect::Sync { hidden: false });

@@ -7,7 +7,7 @@ use bytes::{BufMut, Bytes, BytesMut};
 use super::context::Target;
 use super::meaning::send_parse;
 use super::{Prepared, Session};
-use crate::backend::expect::{About, Expect, LearnedTypes, LostName};
+use crate::backend::expect::{About, Expect, LostName};
 use crate::backend::statements::NAME_PREFIX;
 use crate::error::{Error, ErrorKind};
 use crate::limits;
@@ -81,7 +81,6 @@ impl Session {
         };
         let types = parse.types;
         let parse = if identity.is_some() { Bytes::new() } else { frame.bytes.clone() };
-        let described = LearnedTypes::default();
         Ok((
             name,
             Arc::new(Prepared {
@@ -90,7 +89,7 @@ impl Session {
                 parse,
                 text,
                 types,
-                described,
+                told: Arc::default(),
                 facts,
                 conforming: self.conforming_strings(),
                 under: self.settings.as_they_are(),
@@ -198,11 +197,11 @@ impl Session {
         if !self.renews_before(&frame, is_described) {
             return Ok(());
         }
-        self.forward_bind(&frame.bytes, 0).await
+        self.forward_bind(&frame.bytes, 0, is_described).await
     }
 
     /// Passes a Bind on, its statement's name replaced; `missing` bytes of it follow later.
-    async fn forward_bind(&mut self, bytes: &[u8], missing: usize) -> Result<(), Error> {
+    async fn forward_bind(&mut self, bytes: &[u8], missing: usize, is_described: bool) -> Result<(), Error> {
         let body = &bytes[HEADER_LEN..];
         let Some((portal, name)) = frontend::bind_names(body) else {
             return Err(malformed("Bind", Malformed("a name has no end")));
@@ -214,6 +213,9 @@ impl Session {
             self.hide_statements(&prepared.facts, target).await?;
         }
         let prepared = self.as_read_now(name, prepared, target).await?;
+        if let Some(prepared) = prepared.as_ref().filter(|_| !is_described) {
+            self.check_what_it_gives(name, prepared, target).await?;
+        }
         let server_name = match &prepared {
             Some(prepared) => self.ensure_held(name, prepared, target).await?,
             None => self.unknown_name(name),
@@ -233,7 +235,7 @@ impl Session {
             return Ok(());
         }
         let serial = prepared.as_ref().map_or(0, |prepared| prepared.serial);
-        let about = About { serial, kept: missing == 0 && serial > 0 && server.begin_kept(bytes) };
+        let about = About { serial, kept: missing == 0 && serial > 0 && server.begin_kept(bytes), identity: 0 };
         let rest = &body[portal.len() + name.len() + 2..];
         let total = portal.len() + server_name.len() + 2 + rest.len() + missing + 4;
         server.outbuf.put_u8(b'B');
@@ -271,18 +273,19 @@ impl Session {
         if self.db.config.is_distributed() {
             return Err(too_many("bytes in a Bind where a shard key may be among them", limits::BIND_BYTES));
         }
-        self.forward_bind(begin, missing).await
+        self.forward_bind(begin, missing, false).await
     }
 
     pub(super) async fn on_describe(&mut self, frame: Frame) -> Result<(), Error> {
         let describe = frontend::target(frame.body()).map_err(|error| malformed("Describe", error))?;
         if describe.is_portal {
             let target = self.target_of_portal(describe.name)?;
+            let told = self.told_of(describe.name);
             let server = self.attach(target).await?;
             if !server.expects.is_skipping() {
                 server.outbuf.extend_from_slice(&frame.bytes);
                 server.add_kept(&frame.bytes);
-                server.expects.push(Expect::Describe(None, About::default()));
+                server.expects.push(Expect::Describe(told, About::default()));
             }
             return Ok(());
         }
@@ -305,9 +308,10 @@ impl Session {
         let server = self.attach(target).await?;
         if !server.expects.is_skipping() {
             let serial = prepared.as_ref().map_or(0, |prepared| prepared.serial);
-            let about = About { serial, kept: may_repeat && server.begin_kept(&frame.bytes) };
+            let identity = prepared.as_ref().and_then(|prepared| Some(prepared.identity.as_ref()?.id)).unwrap_or(0);
+            let about = About { serial, kept: may_repeat && server.begin_kept(&frame.bytes), identity };
             writer::describe(&mut server.outbuf, b'S', &server_name);
-            server.expects.push(Expect::Describe(prepared.map(|prepared| Arc::clone(&prepared.described)), about));
+            server.expects.push(Expect::Describe(prepared.map(|prepared| Arc::clone(&prepared.told)), about));
         }
         Ok(())
     }

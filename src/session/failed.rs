@@ -40,11 +40,11 @@ impl Session {
 
     /// What a failed transaction tells of a statement that gives no rows, if a server need not be asked.
     pub(super) fn describe_in_failed(&self, prepared: &Prepared) -> Option<Bytes> {
-        let types = match prepared.described.get() {
+        let types = match prepared.told.parameters() {
             _ if self.status != TransactionStatus::Failed || !gives_no_rows(&prepared.facts, &prepared.text) => {
                 return None;
             }
-            Some(types) => types.as_slice(),
+            Some(types) => types,
             None if prepared.facts.statements.iter().all(|it| it.parameters == 0) && prepared.types.is_empty() => &[],
             None => return None,
         };

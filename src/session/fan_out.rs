@@ -128,6 +128,7 @@ impl Session {
             Some((_, bind)) => (bind.formats.as_slice(), bind.values.as_slice(), bind.result_formats.as_slice()),
             None => (&[][..], &[][..], &[][..]),
         };
+        let told = self.told_before(execution);
         let run = Run {
             plan: streamed,
             types: execution.types,
@@ -135,6 +136,7 @@ impl Session {
             values,
             formats: ResultFormats { codes: result_formats, extra_float_digits: self.extra_float_digits() },
             describe: described,
+            told: told.as_deref(),
             max_rows: rows_of(execution.max_rows),
             unanswered: execution.unanswered,
             standard_conforming_strings: self.conforming_strings(),

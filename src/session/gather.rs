@@ -39,6 +39,7 @@ impl Session {
             Some((_, bind)) => (bind.formats.as_slice(), bind.values.as_slice(), bind.result_formats.as_slice()),
             None => (&[][..], &[][..], &[][..]),
         };
+        let told = self.told_before(execution);
         let fanout = &self.db.fanout;
         let run = Run {
             plan: gathered,
@@ -48,6 +49,7 @@ impl Session {
             values,
             result_formats,
             describe: described,
+            told: told.as_deref(),
             tells_no_data: described && execution.bind.is_some(),
             max_rows: execution.max_rows,
             budget: Budget::from(fanout),

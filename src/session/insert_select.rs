@@ -274,6 +274,7 @@ impl Session {
             values,
             formats: ResultFormats { codes: formats, extra_float_digits: self.extra_float_digits() },
             describe: false,
+            told: None,
             max_rows: None,
             unanswered: b"",
             standard_conforming_strings: self.conforming_strings(),
@@ -306,6 +307,7 @@ impl Session {
             values: &values,
             result_formats: formats,
             describe: false,
+            told: None,
             tells_no_data: false,
             max_rows: 0,
             budget: Budget {

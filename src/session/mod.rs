@@ -69,10 +69,11 @@ use bytes::{Bytes, BytesMut};
 use tokio::time::Instant;
 
 use crate::backend::alarm::Alarm;
-use crate::backend::expect::{Expect, LearnedTypes};
+use crate::backend::expect::Expect;
 use crate::backend::pool::{Lease, Pool};
 use crate::backend::scan::Seen;
 use crate::backend::settings::SharedSettings;
+use crate::backend::signature::Signature;
 use crate::backend::statements::Identity;
 use crate::config::model::{PoolMode, User};
 use crate::error::Error;
@@ -118,8 +119,8 @@ struct Prepared {
     text: Bytes,
     /// Its parameter types, as declared.
     types: Vec<u32>,
-    /// Its parameter types, as a server told them.
-    described: LearnedTypes,
+    /// What servers have told of it.
+    told: Arc<Signature>,
     /// What it does.
     facts: SharedFacts,
     /// `standard_conforming_strings` was on when it was read.
@@ -144,7 +145,7 @@ impl Prepared {
             parse: self.parse.clone(),
             text: self.text.clone(),
             types: self.types.clone(),
-            described: LearnedTypes::default(),
+            told: Arc::default(),
             facts: Arc::clone(&self.facts),
             conforming: self.conforming,
             under: Arc::clone(under),
@@ -154,8 +155,8 @@ impl Prepared {
 
     /// The same statement for a client that has changed its settings.
     fn read_again(&self, identity: Arc<Identity>, under: SharedSettings, read_under: SharedSettings) -> Self {
-        let described = Arc::clone(&self.described);
-        Self { identity: Some(identity), described, ..self.again(self.serial, &under, Some(read_under)) }
+        let told = Arc::clone(&self.told);
+        Self { identity: Some(identity), told, ..self.again(self.serial, &under, Some(read_under)) }
     }
 }
 

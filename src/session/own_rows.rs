@@ -241,8 +241,10 @@ impl Session {
     ) -> Result<Read, Error> {
         let keeper = self.gatekeeper(streamed.shards.len());
         let formats = execution.bind.map_or(&[][..], |(_, bind)| bind.result_formats.as_slice());
+        let told = self.told_before(execution);
         let run = Run {
             describe: described,
+            told: told.as_deref(),
             max_rows: rows_of(execution.max_rows),
             unanswered: execution.unanswered,
             ..self.run_of(execution, streamed, formats)

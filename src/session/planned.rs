@@ -560,7 +560,7 @@ impl super::Prepared {
     pub(super) fn known_types(&self) -> Vec<u32> {
         let declared = |at: usize| self.types.get(at).copied().unwrap_or(0);
         let known = |(at, told)| if told < FIRST_USER_OID { told } else { declared(at) };
-        match self.described.get() {
+        match self.told.parameters() {
             Some(told) => told.iter().copied().enumerate().map(known).collect(),
             None => self.types.clone(),
         }

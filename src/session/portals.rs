@@ -203,6 +203,7 @@ impl Session {
             values: &bound.values,
             formats: ResultFormats { codes: &bound.result_formats, extra_float_digits: self.extra_float_digits() },
             describe: false,
+            told: None,
             max_rows: rows_of(max_rows),
             unanswered: b"",
             standard_conforming_strings: self.conforming_strings(),

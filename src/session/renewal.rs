@@ -9,20 +9,22 @@ use std::sync::Arc;
 
 use bytes::{BufMut, Bytes, BytesMut};
 
+use super::context::Target;
 use super::meaning::send_parse;
+use super::planned::Execution;
 use super::{Prepared, Session};
 use crate::backend::expect::Expect;
 use crate::backend::scan::StatementError;
+use crate::backend::server::ServerConn;
+use crate::backend::signature::{self, Signature};
 use crate::backend::statements::Identity;
 use crate::error::Error;
+use crate::sql::facts::Class;
 use crate::wire::backend::renamed;
 use crate::wire::frame::{Body, Frame};
 use crate::wire::frontend;
 use crate::wire::writer::{self, TransactionStatus};
 
-/// What PostgreSQL says where it is pgherd that knows: drivers prepare anew when they read the routine's name.
-const STALE: &[u8] =
-    b"SERROR\0VERROR\0C0A000\0Mcached plan must not change result type\0Fplancache.c\0RRevalidateCachedQuery\0\0";
 /// What `unknown_name` puts behind a name that would mean something on the server.
 pub(super) const UNKNOWN: &[u8] = b" (unknown)";
 
@@ -81,9 +83,70 @@ impl Session {
             return true;
         }
         let mut message = BytesMut::new();
-        writer::message(&mut message, b'E', |out| out.put_slice(STALE));
+        writer::error_response(&mut message, &signature::changed());
         self.fail_with(message.freeze());
         false
+    }
+
+    /// Sees to it that the server at hand gives the rows of a statement that its client was told of. A server refuses what it has read
+    /// once that has changed. One that reads it only now is asked, and so is one where nobody has asked yet what it read for others; but
+    /// not in the middle of a pipeline, where nobody can be asked.
+    ///
+    /// # Errors
+    /// It gives other rows; or the transaction at hand has failed.
+    pub(super) async fn check_what_it_gives(
+        &mut self,
+        name: &[u8],
+        prepared: &Arc<Prepared>,
+        target: Target,
+    ) -> Result<(), Error> {
+        let Some(server) = self.held_server() else { return Ok(()) };
+        if gives_what_was_told(server, prepared) || server.expects.is_unsynced() || self.takes_nothing() {
+            return Ok(());
+        }
+        match Box::pin(self.ask_what_it_gives(name, prepared, target)).await {
+            Ok(rows) => {
+                let checked = prepared.told.check_rows(&rows, 0);
+                if let (Err(_), None, Some(server)) = (&checked, &prepared.identity, self.held_server()) {
+                    // Next time it is not to be taken for what the client has prepared.
+                    server.unnamed = None;
+                }
+                checked
+            }
+            Err(error) if self.status == TransactionStatus::InTransaction => Err(error),
+            // Its Bind will say so itself.
+            Err(_) => Ok(()),
+        }
+    }
+
+    async fn ask_what_it_gives(
+        &mut self,
+        name: &[u8],
+        prepared: &Arc<Prepared>,
+        target: Target,
+    ) -> Result<Bytes, Error> {
+        let Some(identity) = &prepared.identity else {
+            let server = self.ask_now(target).await?;
+            if server.unnamed != Some(prepared.serial) {
+                server.prepare_unnamed(&prepared.parse, prepared.serial).await?;
+            }
+            return server.rows_of(b"").await;
+        };
+        self.prepare_now(name, prepared, identity, target).await?;
+        let server = self.ask_now(target).await?;
+        let rows = server.rows_of(identity.server_name.as_bytes()).await?;
+        server.held.note_rows(identity.id, rows.clone());
+        Ok(rows)
+    }
+
+    /// What the client was told of the statement that a portal runs.
+    pub(super) fn told_of(&self, portal: &[u8]) -> Option<Arc<Signature>> {
+        self.portals.get(portal).map(|prepared| Arc::clone(&prepared.told))
+    }
+
+    /// What the client was told of the statement that it executes, which it may have prepared long before.
+    pub(super) fn told_before(&self, execution: &Execution<'_>) -> Option<Arc<Signature>> {
+        self.told_of(execution.bind?.1.portal)
     }
 
     /// Whether the client has sent a Describe of the portal right behind its Bind.
@@ -101,8 +164,8 @@ impl Session {
 
     /// Sends what was refused once more, with the statement prepared anew.
     fn repeat(&mut self, old: &Prepared, new: &Arc<Identity>) {
-        let learned = self.named.values().find(|prepared| prepared.serial == old.serial);
-        let learned = learned.map(|prepared| Arc::clone(&prepared.described)).unwrap_or_default();
+        let told = self.named.values().find(|prepared| prepared.serial == old.serial);
+        let told = told.map(|prepared| Arc::clone(&prepared.told)).unwrap_or_default();
         let Some(server) = self.held_server() else { return };
         server.end_refused();
         if let Some(old) = &old.identity
@@ -114,7 +177,20 @@ impl Session {
         if !server.held.touch(new.id) {
             send_parse(server, new, None);
         }
-        server.repeat_kept(new.server_name.as_bytes(), old.serial, learned);
+        server.repeat_kept(new.server_name.as_bytes(), old.serial, &told);
+    }
+}
+
+/// Whether a server is known to give the rows of a statement that its client was told of, or to refuse it.
+pub(super) fn gives_what_was_told(server: &ServerConn, prepared: &Prepared) -> bool {
+    // What a cursor or a command gives is not kept, and so never refused; to describe it may be more than the server can bear.
+    let is_planned = prepared.facts.single().is_some_and(|it| matches!(it.class, Class::Read | Class::Write));
+    if !is_planned || prepared.told.rows().is_empty() {
+        return true;
+    }
+    match &prepared.identity {
+        Some(identity) => server.held.rows(identity.id).is_some_and(|rows| prepared.told.check_rows(rows, 0).is_ok()),
+        None => server.unnamed == Some(prepared.serial),
     }
 }
 

@@ -21,6 +21,7 @@ use crate::exec::relay::ClientSide;
 use crate::exec::scatter::{self, Answer, Failure, Statement};
 use crate::exec::two_phase::commit::command;
 use crate::plan::distribute::{KeyMove, Part, Scattered, marker};
+use crate::wire::frame::HEADER_LEN;
 use crate::wire::writer::{self, TransactionStatus};
 
 impl Session {
@@ -50,6 +51,8 @@ impl Session {
             Spread::Parts(scattered) => Box::pin(self.scatter_within(execution, scattered)).await,
             Spread::Moves(moved) => Box::pin(self.move_within(execution, moved)).await,
         };
+        let told = self.told_before(execution);
+        let outcome = outcome.and_then(|answer| answer.is_as_told(told.as_deref().filter(|_| !described)));
         let (answer, committed) = match (outcome, is_own) {
             (Ok(answer), false) => (answer, Ok(())),
             (Ok(answer), true) => (answer, Box::pin(self.end_everywhere(true)).await?.map(|_| ())),
@@ -77,6 +80,9 @@ impl Session {
         self.tell_as_far(execution, 2);
         if let Err(message) = committed {
             return Ok(Err(message));
+        }
+        if let (Some(told), Some(description)) = (told.filter(|_| described), &answer.description) {
+            told.note_rows(&description[HEADER_LEN..]);
         }
         self.answer_scattered(execution, described, answer);
         Ok(Ok(()))

@@ -223,6 +223,7 @@ impl Session {
             None => (&[][..], &[][..], &[][..]),
         };
         let streamed = Streamed { shards: (0..legs.len()).collect(), ..Streamed::clone(&split.streamed) };
+        let told = self.told_before(execution);
         let run = Run {
             plan: &streamed,
             types: execution.types,
@@ -230,6 +231,7 @@ impl Session {
             values,
             formats: ResultFormats { codes: result_formats, extra_float_digits: self.extra_float_digits() },
             describe: described,
+            told: told.as_deref(),
             max_rows: None,
             unanswered: execution.unanswered,
             standard_conforming_strings: self.conforming_strings(),

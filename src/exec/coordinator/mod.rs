@@ -30,11 +30,12 @@ pub use self::ship::{Budget, Shipped};
 use super::fanout::{Failure, Leg, Sink};
 use super::two_phase::TwoPhase;
 use super::two_phase::latch::{Guard, Kind, Left};
+use crate::backend::signature::Signature;
 use crate::catalog::model::Oid;
 use crate::error::{Error, ErrorKind};
 use crate::exec::merge::description::{Description, format_of};
 use crate::plan::distribute::{Gathered, Shipment};
-use crate::wire::frame::Frame;
+use crate::wire::frame::{Frame, HEADER_LEN};
 use crate::wire::sqlstate::SqlState;
 use crate::wire::writer;
 
@@ -65,6 +66,8 @@ pub struct Run<'a> {
     pub result_formats: &'a [i16],
     /// Whether the client is sent a RowDescription.
     pub describe: bool,
+    /// What the client was told of the statement before.
+    pub told: Option<&'a Signature>,
     /// Whether the client is sent NoData where there are no rows to describe.
     pub tells_no_data: bool,
     /// Execute's row limit; 0 is none.
@@ -282,6 +285,9 @@ async fn describe<L: Leg>(run: &Run<'_>, line: &mut Line<'_, L>) -> Result<Descr
             b'E' if description.is_some() => return Err(Failure::Server(without_position(&frame))),
             b'E' => return Err(Failure::Server(frame)),
             b'T' if description.is_none() => {
+                if let Some(told) = run.told.filter(|_| !run.describe) {
+                    told.check_rows(frame.body(), 0).map_err(Failure::Own)?;
+                }
                 description = Some(Description::read(frame.body()).map_err(Failure::Own)?);
             }
             // COPY: it gives no rows of the protocol's.
@@ -382,7 +388,11 @@ async fn relay<L: Leg, S: Sink>(
         b'T' => {
             agree(run, description, frame)?;
             if run.describe {
+                let before = out.len();
                 description.write(out, description.columns.len(), run.result_formats);
+                if let Some(told) = run.told {
+                    told.note_rows(&out[before + HEADER_LEN..]);
+                }
             }
             Ok(())
         }

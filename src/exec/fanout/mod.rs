@@ -26,12 +26,13 @@ pub use replay::Replay;
 pub use resume::{Course, abandon, resume};
 pub use snapshot::{Prepared, Readiness, prepare};
 
+use crate::backend::signature::Signature;
 use crate::catalog::model::Oid;
 use crate::error::{Error, ErrorKind};
 use crate::exec::merge::description::{Description, format_of};
 use crate::exec::merge::{Merger, ResultFormats};
 use crate::plan::distribute::{Streamed, Unstreamed};
-use crate::wire::frame::{Frame, Frames};
+use crate::wire::frame::{Frame, Frames, HEADER_LEN};
 use crate::wire::sqlstate::SqlState;
 use crate::wire::writer;
 
@@ -69,6 +70,8 @@ pub struct Run<'a> {
     pub formats: ResultFormats<'a>,
     /// Whether the client is sent a RowDescription.
     pub describe: bool,
+    /// What the client was told of the statement before.
+    pub told: Option<&'a Signature>,
     /// Rows after which the portal is suspended; `None` for all.
     pub max_rows: Option<u64>,
     /// ParseComplete and BindComplete, as far as the client is to be given them when a shard has said so.
@@ -231,7 +234,7 @@ impl<'a> Fanout<'a> {
         let is_stale = self.snapshots.is_stale;
         if matches!(result, Err(Failure::Server(_) | Failure::Own(_))) && self.unanswered.is_empty() && !is_stale {
             // PostgreSQL's comes before an error, too.
-            sink.queue().extend_from_slice(&self.describes.split());
+            self.give_description(sink.queue());
         }
         let (untold, given) = (self.unanswered.len(), self.legs.iter().map(|progress| progress.given).collect());
         let is_suspended = result.is_ok() && self.is_paused() && !self.is_within;
@@ -267,10 +270,10 @@ impl<'a> Fanout<'a> {
                 Event::SinkLost(error) => return Err(Failure::Own(error)),
             }
         }
+        self.give_description(sink.queue());
         let Some(merger) = &mut self.merger else {
             return Err(Failure::Own(Error::internal("no shard described its rows")));
         };
-        sink.queue().extend_from_slice(&self.describes.split());
         while merger.finish(sink.queue(), SINK_HIGH_BYTES).map_err(Failure::Own)? {
             poll_fn(|cx| sink.poll_flush(cx)).await.map_err(Failure::Own)?;
         }
@@ -445,7 +448,16 @@ impl<'a> Fanout<'a> {
             && !self.snapshots.are_awaited()
             && !self.merger.as_ref().is_some_and(Merger::gives_at_the_end)
         {
-            out.extend_from_slice(&self.describes.split());
+            self.give_description(out);
+        }
+    }
+
+    /// Gives the client the RowDescription, if it lacks one: it goes by that from now on.
+    fn give_description(&mut self, out: &mut BytesMut) {
+        let description = self.describes.split();
+        out.extend_from_slice(&description);
+        if let (Some(told), Some(body)) = (self.run.told, description.get(HEADER_LEN..)) {
+            told.note_rows(body);
         }
     }
 
@@ -481,6 +493,8 @@ impl<'a> Fanout<'a> {
                 if self.run.describe {
                     shown.write(&mut self.describes, visible, formats.codes);
                     self.describe(sink.queue());
+                } else if let Some(told) = self.run.told {
+                    told.check_rows(frame.body(), plan.hidden).map_err(Failure::Own)?;
                 }
                 self.description = Some(description.clone());
             }

@@ -273,6 +273,7 @@ impl Cluster {
                     values,
                     formats: ResultFormats { codes: formats, extra_float_digits: 1 },
                     describe: true,
+                    told: None,
                     max_rows: None,
                     unanswered: b"",
                     standard_conforming_strings: true,

@@ -32,6 +32,7 @@ fn run(plan: &Streamed, memory_bytes: usize) -> Run<'_> {
         values: &[],
         formats: ResultFormats { codes: &[0], extra_float_digits: 1 },
         describe: true,
+        told: None,
         max_rows: None,
         unanswered: b"",
         standard_conforming_strings: true,

@@ -253,3 +253,83 @@ async fn a_statement_that_means_nothing_any_more_fails_as_it_would() {
     drop(client);
     proxy.examine().await;
 }
+
+/// A server that never had it before the change has nothing to refuse, and one where others have prepared it since neither.
+#[tokio::test]
+async fn a_server_that_reads_it_only_now_is_asked_what_it_gives() {
+    let proxy = Proxy::start("max_connections = 2").await;
+    proxy.database.execute("create table t (a int); insert into t values (1)").await;
+    for (name, others_prepare) in [("s", false), ("s", true), ("", false)] {
+        let (mut client, mut holder, mut other) = (proxy.wire().await, proxy.wire().await, proxy.wire().await);
+        let execute = |out: &mut bytes::BytesMut, is_described: bool| {
+            bind(out, "", name, &[], 0);
+            if is_described {
+                writer::describe(out, b'P', b"");
+            }
+            writer::execute(out, b"", 0);
+            writer::sync(out);
+        };
+        let text = format!("select * from t -- {name}, {others_prepare}");
+        client
+            .say(|out| {
+                writer::parse(out, name.as_bytes(), text.as_bytes(), &[]);
+                writer::describe(out, b'S', name.as_bytes());
+                writer::sync(out);
+            })
+            .await;
+        client.expect("1tTZ").await;
+        // The one server that knows it is somebody else's for a while.
+        holder.query("begin").await;
+        proxy.database.execute("alter table t add b int").await;
+        if others_prepare {
+            prepare(&mut other, &text).await;
+            assert_eq!(width(&undescribed(&mut other).await), 2);
+        }
+        for _ in 0..2 {
+            client.say(|out| execute(out, false)).await;
+            let answer = client.until_ready().await;
+            assert!(is_stale(&answer), "{name}, {others_prepare}: {answer:?}");
+        }
+        // A Query takes the unnamed statement with it.
+        if !name.is_empty() {
+            client.query("begin").await;
+            client.say(|out| execute(out, false)).await;
+            assert!(is_stale(&client.until_ready().await));
+            assert_eq!(client.query("select 1").await[0].field(b'C').as_deref(), Some("25P02"));
+            client.query("rollback").await;
+        }
+        client.say(|out| execute(out, true)).await;
+        assert_eq!(tags(&client.until_ready().await), "2TDCZ");
+        client.say(|out| execute(out, false)).await;
+        assert_eq!(tags(&client.until_ready().await), "2DCZ", "it goes by what it was told last");
+        holder.query("rollback").await;
+        proxy.database.execute("alter table t drop b").await;
+        drop((client, holder, other));
+        proxy.examine().await;
+    }
+}
+
+/// A change of what is not asked for is none, wherever it is prepared next.
+#[tokio::test]
+async fn what_gives_the_same_rows_runs_on_whatever_server() {
+    let proxy = Proxy::start("max_connections = 3").await;
+    proxy.database.execute("create table t (a int, s varchar(9)); insert into t values (1, 'x')").await;
+    let mut client = proxy.wire().await;
+    prepare(&mut client, "select a, s from t").await;
+    proxy
+        .database
+        .execute("alter table t add b int; alter table t rename to u; create view t as select * from u")
+        .await;
+    let mut holders = [proxy.wire().await, proxy.wire().await];
+    for holder in &mut holders {
+        holder.query("begin").await;
+        for _ in 0..2 {
+            assert_eq!(tags(&undescribed(&mut client).await), "2DCZ");
+        }
+    }
+    for holder in &mut holders {
+        holder.query("rollback").await;
+    }
+    drop((client, holders));
+    proxy.examine().await;
+}

@@ -5,6 +5,7 @@ mod gathered;
 mod herd;
 mod memory;
 mod portals;
+mod renewed;
 mod routing;
 mod rows;
 mod sessions;
