@@ -6,7 +6,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::signature::Signature;
-use super::statements::{Held, Identity};
+use super::statements::Identity;
 
 /// ParseComplete.
 const PARSE_COMPLETE: &[u8] = b"1\0\0\0\x04";
@@ -18,8 +18,6 @@ pub struct About {
     pub serial: u64,
     /// It is the first message of what `ServerConn::kept` holds.
     pub kept: bool,
-    /// What a Describe asks for by name: [`Identity::id`], or 0.
-    pub identity: u64,
 }
 
 /// One answer that is on its way.
@@ -223,7 +221,7 @@ impl Expects {
         match self.queue.front()? {
             Expect::Bind(about) | Expect::Describe(_, about) => Some(*about),
             Expect::Parse { client_name: Some((_, serial)), .. } | Expect::Reparse(_, _, serial) => {
-                Some(About { serial: *serial, ..About::default() })
+                Some(About { serial: *serial, kept: false })
             }
             _ => None,
         }
@@ -245,13 +243,10 @@ impl Expects {
         }
     }
 
-    /// A RowDescription has come: notes what it says, if somebody wants that, for the client and of what the server holds.
-    pub fn note_rows(&self, body: &[u8], held: &mut Held) {
-        if let Some(Expect::Describe(Some(told), about)) = self.queue.front() {
+    /// A RowDescription has come: notes what it says, if somebody wants that.
+    pub fn note_rows(&self, body: &[u8]) {
+        if let Some(Expect::Describe(Some(told), _)) = self.queue.front() {
             told.note_rows(body);
-            if about.identity > 0 {
-                held.note_rows(about.identity, told.rows());
-            }
         }
     }
 

@@ -106,7 +106,7 @@ impl ServerConn {
 
     /// Sends the flight that was kept once more, its statement under another name. That is not done twice.
     pub fn repeat_kept(&mut self, statement: &[u8], serial: u64, told: &Arc<Signature>) {
-        let about = About { serial, ..About::default() };
+        let about = About { serial, kept: false };
         let (first, mut rest) = self.kept.bytes.split_at(self.kept.first_len);
         let mut body = Body::new(&first[HEADER_LEN..]);
         if first.first() == Some(&b'D') {

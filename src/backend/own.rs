@@ -43,7 +43,6 @@ impl ServerConn {
             match frame.tag() {
                 b'D' => answer.rows.push(text_row(frame.body()).ok_or_else(|| misbehaved("a DataRow is cut short"))?),
                 b't' => answer.types = read_types(frame.body()).ok_or_else(|| misbehaved("types are cut short"))?,
-                b'T' => answer.description = Bytes::copy_from_slice(frame.body()),
                 b'E' => answer.error = Some(Bytes::copy_from_slice(frame.body())),
                 b'G' | b'W' => return Err(misbehaved("COPY where none was asked for")),
                 b'Z' => break,
@@ -81,33 +80,6 @@ impl ServerConn {
         answer.of_clients_statement().map(|()| types)
     }
 
-    /// Prepares what a client's Parse says, as the unnamed statement.
-    ///
-    /// # Errors
-    /// The server refused it or failed.
-    pub async fn prepare_unnamed(&mut self, parse: &[u8], serial: u64) -> Result<(), Error> {
-        self.unnamed = None;
-        self.outbuf.extend_from_slice(parse);
-        writer::sync(&mut self.outbuf);
-        self.flush().await?;
-        self.collect().await?.of_clients_statement()?;
-        self.unnamed = Some(serial);
-        Ok(())
-    }
-
-    /// Asks which rows a statement gives: the body of its RowDescription, empty if it gives none.
-    ///
-    /// # Errors
-    /// The server refused or failed.
-    pub async fn rows_of(&mut self, name: &[u8]) -> Result<Bytes, Error> {
-        writer::describe(&mut self.outbuf, b'S', name);
-        writer::sync(&mut self.outbuf);
-        self.flush().await?;
-        let answer = self.collect().await?;
-        let description = answer.description.clone();
-        answer.of_clients_statement().map(|()| description)
-    }
-
     /// Closes every statement that it holds by name, and waits until it has.
     ///
     /// # Errors
@@ -132,8 +104,6 @@ struct Answer {
     rows: Vec<Vec<Option<String>>>,
     /// Of a statement's parameters.
     types: Vec<u32>,
-    /// The body of a RowDescription.
-    description: Bytes,
     /// The body of an ErrorResponse.
     error: Option<Bytes>,
 }

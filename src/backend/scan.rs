@@ -104,10 +104,7 @@ impl ServerConn {
             }
             match tag {
                 b'D' => seen.rows += 1,
-                b'T' => {
-                    let body = &self.inbuf[self.cleared + HEADER_LEN..=self.cleared + len];
-                    self.expects.note_rows(body, &mut self.held);
-                }
+                b'T' => self.expects.note_rows(&self.inbuf[self.cleared + HEADER_LEN..=self.cleared + len]),
                 b'C' => self.copying_in = false,
                 b'Z' => {
                     let Some(status) = TransactionStatus::from_byte(status).filter(|_| len == READY_LEN) else {
@@ -256,10 +253,7 @@ impl ServerConn {
             }
             b't' if seen.tells_statements && self.is_asked_again(header) => return Ok(Verdict::Swallow),
             b't' => self.expects.note_parameters(&self.inbuf[self.cleared + HEADER_LEN..self.cleared + header.total]),
-            b'T' => {
-                let body = &self.inbuf[self.cleared + HEADER_LEN..self.cleared + header.total];
-                self.expects.note_rows(body, &mut self.held);
-            }
+            b'T' => self.expects.note_rows(&self.inbuf[self.cleared + HEADER_LEN..self.cleared + header.total]),
             b'G' | b'W' => {
                 self.copying_in = true;
                 seen.calls = true;

@@ -44,11 +44,6 @@ impl Signature {
         }
     }
 
-    /// The body of the last RowDescription; empty where there was none.
-    pub fn rows(&self) -> Bytes {
-        self.rows.lock().clone()
-    }
-
     /// Its client has prepared it anew, and not asked what it gives.
     pub fn forget_rows(&self) {
         *self.rows.lock() = Bytes::new();
@@ -59,34 +54,62 @@ impl Signature {
     ///
     /// # Errors
     /// It was told of others: `cached plan must not change result type`.
-    pub fn check_rows(&self, body: &[u8], hidden: usize) -> Result<(), Error> {
-        let told = self.rows();
-        let are_as_told =
-            told.is_empty() || std::ptr::eq(&*told, body) || are_alike(&told, body, hidden).unwrap_or(false);
+    pub fn check_rows(&self, body: &[u8], hidden: usize, whence: Whence<'_>) -> Result<(), Error> {
+        let told = self.rows.lock().clone();
+        let are_as_told = told.is_empty() || *told == *body || are_alike(&told, body, hidden, whence).unwrap_or(false);
         if are_as_told { Ok(()) } else { Err(changed()) }
     }
 }
+
+/// Where rows come from that a client was told of before.
+#[derive(Debug, Clone, Copy)]
+pub enum Whence<'a> {
+    /// The database that told it, or a copy of that: oids mean the same there.
+    Here,
+    /// Another one, in these formats (as in Bind: none, one for all, one each). Types that users made have other oids there; no value
+    /// holds one in text, nor where it is of a fixed length.
+    Elsewhere(&'a [i16]),
+}
+
+impl Whence<'_> {
+    fn is_same_type(self, at: usize, a: &Column<'_>, b: &Column<'_>) -> bool {
+        let Self::Elsewhere(formats) = self else { return a.type_oid == b.type_oid };
+        let is_text = match formats {
+            [] => true,
+            [all] => *all == 0,
+            each => each.get(at).is_none_or(|format| *format == 0),
+        };
+        let are_users = a.type_oid >= FIRST_USER_OID && b.type_oid >= FIRST_USER_OID;
+        a.type_oid == b.type_oid || (are_users && a.size == b.size && (is_text || a.size > 0))
+    }
+}
+
+const CHANGED: &str = "cached plan must not change result type";
 
 /// PostgreSQL's refusal of a statement whose rows have become others. Drivers prepare anew when they read the routine's name.
 pub fn changed() -> Error {
     const BODY: &[u8] =
         b"SERROR\0VERROR\0C0A000\0Mcached plan must not change result type\0Fplancache.c\0RRevalidateCachedQuery\0\0";
-    Error::refused("cached plan must not change result type").verbatim(Bytes::from_static(BODY))
+    Error::refused(CHANGED).verbatim(Bytes::from_static(BODY))
 }
 
-/// Whether two RowDescriptions' columns have the same names, types and modifiers; of the second all but the last `hidden`. Tables have
-/// other oids on another server, formats are Bind's, and types that users made are as long there at least.
-fn are_alike(told: &[u8], given: &[u8], hidden: usize) -> Option<bool> {
+/// Whether an error is that.
+pub fn is_changed(error: &Error) -> bool {
+    error.message() == CHANGED
+}
+
+/// Whether two RowDescriptions' columns have the same names, types and modifiers; of the second all but the last `hidden`. Names that
+/// are not ASCII say nothing: they come in whatever encoding the client had.
+fn are_alike(told: &[u8], given: &[u8], hidden: usize, whence: Whence<'_>) -> Option<bool> {
     let (mut told, mut given) = (Body::new(told), Body::new(given));
     let count = usize::try_from(told.i16()?).ok()?;
     if usize::try_from(given.i16()?).ok()? != count + hidden {
         return Some(false);
     }
-    for _ in 0..count {
+    for at in 0..count {
         let (a, b) = (Column::read(&mut told)?, Column::read(&mut given)?);
-        let are_users = a.type_oid >= FIRST_USER_OID && b.type_oid >= FIRST_USER_OID;
-        let is_same_type = a.type_oid == b.type_oid || (are_users && a.size == b.size);
-        if a.name != b.name || a.typmod != b.typmod || !is_same_type {
+        let is_same_name = a.name == b.name || !(a.name.is_ascii() && b.name.is_ascii());
+        if !is_same_name || a.typmod != b.typmod || !whence.is_same_type(at, &a, &b) {
             return Some(false);
         }
     }
@@ -135,11 +158,12 @@ mod tests {
     #[test]
     fn rows_of_other_columns_are_not_for_a_client_that_was_told() {
         let told = Signature::default();
+        let check = |columns: &[(&str, u32, i16, i32)], hidden| told.check_rows(&rows(columns), hidden, Whence::Here);
         let (int, text) = (("a", 23, 4, -1), ("b", 25, -1, -1));
-        assert!(told.check_rows(&rows(&[int]), 0).is_ok(), "it was told nothing yet");
+        assert!(check(&[int], 0).is_ok(), "it was told nothing yet");
         told.note_rows(&rows(&[int, text]));
-        assert!(told.check_rows(&rows(&[int, text]), 0).is_ok());
-        assert!(told.check_rows(&rows(&[int, text, ("hidden", 20, 8, -1)]), 1).is_ok());
+        assert!(check(&[int, text], 0).is_ok());
+        assert!(check(&[int, text, ("hidden", 20, 8, -1)], 1).is_ok());
         for others in [
             &[int][..],
             &[int, text, ("c", 25, -1, -1)],
@@ -147,23 +171,37 @@ mod tests {
             &[("A", 23, 4, -1), text],
             &[int, ("b", 1043, -1, 14)],
         ] {
-            let error = told.check_rows(&rows(others), 0).expect_err("other rows");
+            let error = check(others, 0).expect_err("other rows");
             assert_eq!(
                 (error.sqlstate().code(), error.message()),
                 ("0A000", "cached plan must not change result type")
             );
         }
         told.note_rows(&rows(&[int]));
-        assert!(told.check_rows(&rows(&[int]), 0).is_ok(), "it has asked again");
+        assert!(check(&[int], 0).is_ok(), "it has asked again");
     }
 
     #[test]
     fn types_that_users_made_have_other_oids_elsewhere() {
         let told = Signature::default();
-        told.note_rows(&rows(&[("mood", 16_400, 4, -1)]));
-        assert!(told.check_rows(&rows(&[("mood", 16_500, 4, -1)]), 0).is_ok());
-        assert!(told.check_rows(&rows(&[("mood", 16_500, -1, -1)]), 0).is_err());
-        assert!(told.check_rows(&rows(&[("mood", 23, 4, -1)]), 0).is_err());
-        assert!(told.check_rows(b"\0\x01mood", 0).is_err(), "cut short");
+        let (mood, fields) = (("mood", 16_400, 4, -1), ("fields", 16_402, -1, -1));
+        told.note_rows(&rows(&[mood, fields]));
+        let check = |columns: &[(&str, u32, i16, i32)], given| told.check_rows(&rows(columns), 0, given).is_ok();
+        let there = [("mood", 16_500, 4, -1), ("fields", 16_502, -1, -1)];
+        assert!(check(&there, Whence::Elsewhere(&[])) && check(&there, Whence::Elsewhere(&[1, 0])));
+        assert!(!check(&there, Whence::Elsewhere(&[1])), "what it holds in binary form may be an oid");
+        assert!(!check(&there, Whence::Here));
+        assert!(!check(&[("mood", 23, 4, -1), fields], Whence::Elsewhere(&[])));
+        assert!(told.check_rows(b"\0\x02mood", 0, Whence::Here).is_err(), "cut short");
+    }
+
+    #[test]
+    fn a_name_in_another_encoding_is_the_same_name() {
+        let told = Signature::default();
+        let mut latin = rows(&[("pr?nom", 25, -1, -1)]);
+        latin[4] = 0xe9;
+        told.note_rows(&latin);
+        assert!(told.check_rows(&rows(&[("pr\u{e9}nom", 25, -1, -1)]), 0, Whence::Here).is_ok());
+        assert!(told.check_rows(&rows(&[("pr\u{e9}nom", 23, 4, -1)]), 0, Whence::Here).is_err());
     }
 }

@@ -185,18 +185,10 @@ impl Registry {
     }
 }
 
-/// A statement as one server connection holds it.
-#[derive(Debug)]
-struct OnServer {
-    identity: Arc<Identity>,
-    /// The body of its RowDescription, where the server has been asked; empty where it gives no rows.
-    rows: Option<Bytes>,
-}
-
 /// The statements that one server connection holds, least recently used first.
 #[derive(Debug)]
 pub struct Held {
-    statements: LinkedHashMap<u64, OnServer>,
+    statements: LinkedHashMap<u64, Arc<Identity>>,
     capacity: usize,
 }
 
@@ -220,20 +212,8 @@ impl Held {
     /// Notes that a Parse of it is on its way; returns the statement that must be closed to make room.
     pub fn insert(&mut self, identity: Arc<Identity>) -> Option<Arc<Identity>> {
         let evicted = if self.statements.len() >= self.capacity { self.statements.pop_front() } else { None };
-        self.statements.insert(identity.id, OnServer { identity, rows: None });
-        evicted.map(|(_, held)| held.identity)
-    }
-
-    /// Notes the body of a RowDescription that the server has given of a statement. Once it gives other rows it refuses it itself.
-    pub fn note_rows(&mut self, id: u64, rows: Bytes) {
-        if let Some(held) = self.statements.get_mut(&id) {
-            held.rows = Some(rows);
-        }
-    }
-
-    /// What was noted.
-    pub fn rows(&self, id: u64) -> Option<&Bytes> {
-        self.statements.get(&id)?.rows.as_ref()
+        self.statements.insert(identity.id, identity);
+        evicted.map(|(_, identity)| identity)
     }
 
     /// Gives up a statement. Returns whether the server holds it, where it must be closed then.
@@ -263,7 +243,7 @@ impl Held {
 
     /// The names that the server must hold, for checking what it does hold.
     pub fn names(&self) -> impl Iterator<Item = &str> {
-        self.statements.values().map(|held| &*held.identity.server_name)
+        self.statements.values().map(|identity| &*identity.server_name)
     }
 }
 

@@ -7,7 +7,7 @@ use bytes::{Bytes, BytesMut};
 use tokio::io::AsyncWriteExt;
 
 use crate::backend::server::ServerConn;
-use crate::backend::signature::Signature;
+use crate::backend::signature::{Signature, Whence};
 use crate::error::{Error, ErrorKind};
 use crate::exec::capture::Capture;
 use crate::exec::relay::ClientSide;
@@ -296,8 +296,10 @@ impl<'a> Answer<'a> {
             b'D' => self.rows += 1,
             b'T' | b'n' => {
                 self.row_description_len = frame.bytes.len();
-                if let Some(told) = self.told.filter(|_| frame.tag() == b'T') {
-                    self.is_changed = !self.described && told.check_rows(frame.body(), 0).is_err();
+                match self.told.filter(|_| frame.tag() == b'T') {
+                    Some(told) if self.described => told.note_rows(frame.body()),
+                    Some(told) => self.is_changed = told.check_rows(frame.body(), 0, Whence::Here).is_err(),
+                    None => {}
                 }
             }
             b'C' | b'I' => self.outcome = Some(Outcome::Done(None)),

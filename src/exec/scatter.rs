@@ -10,7 +10,7 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use crate::backend::server::ServerConn;
-use crate::backend::signature::Signature;
+use crate::backend::signature::{Signature, Whence};
 use crate::error::{Error, ErrorKind};
 use crate::exec::merge::description::format_of;
 use crate::exec::two_phase::latch::Guard;
@@ -70,15 +70,15 @@ pub struct Answer {
 }
 
 impl Answer {
-    /// The same, if its rows are those that the client was told of.
+    /// The same, if its rows, in formats as in Bind, are those that the client was told of.
     ///
     /// # Errors
     /// They are not.
-    pub fn is_as_told(self, told: Option<&Signature>) -> Result<Self, Failure> {
+    pub fn is_as_told(self, told: Option<&Signature>, formats: &[i16]) -> Result<Self, Failure> {
         match (told, &self.description) {
             (Some(told), Some(description)) => {
                 let body = description.get(HEADER_LEN..).unwrap_or_default();
-                told.check_rows(body, 0).map_err(Failure::Own).map(|()| self)
+                told.check_rows(body, 0, Whence::Elsewhere(formats)).map_err(Failure::Own).map(|()| self)
             }
             _ => Ok(self),
         }

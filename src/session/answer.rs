@@ -88,12 +88,25 @@ impl Session {
             Way::Relay(_) | Way::Resume | Way::Bind | Way::Describe(_) => {
                 return Err(Error::internal("a relayed statement is not pgherd's to answer"));
             }
-            Way::ReadOnly(target) => return self.read_only(execution, described, target, None).await,
+            Way::ReadOnly(target) => {
+                let read = self.read_only(execution, described, target, None).await;
+                return match read {
+                    Err(error) if signature::is_changed(&error) && matches!(target, Target::Replica(_)) => {
+                        Box::pin(self.read_primary_instead(execution, described)).await
+                    }
+                    read => read,
+                };
+            }
             Way::Fill(ticket, read) => {
                 return self.read_only(execution, described, Target::Primary, Some((ticket, read))).await;
             }
             Way::Hit(entry, audit) => {
-                self.serve_entry(execution, described, &entry).await?;
+                match self.serve_entry(execution, described, &entry).await {
+                    Err(error) if signature::is_changed(&error) => {
+                        return Box::pin(self.read_primary_instead(execution, described)).await;
+                    }
+                    served => served?,
+                }
                 if let Some(audit) = audit {
                     Box::pin(self.check_hit(execution, audit)).await?;
                 }
@@ -276,8 +289,13 @@ impl Session {
                 Ok(None) => {}
                 Ok(Some((captured, took))) => {
                     self.out().extend_from_slice(execution.unanswered);
-                    self.keep(execution, described, (ticket, &kept), captured, took).await?;
-                    return Ok(Carried::Answered);
+                    return match self.keep(execution, described, (ticket, &kept), captured, took).await {
+                        Err(error) if signature::is_changed(&error) => {
+                            let bound = Execution { unanswered: b"", ..*execution };
+                            Box::pin(self.read_primary_instead(&bound, described)).await
+                        }
+                        kept => kept.map(|()| Carried::Answered),
+                    };
                 }
                 Err(error) => return self.give_up_fill(execution, described, ticket, error).await,
             }
@@ -302,6 +320,11 @@ impl Session {
             }
         }
         Ok(Carried::Answered)
+    }
+
+    /// A copy may be older than what the client was told of: then its rows are the primary's to give, or to refuse.
+    async fn read_primary_instead(&mut self, execution: &Execution<'_>, described: bool) -> Result<Carried, Error> {
+        self.read_only(execution, described, Target::Primary, None).await
     }
 
     /// Runs a read on a borrowed server connection; how it ended, when it began and how long it took.
@@ -389,6 +412,7 @@ impl Session {
         let hidden = !execution.unanswered.starts_with(b"1");
         let parsed = execution.bind.map(|(_, bind)| bind.statement).filter(|_| !hidden);
         let client_name = parsed.and_then(|name| Some((Bytes::copy_from_slice(name), self.statement(name)?.serial)));
+        let told = self.told_before(execution);
         let server = self.attach(target).await?;
         server.unnamed = Some(UNKNOWN_STATEMENT);
         let mut rest = crate::wire::frame::Body::new(bind.body());
@@ -403,7 +427,7 @@ impl Session {
         server.expects.push(bound);
         if described {
             writer::describe(&mut server.outbuf, b'P', b"");
-            server.expects.push(Expect::Describe(None, About::default()));
+            server.expects.push(Expect::Describe(told, About::default()));
         }
         writer::execute(&mut server.outbuf, b"", execution.max_rows);
         server.expects.push(Expect::Execute);

@@ -12,7 +12,7 @@ use super::answer::Carried;
 use super::context::Target;
 use super::planned::{Execution, Way};
 use crate::backend::settings::Settings;
-use crate::backend::signature::Signature;
+use crate::backend::signature::{Signature, Whence};
 use crate::cache::{Audit, Entry, Failure, FillTicket, Key, Lookup, Protocol};
 use crate::error::{Error, ErrorKind};
 use crate::exec::readonly::{self, Captured, Read};
@@ -340,7 +340,7 @@ fn settings_of<'s>(
 pub(super) fn note_or_check(told: &Signature, description: &[u8], described: bool) -> Result<(), Error> {
     match description.split_at_checked(HEADER_LEN) {
         Some((_, body)) if description.starts_with(b"T") && described => told.note_rows(body),
-        Some((_, body)) if description.starts_with(b"T") => told.check_rows(body, 0)?,
+        Some((_, body)) if description.starts_with(b"T") => told.check_rows(body, 0, Whence::Here)?,
         _ => {}
     }
     Ok(())

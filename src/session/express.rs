@@ -11,7 +11,6 @@ use bytes::{Buf, Bytes, BytesMut};
 use tokio::time::Instant;
 
 use super::context::Target;
-use super::renewal::gives_what_was_told;
 use super::{Prepared, Session};
 use crate::backend::expect::{About, Expect};
 use crate::error::Error;
@@ -112,12 +111,12 @@ impl Session {
     /// Takes a server connection and notes what is about to run on it. Returns false if it must be prepared there first.
     async fn board(&mut self, ticket: &Ticket) -> Result<bool, Error> {
         let server = self.attach(Target::Primary).await?;
-        if let Ticket::Flight { bind: Range { start: 0, .. }, prepared, is_described, .. } = ticket {
+        if let Ticket::Flight { bind: Range { start: 0, .. }, prepared, .. } = ticket {
             let is_held = match &prepared.identity {
                 None => server.unnamed == Some(prepared.serial),
                 Some(identity) => server.held.touch(identity.id),
             };
-            if !is_held || !(*is_described || gives_what_was_told(server, prepared)) {
+            if !is_held {
                 return Ok(false);
             }
         }
@@ -263,6 +262,8 @@ impl Session {
     }
 
     fn send_flight(&mut self, bind: Range<usize>, is_described: bool, end: usize, prepared: &Arc<Prepared>) {
+        // Next time it may be pgherd that gives the rows.
+        let told = self.db.is_planned().then(|| Arc::clone(&prepared.told));
         let Some(attached) = &mut self.server else { return };
         let server = attached.lease.server();
         let sent = &self.client.inbuf[..end];
@@ -284,9 +285,9 @@ impl Session {
             }
             _ => server.outbuf.extend_from_slice(sent),
         }
-        server.expects.push(Expect::Bind(About { serial: prepared.serial, kept, identity: 0 }));
+        server.expects.push(Expect::Bind(About { serial: prepared.serial, kept }));
         if is_described {
-            server.expects.push(Expect::Describe(Some(Arc::clone(&prepared.told)), About::default()));
+            server.expects.push(Expect::Describe(told, About::default()));
         }
         server.expects.push(Expect::Execute);
         server.expects.push(Expect::Sync { hidden: false });

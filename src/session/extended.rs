@@ -197,11 +197,11 @@ impl Session {
         if !self.renews_before(&frame, is_described) {
             return Ok(());
         }
-        self.forward_bind(&frame.bytes, 0, is_described).await
+        self.forward_bind(&frame.bytes, 0).await
     }
 
     /// Passes a Bind on, its statement's name replaced; `missing` bytes of it follow later.
-    async fn forward_bind(&mut self, bytes: &[u8], missing: usize, is_described: bool) -> Result<(), Error> {
+    async fn forward_bind(&mut self, bytes: &[u8], missing: usize) -> Result<(), Error> {
         let body = &bytes[HEADER_LEN..];
         let Some((portal, name)) = frontend::bind_names(body) else {
             return Err(malformed("Bind", Malformed("a name has no end")));
@@ -213,9 +213,6 @@ impl Session {
             self.hide_statements(&prepared.facts, target).await?;
         }
         let prepared = self.as_read_now(name, prepared, target).await?;
-        if let Some(prepared) = prepared.as_ref().filter(|_| !is_described) {
-            self.check_what_it_gives(name, prepared, target).await?;
-        }
         let server_name = match &prepared {
             Some(prepared) => self.ensure_held(name, prepared, target).await?,
             None => self.unknown_name(name),
@@ -235,7 +232,7 @@ impl Session {
             return Ok(());
         }
         let serial = prepared.as_ref().map_or(0, |prepared| prepared.serial);
-        let about = About { serial, kept: missing == 0 && serial > 0 && server.begin_kept(bytes), identity: 0 };
+        let about = About { serial, kept: missing == 0 && serial > 0 && server.begin_kept(bytes) };
         let rest = &body[portal.len() + name.len() + 2..];
         let total = portal.len() + server_name.len() + 2 + rest.len() + missing + 4;
         server.outbuf.put_u8(b'B');
@@ -273,14 +270,15 @@ impl Session {
         if self.db.config.is_distributed() {
             return Err(too_many("bytes in a Bind where a shard key may be among them", limits::BIND_BYTES));
         }
-        self.forward_bind(begin, missing, false).await
+        self.forward_bind(begin, missing).await
     }
 
     pub(super) async fn on_describe(&mut self, frame: Frame) -> Result<(), Error> {
         let describe = frontend::target(frame.body()).map_err(|error| malformed("Describe", error))?;
         if describe.is_portal {
             let target = self.target_of_portal(describe.name)?;
-            let told = self.told_of(describe.name);
+            // Next time it may be pgherd that gives the rows.
+            let told = self.told_of(describe.name).filter(|_| self.db.is_planned());
             let server = self.attach(target).await?;
             if !server.expects.is_skipping() {
                 server.outbuf.extend_from_slice(&frame.bytes);
@@ -308,8 +306,7 @@ impl Session {
         let server = self.attach(target).await?;
         if !server.expects.is_skipping() {
             let serial = prepared.as_ref().map_or(0, |prepared| prepared.serial);
-            let identity = prepared.as_ref().and_then(|prepared| Some(prepared.identity.as_ref()?.id)).unwrap_or(0);
-            let about = About { serial, kept: may_repeat && server.begin_kept(&frame.bytes), identity };
+            let about = About { serial, kept: may_repeat && server.begin_kept(&frame.bytes) };
             writer::describe(&mut server.outbuf, b'S', &server_name);
             server.expects.push(Expect::Describe(prepared.map(|prepared| Arc::clone(&prepared.told)), about));
         }

@@ -53,7 +53,7 @@ impl Session {
     }
 
     /// Nothing that is sent now is read: the transaction has failed, or the server skips to the next Sync.
-    pub(super) fn takes_nothing(&mut self) -> bool {
+    fn takes_nothing(&mut self) -> bool {
         self.status == TransactionStatus::Failed || self.held_server().is_none_or(|server| server.expects.is_skipping())
     }
 
@@ -231,7 +231,7 @@ impl Session {
     }
 
     /// A server that has answered all that it was asked, for a question of pgherd's own.
-    pub(super) async fn ask_now(&mut self, target: Target) -> Result<&mut ServerConn, Error> {
+    async fn ask_now(&mut self, target: Target) -> Result<&mut ServerConn, Error> {
         self.wait_for_answers().await?;
         self.attach(target).await?;
         // Behind a lease come its transaction's first statements.
@@ -295,54 +295,21 @@ impl Session {
                 return Ok(name);
             }
         }
+        let now = self.settings.exact();
         // A failed transaction takes nothing but its own end, which no setting changes the meaning of.
         let failed = self.status == TransactionStatus::Failed;
-        let same = self.is_as_prepared(identity);
+        let same = now.is_some_and(|now| identity.parsed_under().is_some_and(|then| *then == now));
         let Some(server) = self.held_server() else { return Ok(name) };
         if same || failed {
             send_parse(server, identity, None);
         } else {
-            self.prepare_as_it_was(client_name, prepared, identity, target).await?;
+            let done = self.prepare_under_its_own_settings(identity, target).await;
+            if done.is_err() && identity.used_under().is_some() {
+                self.keep_as_unread(client_name, prepared);
+            }
+            done?;
         }
         Ok(name)
-    }
-
-    /// Whether what is set now is what was set when a statement was prepared.
-    fn is_as_prepared(&self, identity: &Identity) -> bool {
-        self.settings.exact().is_some_and(|now| identity.parsed_under().is_some_and(|then| *then == now))
-    }
-
-    async fn prepare_as_it_was(
-        &mut self,
-        client_name: &[u8],
-        prepared: &Arc<Prepared>,
-        identity: &Arc<Identity>,
-        target: Target,
-    ) -> Result<(), Error> {
-        let done = self.prepare_under_its_own_settings(identity, target).await;
-        if done.is_err() && identity.used_under().is_some() {
-            self.keep_as_unread(client_name, prepared);
-        }
-        done
-    }
-
-    /// As [`Session::ensure_held`], on a server that has answered all: it has prepared the statement when this returns.
-    pub(super) async fn prepare_now(
-        &mut self,
-        client_name: &[u8],
-        prepared: &Arc<Prepared>,
-        identity: &Arc<Identity>,
-        target: Target,
-    ) -> Result<(), Error> {
-        self.ask_now(target).await?;
-        self.learn_exact_settings().await?;
-        let is_as_prepared = self.is_as_prepared(identity);
-        let server = self.ask_now(target).await?;
-        match server.held.touch(identity.id) {
-            true => Ok(()),
-            false if is_as_prepared => prepare(server, identity).await,
-            false => self.prepare_as_it_was(client_name, prepared, identity, target).await,
-        }
     }
 
     /// Sees to it that the client's unnamed statement is the one on the attached server.

@@ -9,17 +9,14 @@ use std::sync::Arc;
 
 use bytes::{BufMut, Bytes, BytesMut};
 
-use super::context::Target;
 use super::meaning::send_parse;
 use super::planned::Execution;
 use super::{Prepared, Session};
 use crate::backend::expect::Expect;
 use crate::backend::scan::StatementError;
-use crate::backend::server::ServerConn;
 use crate::backend::signature::{self, Signature};
 use crate::backend::statements::Identity;
 use crate::error::Error;
-use crate::sql::facts::Class;
 use crate::wire::backend::renamed;
 use crate::wire::frame::{Body, Frame};
 use crate::wire::frontend;
@@ -88,57 +85,6 @@ impl Session {
         false
     }
 
-    /// Sees to it that the server at hand gives the rows of a statement that its client was told of. A server refuses what it has read
-    /// once that has changed. One that reads it only now is asked, and so is one where nobody has asked yet what it read for others; but
-    /// not in the middle of a pipeline, where nobody can be asked.
-    ///
-    /// # Errors
-    /// It gives other rows; or the transaction at hand has failed.
-    pub(super) async fn check_what_it_gives(
-        &mut self,
-        name: &[u8],
-        prepared: &Arc<Prepared>,
-        target: Target,
-    ) -> Result<(), Error> {
-        let Some(server) = self.held_server() else { return Ok(()) };
-        if gives_what_was_told(server, prepared) || server.expects.is_unsynced() || self.takes_nothing() {
-            return Ok(());
-        }
-        match Box::pin(self.ask_what_it_gives(name, prepared, target)).await {
-            Ok(rows) => {
-                let checked = prepared.told.check_rows(&rows, 0);
-                if let (Err(_), None, Some(server)) = (&checked, &prepared.identity, self.held_server()) {
-                    // Next time it is not to be taken for what the client has prepared.
-                    server.unnamed = None;
-                }
-                checked
-            }
-            Err(error) if self.status == TransactionStatus::InTransaction => Err(error),
-            // Its Bind will say so itself.
-            Err(_) => Ok(()),
-        }
-    }
-
-    async fn ask_what_it_gives(
-        &mut self,
-        name: &[u8],
-        prepared: &Arc<Prepared>,
-        target: Target,
-    ) -> Result<Bytes, Error> {
-        let Some(identity) = &prepared.identity else {
-            let server = self.ask_now(target).await?;
-            if server.unnamed != Some(prepared.serial) {
-                server.prepare_unnamed(&prepared.parse, prepared.serial).await?;
-            }
-            return server.rows_of(b"").await;
-        };
-        self.prepare_now(name, prepared, identity, target).await?;
-        let server = self.ask_now(target).await?;
-        let rows = server.rows_of(identity.server_name.as_bytes()).await?;
-        server.held.note_rows(identity.id, rows.clone());
-        Ok(rows)
-    }
-
     /// What the client was told of the statement that a portal runs.
     pub(super) fn told_of(&self, portal: &[u8]) -> Option<Arc<Signature>> {
         self.portals.get(portal).map(|prepared| Arc::clone(&prepared.told))
@@ -178,19 +124,6 @@ impl Session {
             send_parse(server, new, None);
         }
         server.repeat_kept(new.server_name.as_bytes(), old.serial, &told);
-    }
-}
-
-/// Whether a server is known to give the rows of a statement that its client was told of, or to refuse it.
-pub(super) fn gives_what_was_told(server: &ServerConn, prepared: &Prepared) -> bool {
-    // What a cursor or a command gives is not kept, and so never refused; to describe it may be more than the server can bear.
-    let is_planned = prepared.facts.single().is_some_and(|it| matches!(it.class, Class::Read | Class::Write));
-    if !is_planned || prepared.told.rows().is_empty() {
-        return true;
-    }
-    match &prepared.identity {
-        Some(identity) => server.held.rows(identity.id).is_some_and(|rows| prepared.told.check_rows(rows, 0).is_ok()),
-        None => server.unnamed == Some(prepared.serial),
     }
 }
 

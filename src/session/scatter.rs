@@ -52,7 +52,8 @@ impl Session {
             Spread::Moves(moved) => Box::pin(self.move_within(execution, moved)).await,
         };
         let told = self.told_before(execution);
-        let outcome = outcome.and_then(|answer| answer.is_as_told(told.as_deref().filter(|_| !described)));
+        let formats = execution.bind.map_or(&[][..], |(_, bind)| bind.result_formats.as_slice());
+        let outcome = outcome.and_then(|answer| answer.is_as_told(told.as_deref().filter(|_| !described), formats));
         let (answer, committed) = match (outcome, is_own) {
             (Ok(answer), false) => (answer, Ok(())),
             (Ok(answer), true) => (answer, Box::pin(self.end_everywhere(true)).await?.map(|_| ())),

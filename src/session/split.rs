@@ -14,6 +14,7 @@ use super::context::Target;
 use super::fan_out::{DRAIN_TIMEOUT, LeasedLeg, release};
 use super::planned::{Execution, Way};
 use super::{Attached, Session};
+use crate::backend::signature;
 use crate::error::Error;
 use crate::exec::fanout::{self, Failure, Readiness, Run, Sink};
 use crate::exec::merge::ResultFormats;
@@ -286,6 +287,8 @@ fn undone(failure: Failure, work: &CancellationToken) -> Undone {
             },
             None => Undone::Plainly { why: "a part of it failed", for_good: false },
         },
+        // What the client was told of does not hold any more, wherever it runs.
+        Failure::Own(error) if signature::is_changed(&error) => Undone::Failed(Failure::Own(error)),
         Failure::Own(_) => Undone::Plainly { why: "a connection was lost", for_good: false },
         Failure::Unmergeable(Unstreamed::Memory, _) => {
             Undone::Plainly { why: "its groups need more than fanout.memory", for_good: false }

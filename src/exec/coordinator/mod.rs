@@ -30,7 +30,7 @@ pub use self::ship::{Budget, Shipped};
 use super::fanout::{Failure, Leg, Sink};
 use super::two_phase::TwoPhase;
 use super::two_phase::latch::{Guard, Kind, Left};
-use crate::backend::signature::Signature;
+use crate::backend::signature::{Signature, Whence};
 use crate::catalog::model::Oid;
 use crate::error::{Error, ErrorKind};
 use crate::exec::merge::description::{Description, format_of};
@@ -286,7 +286,8 @@ async fn describe<L: Leg>(run: &Run<'_>, line: &mut Line<'_, L>) -> Result<Descr
             b'E' => return Err(Failure::Server(frame)),
             b'T' if description.is_none() => {
                 if let Some(told) = run.told.filter(|_| !run.describe) {
-                    told.check_rows(frame.body(), 0).map_err(Failure::Own)?;
+                    let whence = Whence::Elsewhere(run.result_formats);
+                    told.check_rows(frame.body(), 0, whence).map_err(Failure::Own)?;
                 }
                 description = Some(Description::read(frame.body()).map_err(Failure::Own)?);
             }

@@ -26,7 +26,7 @@ pub use replay::Replay;
 pub use resume::{Course, abandon, resume};
 pub use snapshot::{Prepared, Readiness, prepare};
 
-use crate::backend::signature::Signature;
+use crate::backend::signature::{Signature, Whence};
 use crate::catalog::model::Oid;
 use crate::error::{Error, ErrorKind};
 use crate::exec::merge::description::{Description, format_of};
@@ -494,7 +494,8 @@ impl<'a> Fanout<'a> {
                     shown.write(&mut self.describes, visible, formats.codes);
                     self.describe(sink.queue());
                 } else if let Some(told) = self.run.told {
-                    told.check_rows(frame.body(), plan.hidden).map_err(Failure::Own)?;
+                    let whence = Whence::Elsewhere(formats.codes);
+                    told.check_rows(frame.body(), plan.hidden, whence).map_err(Failure::Own)?;
                 }
                 self.description = Some(description.clone());
             }

@@ -55,6 +55,9 @@ async fn a_reload_touches_nothing_but_what_changed() {
     for client in [&in_transaction, &open] {
         client.batch_execute("begin; select 1").await.expect("begun");
     }
+    // What a client has its answer of is counted a moment later.
+    let counted = async || figure(&state(&console, kept).await.1, "total_query_count") == 7;
+    eventually(PATIENCE, "all queries are counted", counted).await;
     let (before, before_changed) = (state(&console, kept).await, state(&console, changed).await);
 
     std::fs::write(&path, text(&databases, "max_connections = 2, query_timeout = \"7s\"", "")).expect("written");
@@ -63,6 +66,8 @@ async fn a_reload_touches_nothing_but_what_changed() {
     for client in [&of_kept, &in_transaction] {
         client.simple_query("select 1").await.expect("served as before");
     }
+    let counted = async || figure(&state(&console, kept).await.1, "total_query_count") >= 9;
+    eventually(PATIENCE, "the others are counted, too", counted).await;
     let after = state(&console, kept).await;
     assert!(before.0.iter().all(|pid| after.0.contains(pid)), "{:?} became {:?}", before.0, after.0);
     assert_eq!(figure(&after.1, "total_query_count"), figure(&before.1, "total_query_count") + 2);

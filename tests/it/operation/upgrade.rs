@@ -79,8 +79,11 @@ impl Load {
         let (probing, probed) = (Arc::clone(&stop), Arc::clone(&tally));
         tasks.push(tokio::task::spawn_blocking(move || {
             while !probing.load(Ordering::Relaxed) {
-                let is_ready = get(http, "/healthz/ready").starts_with("HTTP/1.1 200");
-                probed.probes_failed.fetch_add(u64::from(!is_ready), Ordering::Relaxed);
+                let answer = get(http, "/healthz/ready");
+                if !answer.starts_with("HTTP/1.1 200") {
+                    eprintln!("not ready: {answer:?}");
+                    probed.probes_failed.fetch_add(1, Ordering::Relaxed);
+                }
                 std::thread::sleep(Duration::from_millis(10));
             }
         }));
