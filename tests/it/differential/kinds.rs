@@ -4,7 +4,7 @@ use rand::Rng;
 use rand::seq::IndexedRandom;
 
 use super::schema::{Sort, Table};
-use super::statements::{Item, Select, Source, Writer, orderable};
+use super::statements::{Item, Select, Source, Writer, are_one, orderable};
 
 impl Writer<'_, '_> {
     fn table(&mut self) -> Table {
@@ -91,6 +91,9 @@ impl Writer<'_, '_> {
         let (Some((a, first)), Some((b, second))) = (self.column(&sources, clear), self.column(&sources, clear)) else {
             return self.recursive();
         };
+        if are_one(&a, &b) {
+            return self.recursive();
+        }
         let sets = match self.dice.random_range(0..4) {
             0 => format!("grouping sets (({a}), ({b}), ())"),
             1 => format!("grouping sets (({a}, {b}), ({b}))"),
