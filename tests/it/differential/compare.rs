@@ -17,7 +17,7 @@ const RECORDS: i32 = 2287;
 pub(super) struct Tally {
     pub(super) equal: usize,
     pub(super) failed_alike: usize,
-    /// Took PostgreSQL too long.
+    /// Took PostgreSQL too long, or its own answer is not determined.
     pub(super) left_out: usize,
     /// How many for each reason, and the first of them.
     pub(super) refused: BTreeMap<String, (usize, String)>,
@@ -107,6 +107,10 @@ impl Pair {
             tally.with_rows += usize::from(!given.rows.is_empty());
             return Outcome::Alike;
         }
+        if differ_by_order_of_sets(select, &wanted, &given) {
+            tally.left_out += 1;
+            return Outcome::Alike;
+        }
         tally.wrong.push(difference(select, manner, &wanted, &given));
         Outcome::Wrong
     }
@@ -127,6 +131,17 @@ pub(super) fn comparable(select: &Select, mut answer: Answer) -> Answer {
     }
     answer.columns.iter_mut().filter(|column| column.1 >= FIRST_OWN).for_each(|column| column.1 = FIRST_OWN);
     if select.is_ordered { answer } else { answer.sorted() }
+}
+
+/// Whether they differ in nothing but the order of the rows of grouping sets (with a limit: in which rows come first). PostgreSQL 15
+/// takes columns for equal there that are so below the grouping alone (one column twice, or by a join's condition), one of which is NULL
+/// in some sets: it does not sort by the second then, and in what order rows come is its planner's choice.
+fn differ_by_order_of_sets(select: &Select, wanted: &Answer, given: &Answer) -> bool {
+    let has = |words: &[&str]| words.iter().any(|word| select.text.contains(word));
+    let heads = |answer: &Answer| (answer.columns.clone(), answer.tag.clone(), answer.error.clone(), answer.status);
+    has(&["rollup (", "cube (", "grouping sets ("])
+        && heads(wanted) == heads(given)
+        && (has(&[" limit ", " offset ", " fetch "]) || wanted.clone().sorted() == given.clone().sorted())
 }
 
 /// Blanks out the oids of own types that the binary forms of arrays and of rows hold.
