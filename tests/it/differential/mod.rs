@@ -56,7 +56,13 @@ async fn random_selects_are_answered_as_by_one_postgresql() {
         let until = tally.all() + OF_ONE_SCHEMA;
         let mut pair = login(&world).await;
         while tally.all() < until && (Instant::now() < end || tally.all() < LEAST) && tally.wrong.len() < TOO_MANY {
-            if one(&world, &mut pair, &mut dice, &mut tally).await != Outcome::Alike {
+            let outcome = one(&world, &mut pair, &mut dice, &mut tally).await;
+            if outcome == Outcome::Wrong
+                && let Some(wrong) = tally.wrong.last_mut()
+            {
+                wrong.push_str(&world.shown());
+            }
+            if outcome != Outcome::Alike {
                 pair = login(&world).await;
             }
         }

@@ -294,6 +294,9 @@ pub(super) struct World {
     plain: Vec<Table>,
     whole: Database,
     pgherd: Pgherd,
+    /// How the tables are made, before each shard is left its own rows.
+    schema: String,
+    toml: String,
 }
 
 impl World {
@@ -336,12 +339,18 @@ impl World {
         }
         toml +=
             "[[user]]\nname = \"postgres\"\nauth = \"trust\"\n[pool]\nmin_connections = 0\n[cache]\nenabled = false\n";
-        Self { plain: tables.iter().map(plain).collect(), tables, whole, pgherd: Pgherd::start(&toml).await }
+        let pgherd = Pgherd::start(&toml).await;
+        Self { plain: tables.iter().map(plain).collect(), tables, whole, pgherd, schema, toml }
     }
 
     /// What statements may be made of whose rows may be asked for in binary form.
     pub(super) fn tables(&self, is_binary: bool) -> &[Table] {
         if is_binary { &self.plain } else { &self.tables }
+    }
+
+    /// What it is made of, for people.
+    pub(super) fn shown(&self) -> String {
+        format!("\n  in\n{}\n{}", self.schema, self.toml)
     }
 
     /// Straight to the one PostgreSQL.
