@@ -67,11 +67,14 @@ pub(super) enum Outcome {
 pub(super) struct Pair {
     pub(super) oracle: WireClient,
     pub(super) client: WireClient,
+    /// What they were asked, since they logged in.
+    pub(super) past: Vec<String>,
 }
 
 impl Pair {
     /// Asks both, and notes what came of it.
     pub(super) async fn compare(&mut self, select: &Select, manner: Manner, tally: &mut Tally) -> Outcome {
+        self.past.push(format!("{manner:?}: {}", select.text));
         let types: Vec<u32> = select.parameters.iter().map(|parameter| parameter.oid).collect();
         let values: Vec<Option<&str>> = select.parameters.iter().map(|parameter| parameter.value.as_deref()).collect();
         let wanted = ask_typed(&mut self.oracle, manner, &select.text, &values, &types).await;

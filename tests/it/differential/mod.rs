@@ -60,7 +60,8 @@ async fn random_selects_are_answered_as_by_one_postgresql() {
             if outcome == Outcome::Wrong
                 && let Some(wrong) = tally.wrong.last_mut()
             {
-                wrong.push_str(&world.shown());
+                // Settings of long ago may be what matters.
+                wrong.push_str(&format!("\n  behind {:#?}{}", pair.past, world.shown()));
             }
             if outcome != Outcome::Alike {
                 pair = login(&world).await;
@@ -83,7 +84,7 @@ async fn random_selects_are_answered_as_by_one_postgresql() {
 
 /// Both, logged in anew.
 async fn login(world: &World) -> Pair {
-    let mut pair = Pair { oracle: world.oracle().await, client: world.client().await };
+    let mut pair = Pair { oracle: world.oracle().await, client: world.client().await, past: Vec::new() };
     pair.oracle.query(PATIENCE).await;
     pair
 }
@@ -110,6 +111,7 @@ async fn one(world: &World, pair: &mut Pair, dice: &mut StdRng, tally: &mut Tall
     for one in [&mut pair.oracle, &mut pair.client] {
         one.query("rollback").await;
     }
+    pair.past.push("rollback".into());
     pair.oracle.query(PATIENCE).await;
     outcome
 }
@@ -122,14 +124,10 @@ async fn in_a_row(
     tally: &mut Tally,
 ) -> Outcome {
     let manners = if is_binary { &MANNERS[1..] } else { &MANNERS[..2] };
-    for (at, select) in turn.iter().enumerate() {
+    for select in turn {
         let manner: Manner = manners[dice.random_range(0..manners.len())];
         let manner = if select.parameters.is_empty() { manner } else { Manner::Text };
         let outcome = pair.compare(select, manner, tally).await;
-        if outcome == Outcome::Wrong {
-            let before: Vec<&str> = turn[..at].iter().map(|select| select.text.as_str()).collect();
-            tally.wrong.last_mut().expect("it").push_str(&format!("\n  behind {before:#?}"));
-        }
         if outcome != Outcome::Alike {
             return outcome;
         }

@@ -38,6 +38,8 @@ type Part = (String, Answer);
 impl Pair {
     /// Sends all of them to both in one flight each, and notes what came of it.
     pub(super) async fn pipeline(&mut self, flight: &[Select], forms: &[Form], tally: &mut Tally) -> Outcome {
+        let named = |(select, form): (&Select, &Form)| format!("in a flight, {form:?}: {}", select.text);
+        self.past.extend(flight.iter().zip(forms).map(named));
         let (wanted, status) = fly(&mut self.oracle, flight, forms).await;
         if wanted.iter().any(|(_, answer)| answer.code() == Some("57014")) {
             tally.left_out += 1;
