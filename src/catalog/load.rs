@@ -19,7 +19,9 @@ use crate::wire::sqlstate::SqlState;
 /// Runs its queries at once, in a READ ONLY transaction of its own: the client must be idle. If the future is dropped in the middle the
 /// client is left in that transaction.
 pub async fn load(client: &Client) -> Result<Catalog, Error> {
-    client.batch_execute("begin isolation level repeatable read read only").await.map_err(failed)?;
+    // What a default or a constraint says is not told while somebody changes its table: it is asked for again.
+    let begin = "begin isolation level repeatable read read only; set local lock_timeout = '2s'";
+    client.batch_execute(begin).await.map_err(failed)?;
     let answers = Answers::read(client).await;
     client.batch_execute("rollback").await.map_err(failed)?;
     build(&answers.map_err(failed)?).map_err(failed)
@@ -124,6 +126,7 @@ impl Answers {
 fn build(answers: &Answers) -> Result<Catalog, tokio_postgres::Error> {
     let database = &answers.database;
     let default_collation = Collation {
+        schema: "pg_catalog".into(),
         name: "default".into(),
         provider: text(database, 2)?.chars().next().unwrap_or('c'),
         locale: text(database, 3)?,
@@ -377,6 +380,7 @@ fn collations(rows: &[Row]) -> Result<HashMap<Oid, Collation>, tokio_postgres::E
             provider: letter(row, 2)?,
             locale: text(row, 3)?,
             deterministic: row.try_get(4)?,
+            schema: text(row, 5)?,
         };
         Ok((row.try_get(0)?, found))
     };

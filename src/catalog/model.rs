@@ -249,6 +249,8 @@ pub struct Type {
 /// One entry of `pg_collation`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Collation {
+    /// Its schema.
+    pub schema: Box<str>,
     /// Its name.
     pub name: Box<str>,
     /// `c` libc, `i` ICU, `b` builtin, `d` the database's default.

@@ -127,8 +127,8 @@ where n.nspname !~ '^pg_(toast|temp_)'"#
 /// Collations that something uses, and those that sort by bytes.
 pub(super) const COLLATIONS: &str = "
 select c.oid, c.collname, c.collprovider,
-       coalesce(to_jsonb(c)->>'colllocale', to_jsonb(c)->>'colliculocale', c.collcollate::text, ''), c.collisdeterministic
-from pg_catalog.pg_collation c
+       coalesce(to_jsonb(c)->>'colllocale', to_jsonb(c)->>'colliculocale', c.collcollate::text, ''), c.collisdeterministic, n.nspname
+from pg_catalog.pg_collation c join pg_catalog.pg_namespace n on n.oid = c.collnamespace
 where c.oid >= 16384 or c.collname in ('default', 'C', 'POSIX', 'ucs_basic', 'pg_c_utf8', 'C.UTF-8', 'C.utf8', 'unicode')
    or c.oid in (select attcollation from pg_catalog.pg_attribute where attrelid >= 16384)";
 

@@ -363,6 +363,16 @@ pub(super) fn place(input: &Input<'_>, name: &Name) -> Result<Place, Refusal> {
             tables.any(|table| path.iter().any(|schema| **schema == *table.schema) || !exists(input, &table.schema))
         }
     };
+    if name.schema.is_none() && !input.session.path_is_known && is_called_like_ours(input, name) {
+        return Err(refusal(
+            "settings",
+            format!(
+                "whether {} is a table of the shards hangs on a search_path that is not known",
+                names::display(name)
+            ),
+            "Write the table's schema, or send Sync behind what sets search_path.",
+        ));
+    }
     let temporary = name.schema.is_none() && input.session.has_temporary_objects;
     match (on_shards, on_primary) {
         (true, _) if temporary => Err(refusal(
@@ -392,6 +402,16 @@ pub(super) fn place(input: &Input<'_>, name: &Name) -> Result<Place, Refusal> {
         )),
         (false, false) => Ok(Place::Nowhere),
     }
+}
+
+/// Whether any schema of the shards has a table of the configuration, or a view over such, by that name.
+fn is_called_like_ours(input: &Input<'_>, name: &Name) -> bool {
+    let is_table = || input.database.tables.iter().any(|table| *table.name == *name.name);
+    let is_view = |shards: &Catalog| {
+        let found = shards.schemas.iter().filter_map(|schema| shards.relation(schema, &name.name));
+        found.into_iter().any(|relation| distribute::is_over_tables(relation, shards, input.database))
+    };
+    is_table() || input.shards.is_some_and(is_view)
 }
 
 /// Views are made and dropped alone, and not as what the primary or a session has already: whoever reads them next must know of it.

@@ -71,7 +71,7 @@ impl Session {
                 };
             }
         };
-        if matches!(spread, Spread::Parts(scattered) if scattered.is_ddl) && committed.is_ok() {
+        if is_own && matches!(spread, Spread::Parts(scattered) if scattered.is_ddl) && committed.is_ok() {
             self.learn_changed_shards().await;
         }
         if let (Spread::Parts(Scattered { is_ddl: true, .. }), Some(span)) = (spread, &mut self.span) {
@@ -189,13 +189,19 @@ impl Session {
         if servers.len() != scattered.parts.len() {
             return Err(Failure::Own(Error::internal("a shard of a write is missing")));
         }
-        if let Some(name) = &scattered.serial {
-            take_turn(&mut servers, name).await?;
-        }
         let reads = scattered.reads && servers.len() > 1;
         let db = Arc::clone(&self.db);
         let halt = halting(servers.iter().map(|server| Arc::clone(&server.cancel_target)).collect());
         let running = async {
+            if let Some(name) = &scattered.serial {
+                let turn = take_turn(&mut servers, name);
+                let mut turn = std::pin::pin!(turn);
+                tokio::select! {
+                    biased;
+                    taken = &mut turn => taken?,
+                    () = work.cancelled() => tokio::join!(halt(), turn).1?,
+                }
+            }
             if !scattered.still.is_empty() {
                 for server in &mut servers {
                     hold(server, &scattered.still, Hold::Still, work, halt()).await?;
@@ -221,7 +227,7 @@ impl Session {
     }
 
     /// The shards' catalogs are others now: what follows must be planned by them.
-    async fn learn_changed_shards(&mut self) {
+    pub(super) async fn learn_changed_shards(&mut self) {
         self.db.catalog_may_have_changed();
         let (Some(two_phase), Some(catalog)) = (self.db.two_phase.clone(), self.db.shard_catalog.clone()) else {
             return;

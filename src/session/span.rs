@@ -459,8 +459,12 @@ impl Session {
             self.settle_all_but(*writes, &unknown);
         }
         self.status = TransactionStatus::Idle;
+        let has_changed_tables = self.span.as_ref().is_some_and(|span| !span.changed_tables.is_empty());
         let settings_are_lost = self.release_span().await;
         self.transaction_is_over();
+        if has_changed_tables && matches!(ended, Ok(Ok(true))) {
+            Box::pin(self.learn_changed_shards()).await;
+        }
         self.db.metrics.transactions.inc();
         if settings_are_lost && matches!(ended, Ok(Ok(true))) {
             return Err(Error::internal("the settings that a transaction left were lost with its servers").fatal());

@@ -10,8 +10,8 @@ use super::line::Line;
 use super::order::{KeptTo, Order};
 use super::ship::{Shipped, ship};
 use super::{
-    Leg, Run, bind, cancelled, describe_first, make_views, of_pgherds_own, of_views, open_all, prepare,
-    set_exact_texts, tune,
+    Leg, READ_AS_SET, READ_EXACTLY, Run, bind, cancelled, describe_first, make_views, of_pgherds_own, of_views,
+    open_all, prepare, read_texts, set_exact_texts, tune,
 };
 use crate::error::Error;
 use crate::exec::fanout::{Failure, line_of};
@@ -83,6 +83,7 @@ async fn tell<L: Leg>(
     told.shipments = vec![ToldShipment::default(); run.plan.shipments.len()];
     // Which keys there are is known only where tables are shipped.
     let mut order = Order::new(run, asked.analyze);
+    read_texts(run, coordinator, READ_EXACTLY).await?;
     while let Some(turn) = order.next(shards).await? {
         let shipment = &run.plan.shipments[turn.at];
         let one = &mut told.shipments[turn.at];
@@ -100,6 +101,7 @@ async fn tell<L: Leg>(
             tune(shipment, &[], coordinator).await?;
         }
     }
+    read_texts(run, coordinator, READ_AS_SET).await?;
     make_views(run, coordinator).await?;
     shards.iter_mut().for_each(|line| line.query("ROLLBACK"));
     try_join_all(shards.iter_mut().map(|line| line.settle(|_| {}))).await?;

@@ -46,6 +46,15 @@ const BEGIN: &str = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
 const EXACT_TEXTS: &str = "SET LOCAL \"DateStyle\" = 'ISO, YMD'; SET LOCAL \"IntervalStyle\" = 'iso_8601'; \
      SET LOCAL extra_float_digits = 3; SET LOCAL bytea_output = 'hex'";
 
+/// Has the coordinator read texts as the shards have written them, whatever the client has set.
+const READ_EXACTLY: &str = "SELECT pg_catalog.set_config('pgherd.array_nulls', pg_catalog.current_setting('array_nulls'), true), \
+     pg_catalog.set_config('pgherd.xmloption', pg_catalog.current_setting('xmloption'), true), \
+     pg_catalog.set_config('array_nulls', 'on', true), pg_catalog.set_config('xmloption', 'content', true)";
+
+/// The client's own settings again.
+const READ_AS_SET: &str = "SELECT pg_catalog.set_config('array_nulls', pg_catalog.current_setting('pgherd.array_nulls'), true), \
+     pg_catalog.set_config('xmloption', pg_catalog.current_setting('pgherd.xmloption'), true)";
+
 /// Rows from which on a temporary table is indexed and analyzed before it is read.
 const TUNED_ROWS: u64 = 1000;
 
@@ -231,6 +240,7 @@ async fn ship_all<L: Leg>(
     with_conditions: bool,
 ) -> Result<(), Failure> {
     let mut order = Order::new(run, with_conditions);
+    read_texts(run, coordinator, READ_EXACTLY).await?;
     while let Some(turn) = order.next(shards).await? {
         let shipment = &run.plan.shipments[turn.at];
         let shipping = ship(shipment, &turn.select, shards, coordinator, sum, run.budget);
@@ -238,7 +248,17 @@ async fn ship_all<L: Leg>(
         tune(shipment, &shipped, coordinator).await?;
         order.note(&turn, &shipped, coordinator).await?;
     }
+    read_texts(run, coordinator, READ_AS_SET).await?;
     make_views(run, coordinator).await
+}
+
+/// Says how texts are to be read, where some are shipped.
+async fn read_texts<L: Leg>(run: &Run<'_>, coordinator: &mut Line<'_, L>, how: &str) -> Result<(), Failure> {
+    if run.plan.shipments.iter().all(|shipment| shipment.is_binary) {
+        return Ok(());
+    }
+    coordinator.query(how);
+    coordinator.settle(|_| {}).await.map_err(of_pgherds_own)
 }
 
 /// Makes the views of what was shipped, and sees to it that their names mean them.

@@ -11,6 +11,8 @@ use super::once::is_moment;
 use super::refuse::{clause, refuse};
 use super::scope::parts;
 use crate::plan::Refusal;
+use crate::sql::lexer::Lexer;
+use crate::sql::literal;
 
 /// Columns that PostgreSQL gives every table, and that differ from server to server.
 const SYSTEM_COLUMNS: [&str; 6] = ["ctid", "xmin", "xmax", "cmin", "cmax", "tableoid"];
@@ -69,6 +71,13 @@ pub(super) fn names_a_moment(text: &str) -> bool {
     text.split(|c: char| !c.is_ascii_alphabetic()).any(is_word)
 }
 
+/// Whether a string in this text would be, as a date or time.
+pub(super) fn says_a_moment(text: &str, standard_conforming_strings: bool) -> bool {
+    let bytes = text.as_bytes();
+    let mut strings = Lexer::new(bytes, standard_conforming_strings).filter(|token| token.kind.is_string());
+    strings.any(|token| literal::string(token, bytes).is_none_or(|value| names_a_moment(&value)))
+}
+
 struct Checker<'a> {
     functions: Functions<'a>,
     one_shard: Option<Refusal>,
@@ -110,6 +119,10 @@ impl Checker<'_> {
         if self.functions.catalog.has_user_casts {
             self.only_one_shard(clause("cast", "a cast in a database with user-defined casts"));
         }
+        self.object_type(data_type);
+    }
+
+    fn object_type(&mut self, data_type: &DataType) {
         let is_reg = match data_type {
             DataType::Regclass => true,
             DataType::Custom(name, _) => parts(name).is_some_and(|(_, name)| name.starts_with("reg")),
@@ -190,6 +203,13 @@ impl Checker<'_> {
                     self.text(text);
                 }
             }
+            Expr::TypedString(typed) => {
+                self.object_type(&typed.data_type);
+                match typed.value.value.clone().into_string() {
+                    Some(text) => self.text(&text),
+                    None => self.only_one_shard(clause("expression", "a typed constant in this form")),
+                }
+            }
             Expr::GroupingSets(_) | Expr::Cube(_) | Expr::Rollup(_) => {
                 self.only_one_shard(clause("grouping-sets", "GROUPING SETS, CUBE or ROLLUP"));
             }
@@ -220,7 +240,6 @@ impl Checker<'_> {
             | Expr::Overlay { .. }
             | Expr::Collate { .. }
             | Expr::Nested(_)
-            | Expr::TypedString(_)
             | Expr::Case { .. }
             | Expr::Exists { .. }
             | Expr::Subquery(_)

@@ -7,14 +7,14 @@ use sqlparser::ast::{
     ForeignKeyConstraint, Ident, IndexColumn, ObjectName, ObjectType, Statement, TableConstraint, visit_relations,
 };
 
-use super::check::check;
+use super::check::{check, says_a_moment};
 use super::foreign_key::{self, Child};
 use super::functions::Functions;
 use super::gather::ctes;
 use super::model::{Distributed, Input};
 use super::named::{created, existing, first_of_path, meant};
 use super::refuse::refuse;
-use super::scatter::{Part, Scattered, Tally, finished};
+use super::scatter::{Part, Scattered, Tally, finished, quiet};
 use super::scope::parts;
 use crate::catalog::model::{DefaultKind, Type};
 use crate::config::model::Table;
@@ -160,7 +160,14 @@ fn refers_to_shards(
 
 fn judge(input: &Input<'_>, tree: &Statement, names: &[Name]) -> Result<(), Refusal> {
     let table = || names.first().map_or(Ok(None), |name| meant(input, name));
+    if !matches!(tree, Statement::Truncate(_) | Statement::Drop { .. })
+        && says_a_moment(input.text, input.session.standard_conforming_strings)
+    {
+        let message = "a constant such as 'now' in DDL, which is another moment on each shard";
+        return Err(refuse("ddl", message, "write now() or current_date, or a constant of one moment"));
+    }
     match tree {
+        Statement::Truncate(_) => names.iter().try_for_each(|name| untriggered(input, name)),
         Statement::CreateIndex(index) if index.concurrently => Err(beyond("CREATE INDEX CONCURRENTLY")),
         Statement::CreateIndex(index) if index.unique => unique(key_of(table()?), &index.columns, "a unique index"),
         Statement::AlterTable(alter) => {
@@ -172,6 +179,15 @@ fn judge(input: &Input<'_>, tree: &Statement, names: &[Name]) -> Result<(), Refu
         }
         _ => Ok(()),
     }
+}
+
+/// Triggers of a statement fire on each shard.
+fn untriggered(input: &Input<'_>, name: &Name) -> Result<(), Refusal> {
+    let relation = match &name.schema {
+        Some(schema) => input.catalog.relation(schema, &name.name),
+        None => input.catalog.resolve(input.search_path, &name.name),
+    };
+    relation.map_or(Ok(()), |relation| quiet(relation))
 }
 
 /// The shard key of a table; no column for a reference table.

@@ -60,7 +60,7 @@ pub(super) fn plan(
     for text in texts.iter().skip(1) {
         views::check(input, &text.source, functions, coordinator)?;
     }
-    let shipping = Shipping { catalog: input.catalog, coordinator };
+    let shipping = Shipping { catalog: input.catalog, coordinator, same_encoding: input.session.same_encoding };
     shipping.check_default_collation()?;
     let indexes = correlated::indexes(tree, |name| named.relations.get(name).map(|(relation, _)| relation));
     let mut filters = BTreeMap::new();

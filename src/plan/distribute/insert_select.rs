@@ -10,7 +10,7 @@ use sqlparser::ast::{Expr, Insert, Query, SelectItem, SetExpr, Statement, Value 
 
 pub use self::primary::{create_on_primary, insert_into_primary};
 use super::analysis::table;
-use super::check::{check, check_write};
+use super::check::{check, check_write, names_a_moment};
 use super::defaults;
 use super::model::{Distributed, Input, Merge, Streamed};
 use super::once;
@@ -376,9 +376,26 @@ fn casts<'r>(
         }
         let goes_to = goes_to.ok_or_else(untyped)?;
         let name = read_as(goes_to, catalog).ok_or_else(untyped)?;
+        if name.is_some() && constant_text(expr).is_some_and(names_a_moment) {
+            let what = "a constant such as 'now' in the select list of INSERT ... SELECT whose rows move";
+            return Err(refuse("stable-function", what, "write now() or current_date"));
+        }
         casts.extend(name.map(|type_name| Cast { at, type_name, parameter }));
     }
     Ok(casts)
+}
+
+/// The text of a constant.
+fn constant_text(expr: &Expr) -> Option<&str> {
+    match expr {
+        Expr::Nested(inner) => constant_text(inner),
+        Expr::Value(value) => match &value.value {
+            Literal::SingleQuotedString(text) | Literal::EscapedStringLiteral(text) => Some(text),
+            Literal::DollarQuotedString(quoted) => Some(&quoted.value),
+            _ => None,
+        },
+        _ => None,
+    }
 }
 
 /// The type that a constant without one is read as where it goes to that column: the inner `None` is a text, as it is anyway; the

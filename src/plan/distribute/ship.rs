@@ -90,6 +90,8 @@ pub(super) struct Shipping<'a> {
     pub(super) catalog: &'a Catalog,
     /// The coordinator's.
     pub(super) coordinator: &'a Catalog,
+    /// Whether `client_encoding` is the servers' own: in binary form XML names any other, and keeps that.
+    pub(super) same_encoding: bool,
 }
 
 impl Shipping<'_> {
@@ -214,7 +216,7 @@ impl Shipping<'_> {
         let wanted = self.catalog.collations.get(&oid)?;
         let is_own = oid >= FIRST_USER_OID;
         let is_there = self.coordinator.collations.values().any(|it| it == wanted);
-        (is_there || !is_own).then(|| quoted(&wanted.name))
+        (is_there || !is_own).then(|| format!("{}.{}", quoted(&wanted.schema), quoted(&wanted.name)))
     }
 
     /// Whether values of the type can travel in binary form.
@@ -226,7 +228,7 @@ impl Shipping<'_> {
             'd' => self.is_binary(known.base),
             // An array names its element's type by oid.
             _ if known.element != 0 && is_own => self.is_plain(known.element),
-            _ => is_own && BINARY.contains(&&*known.name),
+            _ => is_own && self.is_carried(&known.name),
         }
     }
 
@@ -251,7 +253,11 @@ impl Shipping<'_> {
     }
 
     fn is_plain(&self, oid: Oid) -> bool {
-        self.catalog.types.get(&oid).is_some_and(|known| oid < FIRST_USER_OID && BINARY.contains(&&*known.name))
+        self.catalog.types.get(&oid).is_some_and(|known| oid < FIRST_USER_OID && self.is_carried(&known.name))
+    }
+
+    fn is_carried(&self, name: &str) -> bool {
+        BINARY.contains(&name) && (self.same_encoding || name != "xml")
     }
 }
 

@@ -272,7 +272,7 @@ impl<'t> Job<'t> {
         };
         let is_sure = self.items.is_exact && self.items.all[at].name.is_some();
         let found = column(at).filter(|_| is_sure)?.column;
-        let collating = shard_key::collating(found.collation, self.constants.input.catalog);
+        let collating = self.collating_of(found.collation);
         match Kind::of(found.type_oid)? {
             Kind::Int2 | Kind::Int4 | Kind::Int8 => Some((at, collating)),
             Kind::Text | Kind::Varchar if collating == Collating::Bytes => Some((at, collating)),
@@ -324,15 +324,18 @@ impl<'t> Job<'t> {
         Key { hidden: self.columns.add(wrapped(&text)), collating }
     }
 
-    /// What is known of that collation.
+    /// What is known of that collation; nothing of how the server compares texts that come in another encoding.
     pub(super) fn collating_of(&self, collation: Oid) -> Collating {
+        if collation != 0 && !self.constants.input.session.same_encoding {
+            return Collating::Unknown;
+        }
         shard_key::collating(collation, self.constants.input.catalog)
     }
 
     /// What is known of an expression's collation, should its type have one.
     pub(super) fn collating(&self, expr: &Expr) -> Collating {
         if let Some(found) = self.scope.column(expr).filter(|found| found.level == 0) {
-            return shard_key::collating(found.column.collation, self.constants.input.catalog);
+            return self.collating_of(found.column.collation);
         }
         self.general_collating(calls_in(self, expr).collate)
     }
@@ -346,10 +349,8 @@ impl<'t> Job<'t> {
             .iter()
             .filter_map(|source| source.relation.as_ref())
             .flat_map(|relation| &relation.columns);
-        let least =
-            columns.map(|column| shard_key::collating(column.collation, catalog)).min().unwrap_or(Collating::Bytes);
-        let default =
-            catalog.default_collation.as_ref().map_or(Collating::Unknown, |_| shard_key::collating(100, catalog));
+        let least = columns.map(|column| self.collating_of(column.collation)).min().unwrap_or(Collating::Bytes);
+        let default = catalog.default_collation.as_ref().map_or(Collating::Unknown, |_| self.collating_of(100));
         if has_collate { Collating::Unknown } else { least.min(default) }
     }
 

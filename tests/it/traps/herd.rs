@@ -9,8 +9,14 @@ use crate::harness::wire::WireClient;
 use crate::harness::{self, Database, Pgherd};
 
 const SCHEMA: &str = include_str!("schema.sql");
-const SHARDED: [(&str, &str); 5] =
-    [("sales", "customer_id"), ("lines", "customer_id"), ("nothing", "k"), ("slow", "k"), ("odd", "k")];
+const SHARDED: [(&str, &str); 6] = [
+    ("sales", "customer_id"),
+    ("lines", "customer_id"),
+    ("nothing", "k"),
+    ("slow", "k"),
+    ("odd", "k"),
+    ("worded", "k"),
+];
 
 pub(super) struct Herd {
     pub(super) whole: Database,
@@ -57,6 +63,7 @@ impl Herd {
             create domain den as text collate \"und-x-icu\"; create domain dci as text collate ci;
             create type fields as (s text collate \"und-x-icu\", c text collate ci, n int4);
             create type status as enum ('old', 'new');
+            create schema alt; create collation alt.ci (provider = icu, locale = 'und');
             create table local_notes (id int4); insert into local_notes values (1)";
         primary.execute(types).await;
         let mut toml = format!("[[database]]\nname = \"app\"\nprimary = \"{}\"\n{keys}shards = [", primary.conninfo());

@@ -9,6 +9,7 @@ mod renewed;
 mod routing;
 mod rows;
 mod sessions;
+mod settings;
 mod spanning;
 mod transactions;
 mod wrapped;

@@ -18,6 +18,10 @@ create type status as enum ('old', 'new');
 -- Columns that are named after types.
 create table odd (k int4, id int4, a text collate "C", b text collate "C", w text collate "C", c fields, zz int4,
   uuid int4, name int4, money int4, status int4, int4 int4, float8 int4, bytea int4, extract int4);
+-- Texts that other encodings order otherwise, and collations of one name in two schemas.
+create schema alt;
+create collation alt.ci (provider = icu, locale = 'und');
+create table worded (k int4, word text collate "C", folded text collate ci, moods mood[], note xml, at timestamptz);
 create table countries (code text collate "C", title text);
 create view recent as select * from sales where id > 100;
 create function lowered(text) returns text immutable language sql as 'select lower($1)';
@@ -44,11 +48,16 @@ insert into odd select g % 23, g, left(md5(g::text), 16), right(md5(g::text), 16
 from generate_series(1, 200) g, lateral (select (array['a', 'B', 'b', 'A', 'é', 'E', null])[1 + g % 7] as v) x;
 insert into countries values ('north', 'Land'), ('North', 'LAND'), ('nowhere', null);
 
+insert into worded select g, (array['€', 'ä', 'a', 'é', 'ÿ', 'ž', 'Œ', 'z', '€2', 'ä2'])[1 + g % 10], (array['a', 'A', 'b', 'á', 'B'])[1 + g % 5],
+  case g % 3 when 0 then array['ok', null]::mood[] when 1 then array['sad']::mood[] end, ('<n>' || g % 4 || '</n>')::xml, '2024-01-01 00:00+00'
+from generate_series(1, 60) g;
+
 create table by_int (k int4) partition by hash (k);
 -- With four shards the third has no sales at all.
 delete from sales where satisfies_hash_partition('by_int'::regclass, 4, 2, customer_id);
 delete from sales where not satisfies_hash_partition('by_int'::regclass, %shards%, %shard%, customer_id);
 delete from lines where not satisfies_hash_partition('by_int'::regclass, %shards%, %shard%, customer_id);
 delete from odd where not satisfies_hash_partition('by_int'::regclass, %shards%, %shard%, k);
+delete from worded where not satisfies_hash_partition('by_int'::regclass, %shards%, %shard%, k);
 delete from slow where not satisfies_hash_partition('by_int'::regclass, %shards%, %shard%, k);
 drop table by_int;
