@@ -363,7 +363,8 @@ pub(super) fn place(input: &Input<'_>, name: &Name) -> Result<Place, Refusal> {
             tables.any(|table| path.iter().any(|schema| **schema == *table.schema) || !exists(input, &table.schema))
         }
     };
-    if name.schema.is_none() && !input.session.path_is_known && is_called_like_ours(input, name) {
+    let is_found = on_shards || on_primary || on_shards_only(input, name);
+    if name.schema.is_none() && !input.session.path_is_known && !is_found && is_called_like_ours(input, name) {
         return Err(refusal(
             "settings",
             format!(
