@@ -7,6 +7,7 @@ use bytes::Bytes;
 
 use super::context::Target;
 use super::fan_out::Ran;
+use super::late_begin::release;
 use super::planned::{Execution, Way};
 use super::route::ROUTE_COLUMNS;
 use super::{Attached, Session};
@@ -159,6 +160,10 @@ impl Session {
                 self.lazy_begin.truncate(kept);
                 self.status = TransactionStatus::InTransaction;
                 self.answer_tag(execution, described, "ROLLBACK");
+            }
+            Way::Release(at) => {
+                release(&mut self.lazy_begin, at);
+                self.answer_tag(execution, described, tag_of(execution));
             }
             Way::End(commit) => {
                 self.close_halted(None).await;

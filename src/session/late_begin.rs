@@ -123,6 +123,12 @@ pub(super) fn savepoint_named_in(lazy_begin: &[Bytes], name: &str) -> Option<usi
     lazy_begin.iter().skip(1).collect::<Vec<_>>().into_iter().rposition(is_it).map(|at| at + 2)
 }
 
+/// Forgets the savepoint that one of the statements set that no server knows of, and those behind it; what else stands there stays.
+pub(super) fn release(lazy_begin: &mut Vec<Bytes>, at: usize) {
+    let behind = lazy_begin.split_off(at);
+    lazy_begin.extend(behind.into_iter().filter(|text| !is_plain_savepoint(text)));
+}
+
 /// What PostgreSQL says of a savepoint that was not set.
 pub(super) fn no_savepoint(name: &str) -> Error {
     let message = format!("savepoint \"{name}\" does not exist");

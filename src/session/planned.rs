@@ -92,6 +92,8 @@ pub(super) enum Way {
     Savepoint,
     /// Goes back to a savepoint of one that no server knows of: so many of its statements stay.
     RollbackTo(usize),
+    /// Releases a savepoint of one that no server knows of: which of its statements set it.
+    Release(usize),
     /// Ends one that no server knows of; true is COMMIT.
     End(bool),
     /// Ends one that no server knows of, and begins its like; true is COMMIT.
@@ -168,6 +170,7 @@ impl Way {
             | Self::Begin
             | Self::Savepoint
             | Self::RollbackTo(_)
+            | Self::Release(_)
             | Self::End(_)
             | Self::Everywhere
             | Self::EndEverywhere(_)
@@ -359,6 +362,20 @@ impl Session {
                         None if self.status == TransactionStatus::Failed => return Err(no_savepoint(name)),
                         None => return Ok(None),
                     }
+                }
+                Some(TransactionControl::Release)
+                    if self.status != TransactionStatus::Failed
+                        && let Some(kept) = savepoint.and_then(|name| savepoint_named_in(&self.lazy_begin, name)) =>
+                {
+                    return Ok(Some(Way::Release(kept - 1)));
+                }
+                // It brings the first server, and others may join that.
+                Some(TransactionControl::Savepoint)
+                    if self.status != TransactionStatus::Failed && (execution.bind.is_some() || !self.in_extended) =>
+                {
+                    self.span.get_or_insert_default();
+                    self.note_savepoint(facts, text);
+                    return Ok(None);
                 }
                 // Bind is refused even then.
                 _ if execution.bind.is_none() && facts.statements.iter().all(|it| it.class == Class::Empty) => {

@@ -200,3 +200,49 @@ async fn a_savepoint_that_a_failed_transaction_has_not_is_told_as_postgresql_doe
     }
     herd.comes_to_rest().await;
 }
+
+/// Savepoints that were set, and released, before any server knew of the transaction are there, and gone, on each that joins it.
+#[tokio::test]
+async fn savepoints_of_before_the_first_server_are_the_same_on_every_server() {
+    let herd = Herd::start(3, false).await;
+    let on = |key: i32| format!("select count(*) from sales where customer_id = {key}");
+    let scripts: [&[&str]; 6] = [
+        &["begin", "savepoint u", "release savepoint u", &on(1), &on(2), &on(3), "rollback to savepoint u"],
+        &["begin", "savepoint u", "savepoint v", "release u", &on(2), &on(5), "release v"],
+        &["begin", "savepoint u", "savepoint v", "release v", &on(2), &on(5), "rollback to u", &on(3), "commit"],
+        &[
+            "begin",
+            "savepoint u",
+            "savepoint u",
+            "release u",
+            &on(4),
+            &on(1),
+            "rollback to u",
+            "release u",
+            &on(2),
+            "commit",
+        ],
+        &["begin", "release u", &on(1)],
+        &[
+            "begin",
+            "savepoint \"A name\"",
+            &on(1),
+            &on(2),
+            &on(3),
+            "rollback to \"A name\"",
+            "release \"A name\"",
+            "commit",
+        ],
+    ];
+    for script in scripts {
+        for manner in [Manner::Simple, Manner::Text, Manner::Prepared] {
+            let (mut oracle, mut client) = (herd.oracle().await, herd.client().await);
+            for text in script {
+                let wanted = ask(&mut oracle, manner, text).await;
+                let given = ask(&mut client, manner, text).await;
+                assert_eq!(given, wanted, "{manner:?} {text} in {script:?}");
+            }
+        }
+    }
+    herd.comes_to_rest().await;
+}
