@@ -407,12 +407,8 @@ pub(super) fn place(input: &Input<'_>, name: &Name) -> Result<Place, Refusal> {
 
 /// Whether any schema of the shards has a table of the configuration, or a view over such, by that name.
 fn is_called_like_ours(input: &Input<'_>, name: &Name) -> bool {
-    let is_table = || input.database.tables.iter().any(|table| *table.name == *name.name);
-    let is_view = |shards: &Catalog| {
-        let found = shards.schemas.iter().filter_map(|schema| shards.relation(schema, &name.name));
-        found.into_iter().any(|relation| distribute::is_over_tables(relation, shards, input.database))
-    };
-    is_table() || input.shards.is_some_and(is_view)
+    let is_table = |table: &Table| *table.name == *name.name;
+    input.database.tables.iter().any(is_table) || is_view_of_shards(input, &name.name)
 }
 
 /// Views are made and dropped alone, and not as what the primary or a session has already: whoever reads them next must know of it.
@@ -480,8 +476,18 @@ fn named(input: &Input<'_>, statement: &Statement, what: &str, hint: &str) -> Re
     let mut tables = input.database.tables.iter();
     match tables.find(|table| statement.identifiers.iter().any(|identifier| **identifier == *table.name)) {
         Some(table) => Err(refusal("names-shards", format!("{what}: {}.{}", table.schema, table.name), hint)),
-        None => Ok(()),
+        None => match statement.identifiers.iter().find(|identifier| is_view_of_shards(input, identifier)) {
+            Some(view) => Err(refusal("names-shards", format!("{what}, by the view {view}"), hint)),
+            None => Ok(()),
+        },
     }
+}
+
+/// Whether any schema of the shards has a view over the configuration's tables by that name.
+fn is_view_of_shards(input: &Input<'_>, name: &str) -> bool {
+    let Some(shards) = input.shards.filter(|shards| shards.has_views) else { return false };
+    let found = shards.schemas.iter().filter_map(|schema| shards.relation(schema, name));
+    found.into_iter().any(|relation| distribute::is_over_tables(relation, shards, input.database))
 }
 
 /// DO, CALL, EXECUTE and what could not be read: neither may it name a distributed table, nor call code that could.

@@ -275,8 +275,16 @@ async fn defaults_that_change_are_the_same_on_every_server() {
     let (mut one, mut other) = (proxy.wire().await, proxy.wire().await);
     one.query("begin").await;
     proxy.database.execute(&format!("alter database {} set work_mem to '9MB'", proxy.database.name)).await;
-    let idle = "select pg_terminate_backend(pid, 5000) from pg_stat_activity where datname = current_database() and state = 'idle'";
-    proxy.database.client().await.query(idle, &[]).await.expect("ended");
+    // Also those that pgherd was opening meanwhile, which may have the old default and are not idle yet.
+    let old = "select pg_terminate_backend(pid, 5000) from pg_stat_activity where datname = current_database() \
+               and pid <> pg_backend_pid() and state is distinct from 'idle in transaction' and backend_start < $1";
+    let observer = proxy.database.client().await;
+    let now = observer.query_one("select clock_timestamp()", &[]).await.expect("a moment");
+    let now: std::time::SystemTime = now.get(0);
+    harness::eventually(std::time::Duration::from_secs(20), "all but the transaction's are gone", async || {
+        observer.query(old, &[&now]).await.expect("ended").is_empty()
+    })
+    .await;
     // A second server connection, the first with the new default.
     assert_eq!(show(&mut other, "current_setting('work_mem')").await, "9MB");
     assert_eq!(show(&mut one, "current_setting('work_mem')").await, "4MB", "a transaction keeps what it has");

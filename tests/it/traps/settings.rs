@@ -165,3 +165,22 @@ async fn a_path_that_a_flight_sets_is_not_taken_for_the_one_before() {
     assert!(given == wanted || given.code() == Some("0A000"), "{given:?}");
     herd.comes_to_rest().await;
 }
+
+/// What pgherd cannot read names a sharded table by a view only: the primary does not know it, and is not asked.
+#[tokio::test]
+async fn an_unreadable_statement_over_a_view_is_refused() {
+    let herd = Herd::start(3, false).await;
+    let (mut oracle, mut client) = (herd.oracle().await, herd.client().await);
+    for text in [
+        "select region, count(*) from recent group by rollup (((region)))",
+        "select region, count(*) from recent group by cube (((region)), ((id)))",
+        "prepare p as select * from recent",
+    ] {
+        for manner in MANNERS {
+            let wanted = ask(&mut oracle, manner, text).await.sorted();
+            let given = ask(&mut client, manner, text).await.sorted();
+            assert!(given == wanted || given.code() == Some("0A000"), "{manner:?} {text}: {given:?}");
+        }
+    }
+    herd.comes_to_rest().await;
+}
