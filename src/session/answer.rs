@@ -13,7 +13,7 @@ use super::route::ROUTE_COLUMNS;
 use super::{Attached, Session};
 use crate::backend::server::UNKNOWN_STATEMENT;
 use crate::backend::signature;
-use crate::cache::{Failure, FillTicket};
+use crate::cache::{Audit, Entry, Failure, FillTicket};
 use crate::error::Error;
 use crate::exec::readonly::{self, Outcome, Protocol, Read};
 use crate::plan::CachedRead;
@@ -89,29 +89,11 @@ impl Session {
             Way::Relay(_) | Way::Resume | Way::Bind | Way::Describe(_) => {
                 return Err(Error::internal("a relayed statement is not pgherd's to answer"));
             }
-            Way::ReadOnly(target) => {
-                let read = self.read_only(execution, described, target, None).await;
-                return match read {
-                    Err(error) if signature::is_changed(&error) && matches!(target, Target::Replica(_)) => {
-                        Box::pin(self.read_primary_instead(execution, described)).await
-                    }
-                    read => read,
-                };
-            }
+            Way::ReadOnly(target) => return self.read_beside(execution, described, target).await,
             Way::Fill(ticket, read) => {
                 return self.read_only(execution, described, Target::Primary, Some((ticket, read))).await;
             }
-            Way::Hit(entry, audit) => {
-                match self.serve_entry(execution, described, &entry).await {
-                    Err(error) if signature::is_changed(&error) => {
-                        return Box::pin(self.read_primary_instead(execution, described)).await;
-                    }
-                    served => served?,
-                }
-                if let Some(audit) = audit {
-                    Box::pin(self.check_hit(execution, audit)).await?;
-                }
-            }
+            Way::Hit(entry, audit) => return self.serve_hit(execution, described, (&entry, audit)).await,
             Way::Failed(failure) => return Ok(self.share_failure(execution, &failure)),
             Way::FanOut(streamed) => {
                 let message = match Box::pin(self.fan_out(execution, described, &streamed)).await? {
@@ -323,6 +305,40 @@ impl Session {
                 }
                 return self.end_of_read(execution, target, outcome);
             }
+        }
+        Ok(Carried::Answered)
+    }
+
+    /// Reads on a server connection of its own, in a READ ONLY transaction.
+    async fn read_beside(
+        &mut self,
+        execution: &Execution<'_>,
+        described: bool,
+        target: Target,
+    ) -> Result<Carried, Error> {
+        match self.read_only(execution, described, target, None).await {
+            Err(error) if signature::is_changed(&error) && matches!(target, Target::Replica(_)) => {
+                Box::pin(self.read_primary_instead(execution, described)).await
+            }
+            read => read,
+        }
+    }
+
+    /// Answers from the cache, and has the answer checked if that is asked for.
+    async fn serve_hit(
+        &mut self,
+        execution: &Execution<'_>,
+        described: bool,
+        (entry, audit): (&Entry, Option<Audit>),
+    ) -> Result<Carried, Error> {
+        match self.serve_entry(execution, described, entry).await {
+            Err(error) if signature::is_changed(&error) => {
+                return Box::pin(self.read_primary_instead(execution, described)).await;
+            }
+            served => served?,
+        }
+        if let Some(audit) = audit {
+            Box::pin(self.check_hit(execution, audit)).await?;
         }
         Ok(Carried::Answered)
     }
