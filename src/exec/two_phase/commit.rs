@@ -216,6 +216,7 @@ struct Run<'a> {
 
 impl Run<'_> {
     async fn carry_out(&self, writers: &mut [Part<'_>]) -> Result<Ended, Error> {
+        let waits = self.two_phase.wait(self.transaction);
         let answers = self.each(writers, "PREPARE TRANSACTION").await;
         if answers.iter().any(|answer| !matches!(answer, Ok(Ok(())))) {
             return self.give_up(writers, answers).await;
@@ -227,14 +228,17 @@ impl Run<'_> {
                 return Err(error);
             }
         };
+        drop(waits);
         guard.decides();
         match self.decide().await {
             Ok(Outcome::Commit) => {}
             Ok(Outcome::Abort) => {
                 guard.is_finished();
                 self.undo(writers).await;
-                let message = "the transaction over several shards was rolled back: its commit took too long";
-                return Err(Error::new(ErrorKind::Backend, SqlState::TRANSACTION_ROLLBACK, message));
+                let message = "the transaction over several shards was rolled back before it was committed";
+                return Err(Error::new(ErrorKind::Backend, SqlState::TRANSACTION_ROLLBACK, message)
+                    .detail("Its commit took longer than a minute, or somebody else put an end to what a crash had left.")
+                    .hint("Run the transaction again."));
             }
             Err(error) => {
                 writers.iter_mut().for_each(|part| part.server.mark_broken());

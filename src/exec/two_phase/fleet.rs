@@ -8,7 +8,7 @@ use parking_lot::Mutex;
 use rand::Rng as _;
 use tokio_postgres::error::SqlState as Code;
 
-use super::latch::Kind;
+use super::latch::{Kind, Suspicion};
 use super::recorder::{Recorder, failed, rows};
 use crate::backend::connect::Login;
 use crate::config::model::ServerAddress;
@@ -42,8 +42,8 @@ impl Fleet {
         Self { address, login, connection: Default::default(), clean_since: Mutex::default() }
     }
 
-    /// Takes the lock. Returns the start of the primary if a commit may have been cut short since then.
-    pub(super) async fn lock(&self, kind: Kind) -> Result<Option<String>, Error> {
+    /// Takes the lock. Tells a read if a commit may have been cut short.
+    pub(super) async fn lock(&self, kind: Kind) -> Result<Option<Suspicion>, Error> {
         let known = self.connection.lock().take().filter(|held| !held.recorder.is_closed());
         let held = match known {
             Some(held) => held,
@@ -52,7 +52,8 @@ impl Fleet {
         let sql = match kind {
             Kind::Read => format!(
                 "SELECT pg_catalog.pg_advisory_lock_shared({LOCK}); \
-                 SELECT (SELECT pg_catalog.count(*) FROM pgherd.unfinished), pg_catalog.pg_postmaster_start_time()"
+                 SELECT (SELECT pg_catalog.count(*) FROM pgherd.unfinished), pg_catalog.pg_postmaster_start_time(), \
+                 EXISTS (SELECT FROM pgherd.settled WHERE start = pg_catalog.pg_postmaster_start_time())"
             ),
             // Without waiting for the disk: what a crash of the primary takes with it is told by its start.
             Kind::Commit => format!(
@@ -66,9 +67,10 @@ impl Fleet {
         let last = rows(&messages).pop().unwrap_or_default();
         match (kind, last.as_slice()) {
             (Kind::Commit, _) => Ok(None),
-            (Kind::Read, [Some(marks), Some(start)]) => {
+            (Kind::Read, [Some(marks), Some(start), Some(settled)]) => {
                 let is_clean = marks == "0" && self.clean_since.lock().as_ref() == Some(start);
-                Ok((!is_clean).then(|| start.clone()))
+                let is_settled = marks == "0" && settled == "t";
+                Ok((!is_clean).then(|| Suspicion { start: start.clone(), is_settled }))
             }
             _ => Err(Error::internal("the latch's answer cannot be read")),
         }
@@ -77,7 +79,10 @@ impl Fleet {
     /// Everything that had been cut short is finished. Called while the lock is held shared: no commit is under way.
     pub(super) async fn note_clean(&self, start: String) -> Result<(), Error> {
         let Some(held) = self.connection.lock().clone() else { return Err(lost()) };
-        held.recorder.client().batch_execute("DELETE FROM pgherd.unfinished").await.map_err(failed)?;
+        let settled = "DELETE FROM pgherd.unfinished; \
+                       DELETE FROM pgherd.settled WHERE start <> pg_catalog.pg_postmaster_start_time(); \
+                       INSERT INTO pgherd.settled VALUES (pg_catalog.pg_postmaster_start_time()) ON CONFLICT DO NOTHING";
+        held.recorder.client().batch_execute(settled).await.map_err(failed)?;
         *self.clean_since.lock() = Some(start);
         Ok(())
     }

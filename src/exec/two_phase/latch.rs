@@ -172,6 +172,15 @@ impl Drop for Waiting<'_> {
     }
 }
 
+/// A reason to look, before the first snapshot of a turn, for commits that were cut short.
+pub(super) struct Suspicion {
+    /// The primary's start; empty without a fleet.
+    pub(super) start: String,
+    /// This pgherd has not looked yet, but somebody had since that start, and nobody has left a mark: whoever commits holds the latch
+    /// while it does, so that only what was decided before is to be finished.
+    pub(super) is_settled: bool,
+}
+
 /// Whoever drops it without having opened lets somebody else try.
 struct Opening {
     latch: Arc<Latch>,
@@ -214,26 +223,30 @@ impl TwoPhase {
         let latch = &self.latch;
         let suspect = match &latch.fleet {
             Some(fleet) => fleet.lock(kind).await?,
-            None => (kind == Kind::Read && latch.state.lock().is_suspect).then(String::new),
+            None => (kind == Kind::Read && latch.state.lock().is_suspect)
+                .then(|| Suspicion { start: String::new(), is_settled: false }),
         };
         // From here on whoever gives up must give the lock back.
         let guard = opening.open_alone(kind);
-        if let Some(start) = suspect {
-            self.finish_what_was_cut_short(start).await?;
+        if let Some(suspicion) = suspect {
+            self.finish_what_was_cut_short(suspicion).await?;
         }
         let mut guard = guard.open();
         guard.is_fresh = true;
         Ok(guard)
     }
 
-    async fn finish_what_was_cut_short(&self, start: String) -> Result<(), Error> {
+    async fn finish_what_was_cut_short(&self, suspicion: Suspicion) -> Result<(), Error> {
         let deadline = tokio::time::Instant::now() + PATIENCE;
         loop {
-            // A COMMIT that is being written must be decided before any snapshot is taken.
-            let report = self.settle_all().await;
+            let report = match suspicion.is_settled {
+                true => self.recover().await,
+                // A COMMIT that is being written must be decided before any snapshot is taken.
+                false => self.settle_all().await,
+            };
             if report.is_complete() {
                 match &self.latch.fleet {
-                    Some(fleet) => fleet.note_clean(start).await?,
+                    Some(fleet) => fleet.note_clean(suspicion.start).await?,
                     None => self.latch.state.lock().is_suspect = false,
                 }
                 return Ok(());

@@ -10,17 +10,19 @@ pub mod latch;
 mod recorder;
 mod recover;
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures_util::future::join_all;
+use parking_lot::Mutex;
 
 use crate::backend::connect::Login;
 use crate::config::model::{LatchScope, ServerAddress};
 use crate::error::{Error, ErrorKind};
 use crate::wire::sqlstate::SqlState;
-use gid::Place;
+use gid::{Place, Transaction};
 use latch::Latch;
 pub use recorder::{Outcome, Prepared, Recorder};
 pub use recover::Report;
@@ -45,6 +47,17 @@ pub struct TwoPhase {
     are_distinct: AtomicBool,
     /// One pass of recovery at a time.
     passing: tokio::sync::Mutex<()>,
+    /// Transactions of this process that have not come by the latch yet, and so decide nothing.
+    waiting: Mutex<HashSet<Transaction>>,
+}
+
+/// A transaction that decides nothing as long as this is kept.
+struct Waits<'a>(&'a TwoPhase, Transaction);
+
+impl Drop for Waits<'_> {
+    fn drop(&mut self) {
+        self.0.waiting.lock().remove(&self.1);
+    }
 }
 
 impl TwoPhase {
@@ -61,7 +74,18 @@ impl TwoPhase {
             left_over: Default::default(),
             are_distinct: AtomicBool::new(false),
             passing: Default::default(),
+            waiting: Default::default(),
         })
+    }
+
+    /// Begins a transaction that waits for the latch.
+    fn wait(&self, transaction: Transaction) -> Waits<'_> {
+        self.waiting.lock().insert(transaction);
+        Waits(self, transaction)
+    }
+
+    fn waits(&self, transaction: &Transaction) -> bool {
+        self.waiting.lock().contains(transaction)
     }
 
     /// How many servers there are.

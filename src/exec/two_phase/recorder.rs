@@ -69,6 +69,9 @@ pub struct Recorder {
 
 const SCHEMA: &str = "\
 CREATE SCHEMA IF NOT EXISTS pgherd;
+CREATE TABLE IF NOT EXISTS pgherd.settled (start timestamptz PRIMARY KEY);
+INSERT INTO pgherd.settled SELECT pg_catalog.pg_postmaster_start_time()
+    WHERE pg_catalog.to_regclass('pgherd.decision') IS NULL ON CONFLICT DO NOTHING;
 CREATE TABLE IF NOT EXISTS pgherd.decision (
     transaction text PRIMARY KEY,
     coordinator int8 NOT NULL,
@@ -81,7 +84,7 @@ CREATE TABLE IF NOT EXISTS pgherd.unfinished (
     since timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp()
 );
 REVOKE ALL ON SCHEMA pgherd FROM PUBLIC;
-REVOKE ALL ON pgherd.decision, pgherd.unfinished FROM PUBLIC;";
+REVOKE ALL ON pgherd.decision, pgherd.unfinished, pgherd.settled FROM PUBLIC;";
 
 impl Recorder {
     /// Connects, and makes the tables if they are not there.
@@ -252,7 +255,7 @@ async fn prepare_session(client: &Client, address: &ServerAddress) -> Result<(),
                    SET default_transaction_read_only = off";
     client.batch_execute(session).await.map_err(failed)?;
     let asked = "SELECT current_setting('max_prepared_transactions')::int4, to_regclass('pgherd.decision') IS NOT NULL \
-                 AND to_regclass('pgherd.unfinished') IS NOT NULL";
+                 AND to_regclass('pgherd.unfinished') IS NOT NULL AND to_regclass('pgherd.settled') IS NOT NULL";
     let row = client.query_one(asked, &[]).await.map_err(failed)?;
     if row.get::<_, i32>(0) == 0 {
         let message = format!("{address} has max_prepared_transactions = 0");
@@ -271,7 +274,8 @@ async fn prepare_session(client: &Client, address: &ServerAddress) -> Result<(),
     let owned = "SELECT bool_and(c.relowner = (SELECT oid FROM pg_roles WHERE rolname = current_user)) \
                  AND (SELECT nspowner FROM pg_namespace WHERE nspname = 'pgherd') = \
                  (SELECT oid FROM pg_roles WHERE rolname = current_user) \
-                 FROM pg_class AS c WHERE c.oid IN ('pgherd.decision'::regclass, 'pgherd.unfinished'::regclass)";
+                 FROM pg_class AS c WHERE c.oid IN ('pgherd.decision'::regclass, 'pgherd.unfinished'::regclass, \
+                 'pgherd.settled'::regclass)";
     if client.query_one(owned, &[]).await.map_err(failed)?.get::<_, Option<bool>>(0) != Some(true) {
         let message = format!("the schema pgherd on {address} belongs to another role than the one of two_phase");
         return Err(Error::new(ErrorKind::Refused, SqlState::INSUFFICIENT_PRIVILEGE, message)

@@ -15,6 +15,15 @@ use crate::error::Error;
 /// How long a transaction that nobody has decided is left alone while the pgherd that began it is connected.
 const GRACE_S: f64 = 60.0;
 
+/// Which transactions a pass leaves undecided that nobody has decided, for [`GRACE_S`] at most.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Spared {
+    /// Those whose pgherd is connected.
+    Alive,
+    /// Those of this process that wait for the latch: they decide nothing before the reads that hold it have given it back.
+    Waiting,
+}
+
 /// What a pass found and did.
 #[derive(Debug, Default)]
 pub struct Report {
@@ -45,15 +54,16 @@ struct Found {
 impl TwoPhase {
     /// Finishes what can be finished. Failures are in the report: what could not be reached is tried again at the next pass.
     pub async fn recover(&self) -> Report {
-        self.recover_after(GRACE_S).await
+        self.pass(Spared::Alive).await
     }
 
-    /// As [`TwoPhase::recover`], and aborts what nobody has decided: to be called where no commit may be under way.
+    /// As [`TwoPhase::recover`], and aborts what nobody has decided: to be called under the latch for reads, where what other
+    /// processes have prepared may be about to be committed by one that has lost the latch.
     pub(super) async fn settle_all(&self) -> Report {
-        self.recover_after(0.0).await
+        self.pass(Spared::Waiting).await
     }
 
-    async fn recover_after(&self, grace_s: f64) -> Report {
+    async fn pass(&self, spared: Spared) -> Report {
         let _alone = self.passing.lock().await;
         let mut report = Report::default();
         // Decisions of all servers first, then what is prepared on any: whoever is found to have decided to commit had everything
@@ -76,7 +86,7 @@ impl TwoPhase {
         let mut left = HashSet::new();
         for (at, one) in &found {
             for prepared in &one.prepared {
-                match resolve(&found, &one.recorder, prepared, grace_s).await {
+                match self.resolve(&found, &one.recorder, prepared, spared).await {
                     Ok(Resolved::Done(Outcome::Commit)) => report.committed += 1,
                     Ok(Resolved::Done(Outcome::Abort)) => report.rolled_back += 1,
                     Ok(Resolved::InFlight(transaction)) => _ = left.insert(transaction),
@@ -99,6 +109,30 @@ impl TwoPhase {
         report
     }
 
+    async fn resolve(
+        &self,
+        found: &[(usize, Found)],
+        holder: &Recorder,
+        prepared: &Prepared,
+        spared: Spared,
+    ) -> Result<Resolved, Error> {
+        let Some(transaction) = Transaction::parse(&prepared.gid) else { return Ok(Resolved::Unknown) };
+        let Some((_, decider)) = found.iter().find(|(_, one)| one.recorder.place == transaction.decider) else {
+            return Ok(Resolved::Unknown);
+        };
+        let decider = &decider.recorder;
+        let may_be_spared = prepared.age_s < GRACE_S && (spared == Spared::Alive || self.waits(&transaction));
+        let outcome = match decider.outcome(&transaction).await? {
+            Some(outcome) => outcome,
+            None if may_be_spared && decider.is_alive(transaction.coordinator).await? => {
+                return Ok(Resolved::InFlight(transaction));
+            }
+            None => decider.abort(&transaction).await?,
+        };
+        holder.finish(prepared, outcome).await?;
+        Ok(Resolved::Done(outcome))
+    }
+
     async fn records(&self, server: usize) -> Result<(Arc<Recorder>, Vec<Record>), Error> {
         let recorder = self.recorder(server).await?;
         let records = recorder.records().await?;
@@ -110,28 +144,6 @@ enum Resolved {
     Done(Outcome),
     InFlight(Transaction),
     Unknown,
-}
-
-async fn resolve(
-    found: &[(usize, Found)],
-    holder: &Recorder,
-    prepared: &Prepared,
-    grace_s: f64,
-) -> Result<Resolved, Error> {
-    let Some(transaction) = Transaction::parse(&prepared.gid) else { return Ok(Resolved::Unknown) };
-    let Some((_, decider)) = found.iter().find(|(_, one)| one.recorder.place == transaction.decider) else {
-        return Ok(Resolved::Unknown);
-    };
-    let decider = &decider.recorder;
-    let outcome = match decider.outcome(&transaction).await? {
-        Some(outcome) => outcome,
-        None if prepared.age_s < grace_s && decider.is_alive(transaction.coordinator).await? => {
-            return Ok(Resolved::InFlight(transaction));
-        }
-        None => decider.abort(&transaction).await?,
-    };
-    holder.finish(prepared, outcome).await?;
-    Ok(Resolved::Done(outcome))
 }
 
 /// Forgets decisions of this server's that everybody has carried out, and that nobody can take back.

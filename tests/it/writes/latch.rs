@@ -74,6 +74,44 @@ async fn a_read_that_waits_for_a_table_keeps_nobody_from_committing() {
 }
 
 #[tokio::test]
+async fn a_pgherds_first_read_puts_an_end_to_nobodys_commit_that_waits_for_it() {
+    let stage = Stage::set(2).await;
+    let accounts = stage.one_of_each().await;
+    for is_another in [false, true] {
+        let committing = stage.pgherd().await;
+        let reading = if is_another { Some(stage.pgherd().await) } else { None };
+        let reading = reading.as_ref().unwrap_or(&committing);
+        harness::eventually(DEADLINE, "all catalogs have been read", async || {
+            say(&mut reading.wire("app").await, &format!("explain (route) {SUM}")).await.error.is_none()
+        })
+        .await;
+        let mut reader = reading.wire("app").await;
+        let holder = stage.primary.client().await;
+        let latch = "hashtextextended('pgherd latch', 0)";
+        holder.batch_execute(&format!("select pg_advisory_lock({latch})")).await.expect("taken");
+        reader.say(|out| writer::query(out, SUM.as_bytes())).await;
+        let waiting = "select count(*) from pg_locks where not granted and locktype = 'advisory'
+                       and database = (select oid from pg_database where datname = current_database())";
+        harness::eventually(DEADLINE, "the read waits for the latch", async || {
+            holder.query_one(waiting, &[]).await.expect("locks").get::<_, i64>(0) > 0
+        })
+        .await;
+        let mut writer = committing.wire("app").await;
+        let before = stage.balance(accounts[1]).await.expect("an account");
+        let commit = async { transfer(&mut writer, &accounts, 10).await };
+        let release = async {
+            harness::eventually(DEADLINE, "the commit is prepared", async || stage.left_over().await.0 == 2).await;
+            holder.batch_execute(&format!("select pg_advisory_unlock({latch})")).await.expect("given back");
+        };
+        let (committed, ()) = tokio::join!(commit, release);
+        assert_eq!((committed.tag.as_str(), committed.error), ("COMMIT", None), "another pgherd reads: {is_another}");
+        assert_eq!(stage.balance(accounts[1]).await, Some(before + 10));
+        assert_eq!(last_of(&Answer::read(&reader.until_ready().await)), Some("4000"));
+    }
+    stage.is_clean().await;
+}
+
+#[tokio::test]
 async fn who_has_locked_a_table_commits_before_those_who_wait_to_read_it() {
     let stage = Stage::set(2).await;
     let pgherd = stage.pgherd().await;
