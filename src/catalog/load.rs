@@ -273,6 +273,7 @@ fn relation(row: &Row) -> Result<Relation, tokio_postgres::Error> {
             'S' => RelationKind::Sequence,
             _ => RelationKind::Other,
         },
+        table: row.try_get(7)?,
         persistence: match letter(row, 4)? {
             'p' => Persistence::Permanent,
             'u' => Persistence::Unlogged,

@@ -57,6 +57,8 @@ pub struct Relation {
     pub name: Box<str>,
     /// What it is.
     pub kind: RelationKind,
+    /// For an index, or the sequence of a column: its table; else 0.
+    pub table: Oid,
     /// Whether it is permanent, unlogged or temporary.
     pub persistence: Persistence,
     /// Whether row-level security is enabled on it or, for a view, on a base.

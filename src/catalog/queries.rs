@@ -11,7 +11,13 @@ from pg_catalog.pg_database d where d.datname = current_database()";
 /// Relations of every schema but TOAST's; other sessions' temporary ones are nobody else's business.
 pub(super) const RELATIONS: &str = "
 select c.oid, n.nspname, c.relname, c.relkind, c.relpersistence, c.relrowsecurity,
-       coalesce(array_to_string(c.reloptions, ','), '')
+       coalesce(array_to_string(c.reloptions, ','), ''),
+       coalesce(case c.relkind
+           when 'i' then (select i.indrelid from pg_catalog.pg_index i where i.indexrelid = c.oid)
+           when 'I' then (select i.indrelid from pg_catalog.pg_index i where i.indexrelid = c.oid)
+           when 'S' then (select d.refobjid from pg_catalog.pg_depend d
+                          where d.classid = 1259 and d.objid = c.oid and d.refclassid = 1259 and d.deptype in ('a', 'i') limit 1)
+       end, 0)
 from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
 where n.nspname !~ '^pg_(toast|temp_|toast_temp_)' and c.relpersistence <> 't'";
 

@@ -2,7 +2,7 @@
 
 use super::rules::Input;
 use super::sharded::{Place, is_index, place, refusal};
-use super::{Maintained, Plan, Reason, Refusal};
+use super::{Maintained, Plan, Reason, Refusal, mentioned};
 use crate::sql::facts::{Class, Name};
 use crate::sql::maintenance::{About, Maintenance, maintenance};
 
@@ -86,6 +86,7 @@ fn of_relation(input: &Input<'_>, name: &Name) -> Result<Servers, Refusal> {
     let on_shards = Servers { primary: false, shards: true };
     match place(input, name) {
         Ok(Place::Shards) => Ok(on_shards),
+        Ok(Place::Primary) if mentioned::lies_on_shards(input, name) => Err(mentioned::ambiguous(name)),
         Ok(Place::Primary) => Ok(on_primary),
         Ok(Place::Nowhere) if is_index(input, name) => Ok(on_shards),
         Ok(Place::Nowhere) => Ok(on_primary),

@@ -1,8 +1,13 @@
-//! DDL, LOCK and maintenance whose form is not read: refused where a name in it means a sharded or reference table.
+//! DDL, LOCK and maintenance whose form is not read: refused where a name in it means a sharded or reference table, or what belongs
+//! to one.
 
-use super::Refusal;
+use std::sync::Arc;
+
+use super::names::{candidates, display};
 use super::rules::Input;
 use super::sharded::{Place, place, refusal};
+use super::{Refusal, distribute};
+use crate::catalog::model::Relation;
 use crate::config::model::Table;
 use crate::sql::facts::{Class, Name, Statement};
 use crate::sql::lexer::{Lexer, Token};
@@ -18,8 +23,49 @@ pub(super) fn check(input: &Input<'_>, statement: &Statement) -> Result<(), Refu
     let mut tables = input.database.tables.iter();
     match tables.find_map(|table| meaning(input, statement, table)) {
         Some(refusal) => Err(refusal),
+        None => attached(input, statement),
+    }
+}
+
+/// Refuses what names an index, a sequence or a view that lies on the shards because its table does.
+fn attached(input: &Input<'_>, statement: &Statement) -> Result<(), Refusal> {
+    let verbs: [&[&str]; 3] = [&["alter"], &["drop"], &["comment", "on"]];
+    let kinds = ["index", "sequence", "view"];
+    let is_of = |verb: &[&str]| kinds.iter().any(|kind| leads(input, &[verb, &[kind]].concat()));
+    if statement.class != Class::Ddl || !verbs.iter().any(|verb| is_of(verb)) {
+        return Ok(());
+    }
+    match statement.mentions.iter().find(|name| lies_on_shards(input, name)) {
+        Some(name) if is_on_primary(input, name) => Err(ambiguous(name)),
+        Some(name) => {
+            let message = format!("this form of DDL on {}, which lies on the shards", display(name));
+            Err(refusal("names-shards", message, "Run it on each shard, and pgherd check after it."))
+        }
         None => Ok(()),
     }
+}
+
+/// Whether a name may mean what belongs to a table of the configuration: an index, a column's sequence, or a view over such tables.
+pub(super) fn lies_on_shards(input: &Input<'_>, name: &Name) -> bool {
+    let Some(shards) = input.shards else { return false };
+    let is_configured = |owner: &Arc<Relation>| {
+        input.database.tables.iter().any(|table| *table.schema == *owner.schema && *table.name == *owner.name)
+    };
+    let belongs = |relation: &&Arc<Relation>| {
+        shards.relations.get(&relation.table).is_some_and(is_configured)
+            || distribute::is_over_tables(relation, shards, input.database)
+    };
+    candidates(name, shards, input.session.search_path).iter().any(belongs)
+}
+
+pub(super) fn is_on_primary(input: &Input<'_>, name: &Name) -> bool {
+    input.catalog.is_some_and(|catalog| !candidates(name, catalog, input.session.search_path).is_empty())
+}
+
+/// What is called alike on the primary and on the shards.
+pub(super) fn ambiguous(name: &Name) -> Refusal {
+    let message = format!("{} lies on the shards, and there is one of that name on the primary", display(name));
+    refusal("ambiguous-name", message, "Rename the one on the primary, on that server itself.")
 }
 
 /// Why a statement is refused that may mean this table; `None` where it does not.

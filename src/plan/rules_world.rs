@@ -148,6 +148,7 @@ pub(super) fn relation(oid: Oid, name: &str, kind: RelationKind) -> Relation {
         schema: "public".into(),
         name: name.into(),
         kind,
+        table: 0,
         persistence: Persistence::Permanent,
         row_security: false,
         row_rules: RowRules::default(),

@@ -176,6 +176,7 @@ fn ddl(input: &Input<'_>, statement: &Statement) -> Result<Option<Plan>, Refusal
     let on_shards = |name: &Name| match place(input, name) {
         Ok(Place::Shards) if is_view => Ok(true),
         Ok(Place::Shards) => listed_first(input, name).map(|()| true),
+        Ok(Place::Primary) if mentioned::lies_on_shards(input, name) => Err(mentioned::ambiguous(name)),
         Ok(_) => Ok(false),
         // An index has the name of no table, and lies where its table does.
         Err(refusal) if refusal.code == "unknown-on-primary" => {

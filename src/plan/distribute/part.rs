@@ -87,6 +87,7 @@ impl Part {
             schema: "".into(),
             name: name.clone(),
             kind: RelationKind::View,
+            table: 0,
             persistence: Persistence::Permanent,
             row_security: false,
             row_rules: RowRules::default(),

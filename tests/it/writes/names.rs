@@ -50,6 +50,53 @@ async fn a_table_of_the_primary_may_be_called_like_one_of_the_shards_in_another_
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_index_a_sequence_or_a_view_lies_where_its_table_does_and_no_namesake_of_the_primary_is_taken_for_it() {
+    let stage = Stage::set(2).await;
+    for shard in &stage.shards {
+        shard.execute("create view rich as select id from accounts where balance > 1000").await;
+    }
+    // As a table leaves them behind that has been renamed.
+    let namesakes = "create table kept (id int4, note text); create index entries_note on kept (note);
+                     create view poor as select id from kept; create sequence ids";
+    stage.primary.execute(namesakes).await;
+    let pgherd = stage.pgherd().await;
+    let mut client = pgherd.wire("app").await;
+    ok(&mut client, "create index entries_note on entries (note)").await;
+    ok(&mut client, "create index entries_amount on entries (amount)").await;
+    let refused = [
+        "alter index accounts_pkey rename to accounts_key",
+        "alter index public.accounts_pkey set (fillfactor = 50)",
+        "alter sequence entries_id_seq increment by 2",
+        "drop sequence entries_id_seq",
+        "alter view rich rename to wealthy",
+        "comment on view rich is 'of the shards'",
+        "alter index entries_note rename to entries_notes",
+        "drop index entries_note",
+        "alter table entries_note rename to entries_notes",
+        "reindex index entries_note",
+    ];
+    for sql in refused {
+        assert_eq!(say(&mut client, sql).await.code(), Some("0A000"), "{sql}");
+    }
+    for database in stage.shards.iter().chain([&stage.primary]) {
+        assert!(has(database, "public.entries_note").await);
+    }
+    for (sql, tag) in [
+        ("reindex index entries_amount", "REINDEX"),
+        ("drop index entries_amount", "DROP INDEX"),
+        ("alter view poor rename to poorer", "ALTER VIEW"),
+        ("alter sequence ids increment by 2", "ALTER SEQUENCE"),
+        ("comment on view poorer is 'rich'", "COMMENT"),
+        ("drop sequence ids", "DROP SEQUENCE"),
+    ] {
+        assert_eq!(ok(&mut client, sql).await, tag, "{sql}");
+    }
+    for shard in &stage.shards {
+        assert!(!has(shard, "public.entries_amount").await);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn where_a_name_may_be_that_of_a_table_of_the_shards_it_is_refused() {
     let stage = Stage::set(2).await;
     let pgherd = stage.pgherd().await;
