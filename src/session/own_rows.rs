@@ -20,6 +20,7 @@ use super::span::{Span, parts};
 use super::{Attached, Session};
 use crate::backend::cancel::CancelTarget;
 use crate::backend::server::ServerConn;
+use crate::config::model::Table;
 use crate::error::Error;
 use crate::exec::fanout::{self, Gate, Leg, Outcome, Run, Sink};
 use crate::exec::insert_select::Collected;
@@ -27,7 +28,7 @@ use crate::exec::two_phase::TwoPhase;
 use crate::plan::distribute::Streamed;
 use crate::plan::rules::Transaction;
 use crate::plan::{Plan, Refusal};
-use crate::sql::facts::Facts;
+use crate::sql::facts::{Facts, Name};
 use crate::sql::lexer::Lexer;
 use crate::wire::frame::{Frame, Frames};
 use crate::wire::writer::TransactionStatus;
@@ -101,7 +102,7 @@ impl Session {
     /// Rows are placed by the tables' columns as they were when the catalog was read.
     ///
     /// # Errors
-    /// The transaction has changed the table that rows are to be inserted into.
+    /// The transaction has changed the table that rows are to be inserted into, or made one that no catalog knows yet.
     pub(super) fn check_tables(&self, execution: &Execution<'_>, plan: &Plan) -> Result<(), Error> {
         let Some(span) = self.span.as_ref().filter(|span| !span.changed_tables.is_empty()) else { return Ok(()) };
         let is_on_shards = matches!(
@@ -117,6 +118,16 @@ impl Session {
                 "INSERT, COPY, MERGE and changes of the shard key of a table that the transaction has changed",
             )
             .hint("Commit the change first."));
+        }
+        let is_made = |name: &Name| {
+            let is_it = |table: &Table| {
+                *table.name == *name.name && name.schema.as_deref().is_none_or(|schema| *schema == *table.schema)
+            };
+            span.changed_tables.contains(&name.name) && self.db.config.tables.iter().any(is_it)
+        };
+        let mut named = execution.facts.statements.iter().flat_map(|it| it.reads.iter().chain(&it.writes));
+        if matches!(plan, Plan::Primary(_)) && named.any(is_made) {
+            return Err(Error::refused("a table of the shards that the transaction has made").hint("Commit it first."));
         }
         Ok(())
     }

@@ -237,7 +237,9 @@ impl Run<'_> {
                 self.undo(writers).await;
                 let message = "the transaction over several shards was rolled back before it was committed";
                 return Err(Error::new(ErrorKind::Backend, SqlState::TRANSACTION_ROLLBACK, message)
-                    .detail("Its commit took longer than a minute, or somebody else put an end to what a crash had left.")
+                    .detail(
+                        "Its commit took longer than a minute, or somebody else put an end to what a crash had left.",
+                    )
                     .hint("Run the transaction again."));
             }
             Err(error) => {

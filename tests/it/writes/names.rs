@@ -1,9 +1,10 @@
 //! DDL concerns the table that PostgreSQL would take its name for: one of the shards, or another that happens to be called so.
 
 use super::stage::{Stage, ok, say};
+use crate::harness;
 
 /// Whether a server has a relation.
-async fn has(database: &crate::harness::Database, relation: &str) -> bool {
+async fn has(database: &harness::Database, relation: &str) -> bool {
     let sql = format!("select to_regclass('{relation}') is not null");
     database.client().await.query_one(&sql, &[]).await.expect("read").get(0)
 }
@@ -146,4 +147,25 @@ async fn a_materialized_view_over_the_shards_is_refused_with_what_helps() {
     let tag = ok(&mut client, "create table rich as select owner, balance from accounts where balance > 10").await;
     assert_eq!(tag, "SELECT 40");
     assert!(has(&stage.primary, "public.rich").await);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_table_that_a_transaction_makes_is_written_once_it_is_committed() {
+    let fresh = "[[database.table]]\nname = \"public.fresh\"\nshard_key = \"id\"\nmethod = \"hash\"\n";
+    let stage = Stage::over(harness::fresh_databases(2).await, fresh).await;
+    let pgherd = stage.pgherd().await;
+    let mut client = pgherd.wire("app").await;
+    for sql in ["insert into fresh values (1)", "select count(*) from public.fresh"] {
+        ok(&mut client, "begin").await;
+        ok(&mut client, "create table fresh (id int4 primary key)").await;
+        ok(&mut client, "create index on fresh (id)").await;
+        assert_eq!(say(&mut client, sql).await.code(), Some("0A000"), "{sql}");
+        assert_eq!(ok(&mut client, "commit").await, "ROLLBACK");
+        assert!(!has(&stage.shards[0], "public.fresh").await);
+    }
+    ok(&mut client, "begin").await;
+    ok(&mut client, "create table fresh (id int4 primary key)").await;
+    assert_eq!(ok(&mut client, "commit").await, "COMMIT");
+    assert_eq!(ok(&mut client, "insert into fresh select id from accounts").await, "INSERT 0 40");
+    stage.is_clean().await;
 }
