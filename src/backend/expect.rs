@@ -32,6 +32,9 @@ pub enum Expect {
     FunctionCall,
     /// A Query of pgherd's own: nothing up to its ReadyForQuery reaches the client.
     HiddenQuery,
+    /// All that BEGIN brings in the extended protocol without a Sync, CloseComplete last: it is pgherd's own, and if it fails the server
+    /// skips what the client has sent behind it.
+    HiddenBegin,
     /// ParseComplete. Hidden where the client did not ask for it.
     Parse {
         /// Whether pgherd asked, not the client.
@@ -199,7 +202,17 @@ impl Expects {
 
     /// Whether what the server sends now is for pgherd alone.
     pub fn is_hidden(&self) -> bool {
-        matches!(self.queue.front(), Some(Expect::HiddenQuery))
+        matches!(self.queue.front(), Some(Expect::HiddenQuery | Expect::HiddenBegin))
+    }
+
+    /// Whether what was asked for last is not answered before a Flush, or what comes with the client's next message.
+    pub fn ends_unflushed(&self) -> bool {
+        matches!(self.queue.back(), Some(Expect::HiddenBegin))
+    }
+
+    /// Whether BEGIN has worked, if that message is a CommandComplete.
+    pub fn is_begun(&self) -> bool {
+        matches!(self.queue.front(), Some(Expect::HiddenBegin))
     }
 
     /// Whether the rows that the server sends now are for pgherd alone.
@@ -256,7 +269,8 @@ impl Expects {
             Expect::Sync { .. } => (self.skipping, self.unsynced, self.suspending) = (false, false, false),
             // They end an implicit transaction as a Sync does, unless the server is skipping.
             Expect::Query | Expect::Spliced(_) | Expect::FunctionCall | Expect::HiddenQuery => self.unsynced = false,
-            Expect::Inject(_) | Expect::HeldParse(..) => {}
+            // Behind it a transaction block is open: a Sync would end nothing.
+            Expect::HiddenBegin | Expect::Inject(_) | Expect::HeldParse(..) => {}
             _ => self.unsynced = true,
         }
         self.queue.push_back(expect);
@@ -329,7 +343,12 @@ impl Expects {
                 Ok(verdict)
             }
             (Expect::HiddenQuery, b'Z') => self.done(Verdict::Swallow),
-            (Expect::HiddenQuery, _) => Ok(Verdict::Swallow),
+            (Expect::HiddenQuery, _) | (Expect::HiddenBegin, b'1' | b'2' | b'C') => Ok(Verdict::Swallow),
+            (Expect::HiddenBegin, b'3') => self.done(Verdict::Swallow),
+            (Expect::HiddenBegin, b'E') => {
+                self.skip_to_sync(consequences);
+                Ok(Verdict::Swallow)
+            }
             (Expect::Query | Expect::FunctionCall, b'Z') => self.done(Verdict::Forward),
             (Expect::Query, b'T' | b'D' | b'C' | b'I' | b'E' | b'G' | b'H' | b'W' | b'd' | b'c') => {
                 Ok(Verdict::Forward)
@@ -477,6 +496,22 @@ mod tests {
             assert_eq!(owed.answer(tag, &mut consequences), Ok(verdict));
         }
         assert_eq!(owed.answer(b'2', &mut consequences), Ok(Verdict::Forward));
+    }
+
+    #[test]
+    fn what_stands_behind_a_begin_that_fails_is_skipped() {
+        let mut owed = expects([Expect::HiddenBegin, Expect::Query]);
+        assert!(owed.is_hidden() && !owed.is_unsynced());
+        let mut consequences = Consequences::default();
+        assert_eq!(owed.answer(b'1', &mut consequences), Ok(Verdict::Swallow));
+        assert_eq!(owed.answer(b'E', &mut consequences), Ok(Verdict::Swallow));
+        assert!(owed.is_empty() && owed.is_skipping());
+        let mut owed = expects([Expect::HiddenBegin, Expect::Query]);
+        for tag in *b"12C3" {
+            assert_eq!(owed.answer(tag, &mut consequences), Ok(Verdict::Swallow));
+        }
+        assert_eq!(owed.answer(b'Z', &mut consequences), Ok(Verdict::Forward));
+        assert!(owed.is_empty());
     }
 
     #[test]

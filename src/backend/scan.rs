@@ -59,7 +59,7 @@ pub struct Seen {
     pub errors_of_turns: u32,
     /// A notice was passed on.
     pub notices: u32,
-    /// SQLSTATE of the last error of a hidden query.
+    /// The message of the last error of what is hidden.
     pub hidden_error: Option<Box<str>>,
     /// Settings it reported as changed.
     pub reported: Vec<(String, String)>,
@@ -171,7 +171,7 @@ impl ServerConn {
                 Verdict::Swallow => {
                     self.spill(out);
                     self.inbuf.advance(header.total);
-                    if seen.statement_error.is_some() {
+                    if seen.statement_error.is_some() || seen.hidden_error.is_some() {
                         return Ok(());
                     }
                 }
@@ -259,7 +259,12 @@ impl ServerConn {
                 seen.calls = true;
                 self.expects.copy_in_started();
             }
-            b'C' => self.copying_in = false,
+            b'C' => {
+                self.copying_in = false;
+                if self.expects.is_begun() {
+                    self.status = TransactionStatus::InTransaction;
+                }
+            }
             b'Z' => {
                 let byte = self.inbuf[self.cleared..self.cleared + header.total].last().copied();
                 let status = byte.and_then(TransactionStatus::from_byte);
@@ -298,6 +303,7 @@ impl ServerConn {
         let body = self.copy_body(header);
         if hidden {
             let fields = ErrorFields::parse(&body).ok();
+            seen.calls = true;
             seen.hidden_error = Some(fields.as_ref().and_then(|fields| fields.get(b'M')).unwrap_or_default().into());
         } else {
             seen.errors += 1;

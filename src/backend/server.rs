@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::Instant;
 
-use bytes::{Buf, BytesMut};
+use bytes::{Buf, BufMut, BytesMut};
 use tokio::io::{AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 use super::cancel::CancelTarget;
@@ -366,6 +366,18 @@ impl ServerConn {
         writer::query(&mut self.outbuf, text);
         self.unnamed = None;
         self.expects.push(Expect::HiddenQuery);
+    }
+
+    /// As [`ServerConn::queue_hidden_query`], for a BEGIN: if it fails the server skips what comes next up to a Sync, and does not
+    /// run it by itself.
+    pub fn queue_hidden_begin(&mut self, text: &[u8]) {
+        writer::parse(&mut self.outbuf, b"", text, &[]);
+        // The unnamed portal of the unnamed statement: no formats, no parameters.
+        writer::message(&mut self.outbuf, b'B', |out| out.put_bytes(0, 2 + 3 * size_of::<u16>()));
+        writer::execute(&mut self.outbuf, b"", 0);
+        writer::close(&mut self.outbuf, b'S', b"");
+        self.unnamed = None;
+        self.expects.push(Expect::HiddenBegin);
     }
 
     /// Reads some more bytes, for [`ServerConn::scan`].

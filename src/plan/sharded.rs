@@ -1,12 +1,13 @@
 //! The gate before the shards: which statements name sharded or reference tables, and which might reach them unseen.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use super::distribute::{self, Answered, Distributed, InsertSelect, Parameters};
 use super::functions::{self, Conduct};
 use super::rules::{Input, Transaction};
 use super::{Plan, Reason, Refusal, maintain, mentioned, names, policies, unnamed, wrapped};
-use crate::catalog::model::{Catalog, RelationKind};
+use crate::catalog::model::{Catalog, RelationKind, Type};
 use crate::config::model::Table;
 use crate::sql::facts::{Class, Name, Statement};
 
@@ -45,7 +46,15 @@ pub(super) fn decide(input: &Input<'_>) -> Option<Plan> {
     if !distributed {
         return None;
     }
+    if let Some(refusal) = shadows(input) {
+        return Some(Plan::Refuse(refusal));
+    }
     match input.facts.single() {
+        Some(statement) if is_bound_wrongly(input, statement) => Some(Plan::Shard {
+            shard: 0,
+            detachable: false,
+            reason: Reason { code: "parameters", text: "its Bind has too many or too few: any server says so".into() },
+        }),
         Some(statement) if statement.class == Class::CopyIn => Some(copy_in(input, statement)),
         Some(statement) if wrapped::holds_a_query(statement) => wrapped::decide(input),
         Some(statement) => distribute(input, statement),
@@ -55,6 +64,27 @@ pub(super) fn decide(input: &Input<'_>) -> Option<Plan> {
             "Send the statements one by one.",
         ))),
     }
+}
+
+/// Whether PostgreSQL refuses the Bind for the number of its parameters.
+fn is_bound_wrongly(input: &Input<'_>, statement: &Statement) -> bool {
+    input.bound.is_some_and(|bound| bound.values.len() != bound.types.len().max(statement.parameters.into()))
+}
+
+/// Operators and types in schemas that search_path names before `pg_catalog` are taken for PostgreSQL's own: a key that is compared by
+/// `=` would not be compared by the key's equality.
+fn shadows(input: &Input<'_>) -> Option<Refusal> {
+    let path = input.session.search_path;
+    let before = &path[..path.iter().position(|schema| &**schema == "pg_catalog")?];
+    let shards = input.shards.filter(|_| !before.is_empty())?;
+    let own: HashSet<&str> =
+        shards.types.values().filter(|it| &*it.schema == "pg_catalog").map(|it| &*it.name).collect();
+    let hides = |it: &Type| own.contains(&*it.name) && before.contains(&it.schema);
+    if shards.user_operators.is_empty() && !shards.types.values().any(hides) {
+        return None;
+    }
+    let message = "operators or types of a user's that search_path puts before those of pg_catalog, over shards";
+    Some(refusal("shadowed", message.into(), "Leave pg_catalog out of search_path: then it comes first."))
 }
 
 pub(super) fn refusal(code: &'static str, message: String, hint: &str) -> Refusal {

@@ -161,6 +161,14 @@ pub(super) fn shutting_down() -> Error {
     Error::new(ErrorKind::Shutdown, SqlState::ADMIN_SHUTDOWN, message).fatal()
 }
 
+/// A transaction of the client's whose BEGIN, told as done already, has failed where it was to run: by a cancel, or a timeout.
+pub(super) fn not_begun(said: &str) -> Error {
+    Error::new(ErrorKind::Backend, SqlState::CONNECTION_FAILURE, "the transaction could not be begun on the server")
+        .detail(format!("The server said: {said}"))
+        .hint("Nothing of it was done: connect again and repeat it.")
+        .fatal()
+}
+
 /// The client has cancelled its statement.
 pub(super) fn cancelled() -> Error {
     Error::new(ErrorKind::Cancelled, SqlState::QUERY_CANCELED, "canceling statement due to user request")

@@ -38,8 +38,11 @@ impl Session {
         if self.server.is_none() && !self.attach_at_once(target) {
             let mut attached = Box::pin(self.borrow_server(target)).await?;
             self.begin_span();
-            for statement in self.lazy_begin.drain(..) {
-                attached.lease.server().queue_hidden_query(&statement);
+            for (at, statement) in self.lazy_begin.drain(..).enumerate() {
+                match at {
+                    0 => attached.lease.server().queue_hidden_begin(&statement),
+                    _ => attached.lease.server().queue_hidden_query(&statement),
+                }
             }
             self.server = Some(attached);
             if self.status == TransactionStatus::Failed {

@@ -18,6 +18,9 @@ use crate::exec::two_phase::TwoPhase;
 use crate::exec::two_phase::commit::{self, Ended, Part};
 use crate::exec::two_phase::latch::{Guard, Kind};
 use crate::sql::facts::{Class, Effect, Facts, Statement, TransactionControl};
+use crate::wire::backend::ErrorFields;
+use crate::wire::frame::HEADER_LEN;
+use crate::wire::sqlstate::SqlState;
 use crate::wire::writer::{self, TransactionStatus};
 
 /// See the module's description. It is there from a transaction's first statement that reached a server on.
@@ -534,7 +537,12 @@ impl Session {
 pub(super) async fn tell(attached: &mut Attached, text: &str) -> Result<(), Error> {
     match commit::command(attached.lease.server(), text).await? {
         Ok(()) => Ok(()),
-        Err(message) => Err(crate::backend::failure::server_error(&message[crate::wire::frame::HEADER_LEN..])),
+        Err(message) => {
+            let body = &message[HEADER_LEN..];
+            let was_cancelled =
+                ErrorFields::parse(body).is_ok_and(|fields| fields.get(b'C') == Some(SqlState::QUERY_CANCELED.code()));
+            Err(if was_cancelled { super::failure::cancelled() } else { crate::backend::failure::server_error(body) })
+        }
     }
 }
 

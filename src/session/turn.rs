@@ -332,15 +332,15 @@ impl Session {
         for (name, _) in self.seen.reported.drain(..) {
             self.settings.note_reported(&name);
         }
+        if let Some(said) = self.seen.hidden_error.take() {
+            return Err(super::failure::not_begun(&said));
+        }
         if std::mem::take(&mut self.seen.hidden_ready) {
             Box::pin(self.after_hidden_ready()).await?;
         }
         let Some(status) = self.seen.ready.take() else { return Ok(()) };
         let now = Instant::now();
         let took = now - std::mem::replace(&mut self.since, now);
-        if let Some(said) = self.seen.hidden_error.take() {
-            return Err(Error::internal(format!("the server refused a statement of pgherd's own: {said}")).fatal());
-        }
         self.status = status;
         let class = match self.server.as_ref().map(|attached| attached.target) {
             Some(super::context::Target::Shard(_)) => PlanClass::Shard,
@@ -411,7 +411,7 @@ impl Session {
     /// Waits until the server has answered everything, so that an answer of pgherd's own comes in its turn.
     pub(super) async fn wait_for_answers(&mut self) -> Result<(), Error> {
         if let Some(server) = self.held_server()
-            && server.expects.is_unsynced()
+            && (server.expects.is_unsynced() || server.expects.ends_unflushed())
         {
             // Without it they would lie in the server's own buffer until a Sync.
             writer::flush(&mut server.outbuf);

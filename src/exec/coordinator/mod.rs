@@ -352,8 +352,11 @@ async fn describe_first<L: Leg>(run: &Run<'_>, shards: &mut [Line<'_, L>]) -> Re
 
 /// Begins the coordinator's transaction and makes the temporary tables.
 async fn prepare<L: Leg>(run: &Run<'_>, coordinator: &mut Line<'_, L>) -> Result<(), Failure> {
-    coordinator.query("BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE");
-    make_tables(run, coordinator, "").await
+    // In one string with BEGIN: if that fails, by a cancel of the statement before, no table is made that would outlive the statement.
+    let creates = run.plan.shipments.iter().map(|shipment| &*shipment.create);
+    let texts: Vec<&str> = std::iter::once("BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE").chain(creates).collect();
+    coordinator.query(&texts.join("; "));
+    probe(&run.plan.probe, coordinator).await
 }
 
 /// Makes the temporary tables in the transaction at hand.

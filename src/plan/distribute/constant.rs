@@ -50,7 +50,9 @@ impl Constants<'_> {
     pub(super) fn array(&self, expr: &Expr, kind: Kind) -> Option<Vec<Constant>> {
         match expr {
             Expr::Nested(inner) => self.array(inner, kind),
-            Expr::Array(array) => array.elem.iter().map(|element| self.read(element, kind)).collect(),
+            // Of elements without a type it is text[], and its operator another one than the key's, if there is one.
+            Expr::Array(array) if !kind.is_collatable() && array.elem.iter().all(|it| self.is_untyped(it)) => None,
+            Expr::Array(array) => self.all(&array.elem, kind),
             Expr::Cast {
                 kind: CastKind::Cast | CastKind::DoubleColon,
                 expr,
@@ -60,12 +62,31 @@ impl Constants<'_> {
                 let named = kind_of(element)?;
                 let elements = match &**expr {
                     Expr::Value(value) => self.written_array(value, named)?,
+                    Expr::Array(array) => self.all(&array.elem, named)?,
                     expr => self.array(expr, named)?,
                 };
                 elements.into_iter().map(|element| convert(element, named, kind)).collect()
             }
             Expr::Value(value) => self.written_array(value, kind),
             _ => None,
+        }
+    }
+
+    fn all(&self, elements: &[Expr], kind: Kind) -> Option<Vec<Constant>> {
+        elements.iter().map(|element| self.read(element, kind)).collect()
+    }
+
+    /// Whether a value takes the type that its place asks for.
+    fn is_untyped(&self, expr: &Expr) -> bool {
+        match expr {
+            Expr::Nested(inner) => self.is_untyped(inner),
+            Expr::Value(ValueWithSpan { value: Literal::Null | Literal::SingleQuotedString(_), .. }) => true,
+            Expr::Value(ValueWithSpan { value: Literal::Placeholder(name), .. }) => {
+                let number = name.strip_prefix('$').and_then(|number| number.parse().ok());
+                let parameter = number.and_then(|number| self.input.parameters?.get(number));
+                parameter.is_none_or(|(oid, ..)| oid == 0 || oid == UNKNOWN)
+            }
+            _ => false,
         }
     }
 

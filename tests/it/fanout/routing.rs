@@ -198,7 +198,7 @@ async fn ranges_of_several_columns_and_default_shards_are_pruned() {
         ("insert into tiers values ('anything', 1), (null, 2)", vec![3]),
         ("insert into grid values (20, '2024-01-10', 1), (null, '2024-01-10', 2)", vec![3]),
         ("select * from visits where day = any('{2024-01-09,2024-01-10}')", vec![1]),
-        ("select * from visits where day = any(array['2024-01-09', '2024-01-30'])", vec![1, 3]),
+        ("select * from visits where day = any(array['2024-01-09'::date, '2024-01-30'])", vec![1, 3]),
         ("select * from visits where day = any(null)", vec![0]),
     ] {
         assert_eq!(shards(&cluster, text, &[], &[]).0, wanted, "{text}");

@@ -2,11 +2,13 @@
 
 use std::time::{Duration, Instant};
 
+use pgherd::commands::demo::servers::{PostgresOptions, PostgresServer};
+use pgherd::wire::writer;
 use tokio::time::timeout;
 
 use super::proxy::{PATIENCE, Proxy};
 use crate::harness::wire::{bind, rows, tags};
-use crate::harness::{self, database_on, eventually};
+use crate::harness::{self, Pgherd, database_on, eventually};
 
 /// Ends every server process of that database but the one that asks, and waits until each is gone with its sockets (pgherd may have
 /// opened others by then, for its catalog).
@@ -203,4 +205,54 @@ async fn a_drain_sends_idle_clients_away_and_lets_transactions_end() {
     timeout(PATIENCE, busy.ended()).await.expect("sent away after its transaction");
     timeout(PATIENCE, drained).await.expect("drained").expect("in order");
     database.execute("insert into t values (1)").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_stands_behind_a_begin_that_fails_on_its_server_does_not_run_by_itself() {
+    let primary = PostgresServer::start(harness::ground(), &PostgresOptions::default()).expect("primary");
+    let database = database_on(&primary).await;
+    // A standby refuses this BEGIN, as a cancel that comes early or a timeout can have any server do.
+    let begin = "begin read write";
+    let standby = primary.replica(&PostgresOptions::default()).expect("replica");
+    eventually(PATIENCE, "it has the database", async || standby.sql(&database.name, "select 1").is_ok()).await;
+    // Where there are shards a transaction begins on the server of its first statement.
+    let shard = harness::fresh_database().await;
+    let toml = format!(
+        "[[database]]\nname = \"app\"\nprimary = \"host=127.0.0.1 port={} dbname={}\"\nshards = [\"{}\"]\n\
+         [[database.table]]\nname = \"public.t\"\nshard_key = \"k\"\nmethod = \"hash\"\n\
+         [[user]]\nname = \"postgres\"\nauth = \"trust\"\n",
+        standby.port(),
+        database.name,
+        shard.conninfo()
+    );
+    let pgherd = Pgherd::start(&toml).await;
+    for extended in [false, true] {
+        let mut client = pgherd.wire("app").await;
+        let told = client.query(begin).await;
+        assert_eq!(tags(&told), "CZ", "before any server knows of it: {told:?}");
+        let text = "select pg_advisory_lock(7)";
+        client
+            .say(|out| {
+                if extended {
+                    writer::parse(out, b"", text.as_bytes(), &[]);
+                    bind(out, "", "", &[], 0);
+                    writer::execute(out, b"", 0);
+                    writer::sync(out);
+                } else {
+                    writer::query(out, text.as_bytes());
+                }
+            })
+            .await;
+        let told = timeout(PATIENCE, client.ended()).await.expect("told and closed");
+        assert_eq!(tags(&told), "E", "nothing has run: {told:?}");
+        let error = &told[0];
+        assert_eq!(error.field(b'S').as_deref(), Some("FATAL"));
+        assert_eq!(error.field(b'C').as_deref(), Some("08006"));
+        assert!(error.field(b'D').is_some_and(|said| said.contains("during recovery")), "{told:?}");
+    }
+    // Others go on.
+    let mut other = pgherd.wire("app").await;
+    assert_eq!(tags(&other.query("begin isolation level repeatable read").await), "CZ");
+    assert_eq!(rows(&other.query("select 1").await), [[Some("1".to_owned())]]);
+    assert_eq!(tags(&other.query("commit").await), "CZ");
 }

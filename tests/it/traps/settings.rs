@@ -184,3 +184,77 @@ async fn an_unreadable_statement_over_a_view_is_refused() {
     }
     herd.comes_to_rest().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_operator_of_a_users_is_not_taken_for_the_equality_of_keys() {
+    let herd = Herd::start(3, false).await;
+    let operators = "create operator alt.= (function = int4ne, leftarg = int4, rightarg = int4);
+        create function public.modeq(int4, text) returns bool language sql immutable as 'select $1 % 10 = $2::int4 % 10';
+        create operator public.= (function = public.modeq, leftarg = int4, rightarg = text)";
+    for database in herd.shards.iter().chain([&herd.whole, &herd.primary]) {
+        database.execute(operators).await;
+    }
+    harness::eventually(std::time::Duration::from_secs(20), "the catalog is read again", async || {
+        let mut client = herd.client().await;
+        client.query("set search_path = alt, pg_catalog, public").await;
+        Answer::read(&client.query("select count(*) from worded where k = 3").await).code() == Some("0A000")
+    })
+    .await;
+    let statements = [
+        "select count(*) from worded where k = any(array['3'])",
+        "select count(*) from worded where k = any(array['3', null])",
+        "select count(*) from worded where k = some(array['3', '4'])",
+        "select count(*) from worded where k = any(array['3', '4']::int4[])",
+        "select count(*) from worded where k = '3'::text",
+        "select count(*) from worded where k in ('3', '4')",
+        "select count(*) from worded where k = any('{3,4}')",
+    ];
+    assert_eq!(same(&herd, &[], &statements).await, 0);
+    let mut said = Vec::new();
+    for client in [&mut herd.oracle().await, &mut herd.client().await] {
+        client
+            .say(|out| {
+                writer::parse(out, b"", b"select count(*) from worded where k = any(array[$1])", &[]);
+                bind(out, "", "", &[Some("3")], 0);
+                writer::execute(out, b"", 0);
+                writer::sync(out);
+            })
+            .await;
+        said.push(Answer::read(&client.until_ready().await));
+    }
+    assert_eq!(said[0], said[1]);
+    assert_eq!(same(&herd, &["set search_path = alt, pg_catalog, public"], &statements[..1]).await, MANNERS.len());
+    herd.comes_to_rest().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_bind_with_parameters_too_many_or_too_few_fails_as_on_one_server() {
+    let herd = Herd::start(3, false).await;
+    let statements = [
+        ("select count(*) from worded", 0),
+        ("select k from worded where k > $1::int4 order by k", 1),
+        ("select count(*) from worded a join worded b on a.note::text = b.note::text", 0),
+        ("select * from worded where k = $1", 1),
+        ("update worded set note = null where k > $1::int4", 1),
+        ("select count(*) from countries", 0),
+    ];
+    for (text, parameters) in statements {
+        for bound in (0..4_usize).filter(|bound| *bound != parameters) {
+            let mut said = Vec::new();
+            for client in [&mut herd.oracle().await, &mut herd.client().await] {
+                client
+                    .say(|out| {
+                        writer::parse(out, b"", text.as_bytes(), &[]);
+                        bind(out, "", "", &vec![Some("1"); bound], 0);
+                        writer::execute(out, b"", 0);
+                        writer::sync(out);
+                    })
+                    .await;
+                let messages = client.until_ready().await;
+                said.push((harness::wire::tags(&messages), Answer::read(&messages).error));
+            }
+            assert_eq!(said[0], said[1], "{text} with {bound}");
+        }
+    }
+    herd.comes_to_rest().await;
+}
