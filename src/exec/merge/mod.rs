@@ -124,7 +124,7 @@ impl Merger {
                     let is_text = reader.at < visible && format_of(formats.codes, reader.at) == 0;
                     keys.push(SortKey::new(reader, is_text, sort)?);
                 }
-                Machine::Ordered(Ordered::new(keys, columns, visible, legs))
+                Machine::Ordered(Ordered::passing_rows_on(keys, columns, visible, legs))
             }
             Merge::Groups(groups) if !groups.order.is_empty() => {
                 let groups = SortedGroups::new(groups, description, visible, formats.codes, legs)?;

@@ -48,6 +48,11 @@ impl SortKey {
         Ok(Self { reader, is_digits, descending: sort.descending, nulls_first: sort.nulls_first })
     }
 
+    /// The column that it is read from.
+    pub(super) fn column(&self) -> usize {
+        self.reader.at
+    }
+
     /// A number that is never greater for the row that comes first.
     ///
     /// # Errors
@@ -87,5 +92,39 @@ impl SortKey {
 
 /// An integer as `int8out` writes it.
 fn digits(bytes: &[u8]) -> Option<i64> {
-    std::str::from_utf8(bytes).ok()?.parse().ok()
+    let (is_negative, digits) = match bytes {
+        [b'-', digits @ ..] => (true, digits),
+        digits => (false, digits),
+    };
+    // Below zero there is one more than above.
+    let below_zero = digits.iter().try_fold(0_i64, |value, byte| {
+        let digit = byte.wrapping_sub(b'0');
+        if digit > 9 { None } else { value.checked_mul(10)?.checked_sub(i64::from(digit)) }
+    })?;
+    match (digits.is_empty(), is_negative) {
+        (true, _) => None,
+        (false, true) => Some(below_zero),
+        (false, false) => below_zero.checked_neg(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::digits;
+    use proptest::prelude::*;
+
+    #[test]
+    fn what_is_no_integer_of_eight_bytes_is_not_read() {
+        for text in ["", "-", "1x", "--1", " 1", "9223372036854775808", "-9223372036854775809", "1.0"] {
+            assert_eq!(digits(text.as_bytes()), None, "{text}");
+        }
+        assert_eq!(digits(b"007"), Some(7));
+    }
+
+    proptest! {
+        #[test]
+        fn an_integer_is_what_its_digits_say(value in prop_oneof![any::<i64>(), -100..100_i64, Just(i64::MIN), Just(i64::MAX)]) {
+            prop_assert_eq!(digits(value.to_string().as_bytes()), Some(value));
+        }
+    }
 }

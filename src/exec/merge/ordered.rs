@@ -20,6 +20,8 @@ pub(super) struct Ordered {
     keys: Vec<SortKey>,
     columns: usize,
     visible: usize,
+    /// Columns that must be found in each row, from the first on.
+    needed: usize,
     streams: Vec<Stream>,
     /// Streams that show a row, the one with the next row of the answer first: a binary heap.
     heap: Vec<usize>,
@@ -53,8 +55,19 @@ impl Stream {
 
 impl Ordered {
     pub(super) fn new(keys: Vec<SortKey>, columns: usize, visible: usize, streams: usize) -> Self {
+        Self::showing(keys, columns, visible, streams, columns)
+    }
+
+    /// As [`Ordered::new`], for rows of which nobody looks at more than their sort keys.
+    pub(super) fn passing_rows_on(keys: Vec<SortKey>, columns: usize, visible: usize, streams: usize) -> Self {
+        let of_keys = keys.iter().map(|key| key.column() + 1).max().unwrap_or_default();
+        let needed = if visible == columns { of_keys } else { of_keys.max(visible) };
+        Self::showing(keys, columns, visible, streams, needed)
+    }
+
+    fn showing(keys: Vec<SortKey>, columns: usize, visible: usize, streams: usize, needed: usize) -> Self {
         let all = (0..streams).map(|_| Stream::default()).collect();
-        Self { keys, columns, visible, streams: all, heap: Vec::new(), awaited: streams }
+        Self { keys, columns, visible, needed, streams: all, heap: Vec::new(), awaited: streams }
     }
 
     /// Takes rows of that stream in.
@@ -156,7 +169,7 @@ impl Ordered {
         let header = header.ok_or_else(|| Error::internal("a shard's row ends too early"))?;
         stream.end = stream.start + header.total;
         let body = rest.get(HEADER_LEN..header.total).unwrap_or_default();
-        stream.fields.read(body, self.columns)?;
+        stream.fields.read_front(body, self.columns, self.needed)?;
         let row = Row { body, fields: &stream.fields };
         let mut keys = self.keys.iter();
         stream.rank = keys.next().map_or(Ok((0, 0)), |key| key.rank(&row))?;

@@ -27,13 +27,18 @@ impl Fields {
     /// # Errors
     /// A body whose columns are not `count`, or that ends too early or too late.
     pub(super) fn read(&mut self, body: &[u8], count: usize) -> Result<(), Error> {
+        self.read_front(body, count, count)
+    }
+
+    /// As [`Fields::read`], for the first `needed` columns: what is behind them is not looked at.
+    pub(super) fn read_front(&mut self, body: &[u8], count: usize, needed: usize) -> Result<(), Error> {
         self.0.clear();
         let Some((stated, _)) = body.split_first_chunk::<2>() else { return Err(malformed()) };
         if usize::try_from(i16::from_be_bytes(*stated)) != Ok(count) {
             return Err(malformed());
         }
         let mut at = 2;
-        for _ in 0..count {
+        for _ in 0..needed.min(count) {
             let len = body.get(at..).and_then(|rest| rest.first_chunk::<4>()).ok_or_else(malformed)?;
             let len = i32::from_be_bytes(*len);
             let (start, is_null) = (at + 4, len < 0);
@@ -44,7 +49,7 @@ impl Fields {
             // A message is no longer than an i32 says.
             self.0.push(Field { start: start as u32, end: at as u32, is_null });
         }
-        if at == body.len() { Ok(()) } else { Err(malformed()) }
+        if at == body.len() || needed < count { Ok(()) } else { Err(malformed()) }
     }
 
     /// A column's bytes in the body that was read; `None` is NULL.
