@@ -7,8 +7,8 @@ use tokio_postgres::{Client, Row};
 
 use super::closure::{self, Edges};
 use super::model::{
-    Catalog, Collation, Column, DefaultKind, ForeignKey, Function, FunctionKind, Oid, Persistence, Relation,
-    RelationKind, RowRules, Type, Volatility,
+    Assigns, Catalog, Collation, Column, DefaultKind, ForeignKey, Function, FunctionKind, Oid, Persistence, Relation,
+    RelationKind, RowRules, RowTrigger, Type, Volatility,
 };
 use super::{policies, queries};
 use crate::error::{Error, ErrorKind};
@@ -63,6 +63,7 @@ struct Answers {
     inherits: Vec<Row>,
     rules: Vec<Row>,
     opaque_writes: Vec<Row>,
+    row_triggers: Vec<Row>,
     functions: Vec<Row>,
     types: Vec<Row>,
     collations: Vec<Row>,
@@ -86,6 +87,7 @@ impl Answers {
                 ask(queries::INHERITS),
                 ask(queries::RULES),
                 ask(queries::OPAQUE_WRITES),
+                ask(queries::ROW_TRIGGERS),
             )
         });
         let second = Box::pin(async move {
@@ -101,7 +103,7 @@ impl Answers {
             )
         });
         let (first, second) = tokio::try_join!(first, second)?;
-        let (database, relations, columns, constraints, inherits, rules, opaque_writes) = first;
+        let (database, relations, columns, constraints, inherits, rules, opaque_writes, row_triggers) = first;
         let (functions, types, collations, operators, casts, policies, privileges, schemas) = second;
         Ok(Self {
             database,
@@ -111,6 +113,7 @@ impl Answers {
             inherits,
             rules,
             opaque_writes,
+            row_triggers,
             functions,
             types,
             collations,
@@ -214,6 +217,11 @@ fn relations(answers: &Answers) -> Result<HashMap<Oid, Relation>, tokio_postgres
     for row in &answers.opaque_writes {
         edges.opaque.insert(row.try_get(0)?);
     }
+    for row in &answers.row_triggers {
+        if let (Some(relation), Some(trigger)) = (relations.get_mut(&row.try_get(0)?), row_trigger(row)?) {
+            relation.row_triggers.push(trigger);
+        }
+    }
     closure::close(&mut relations, &edges);
     Ok(relations)
 }
@@ -289,10 +297,23 @@ fn relation(row: &Row) -> Result<Relation, tokio_postgres::Error> {
         definition: None,
         writes: Vec::new(),
         writes_opaque: false,
+        row_triggers: Vec::new(),
         foreign_keys: Vec::new(),
         is_referenced: false,
         is_judged_late: false,
     })
+}
+
+/// The trigger, if its function assigns anything.
+fn row_trigger(row: &Row) -> Result<Option<RowTrigger>, tokio_postgres::Error> {
+    let columns: Vec<&str> = row.try_get(6)?;
+    let assigns = match (row.try_get(5)?, &*columns) {
+        (true, _) => Assigns::Anything,
+        (false, []) => return Ok(None),
+        (false, columns) => Assigns::Columns(columns.iter().map(|&name| name.into()).collect()),
+    };
+    let (schema, function) = (text(row, 1)?, text(row, 2)?);
+    Ok(Some(RowTrigger { schema, function, on_insert: row.try_get(3)?, on_update: row.try_get(4)?, assigns }))
 }
 
 fn default_kind(letter: char) -> DefaultKind {

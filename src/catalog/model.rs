@@ -82,12 +82,38 @@ pub struct Relation {
     pub writes: Vec<Oid>,
     /// A trigger or rule can write what the catalog does not show: a write to it puts the whole database in doubt.
     pub writes_opaque: bool,
+    /// Its own enabled triggers that may change a row before it is stored; those of its partitions are theirs.
+    pub row_triggers: Vec<RowTrigger>,
     /// Its foreign keys.
     pub foreign_keys: Vec<ForeignKey>,
     /// Whether a foreign key refers to it, be it its own.
     pub is_referenced: bool,
     /// Whether something that must be unique in it may be judged later than row by row.
     pub is_judged_late: bool,
+}
+
+/// A `BEFORE ROW` trigger for `INSERT` or `UPDATE` whose function assigns something in the row.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RowTrigger {
+    /// The schema of its function.
+    pub schema: Box<str>,
+    /// Its function.
+    pub function: Box<str>,
+    /// Whether `INSERT` fires it.
+    pub on_insert: bool,
+    /// Whether `UPDATE` does.
+    pub on_update: bool,
+    /// What the function may assign.
+    pub assigns: Assigns,
+}
+
+/// What code may assign in a row.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Assigns {
+    /// Nobody can tell: any column.
+    Anything,
+    /// These columns.
+    Columns(Vec<Box<str>>),
 }
 
 /// A foreign key of a relation.

@@ -98,6 +98,87 @@ left join pg_catalog.pg_constraint c on d.classid = 'pg_catalog.pg_constraint'::
 where d.refclassid = 'pg_catalog.pg_proc'::regclass and d.refobjid >= 16384
   and coalesce(a.adrelid, c.conrelid) is not null";
 
+/// A name in code, quoted or not.
+macro_rules! name {
+    () => {
+        r##"(?:"(?:[^"]|"")*"|[^][\s"''().,;:=<>+*/%|&!~@#^?`-]+)"##
+    };
+}
+
+/// A subscript in code, itself with one in it at most.
+macro_rules! subscript {
+    () => {
+        r"\[(?:[^][;]|\[[^][;]*\])*\]"
+    };
+}
+
+/// Triggers that run before a row is stored, and what their functions may assign in it: anything, or some columns.
+///
+/// Code in PL/pgSQL is read, with comments and strings put out first. Whatever is not read to the letter (other languages, `CALL`, a
+/// row that is returned and is neither NEW nor OLD) may assign anything; OLD counts as NEW, because it may be returned in its place.
+/// Of `new.a = b` it is not told whether it assigns or compares, but behind words that stand in front of conditions alone.
+pub(super) const ROW_TRIGGERS: &str = concat!(
+    r##"
+with code as materialized (
+  select t.tgrelid, t.tgtype, n.nspname, p.proname, l.lanname = 'plpgsql' as is_read,
+         -- PostgreSQL's own, and those of its extensions: what they assign is their first argument, if anything.
+         case when p.oid < 16384 or e.extname in ('insert_username', 'lo', 'moddatetime', 'refint') then
+           case when t.tgnargs > 0
+                 and p.proname in ('insert_username', 'moddatetime', 'tsvector_update_trigger', 'tsvector_update_trigger_column')
+             then array[pg_catalog.convert_from(
+               substring(t.tgargs from 1 for position('\x00'::bytea in t.tgargs) - 1), pg_catalog.getdatabaseencoding())]
+             else '{}' end
+         end as named,
+         regexp_replace(regexp_replace(p.prosrc,
+           '("(?:[^"]|"")*")|\m[eE]''(?:[^''\\]|''''|\\.)*''|''(?:[^'']|'''')*''|--[^\n\r]*|/\*(?:[^*]|\*+[^*/])*\*+/'
+           '|\$\$(?:[^$]|\$[^$])*\$\$|\$([[:alpha:]_]\w*)\$(?:[^$]|\$[^[:alpha:]_$])*\$\2\$', ' \1 ', 'g'),
+           '"(new|old)"', '\1', 'g') as body
+  from pg_catalog.pg_trigger t join pg_catalog.pg_proc p on p.oid = t.tgfoid
+  join pg_catalog.pg_namespace n on n.oid = p.pronamespace join pg_catalog.pg_language l on l.oid = p.prolang
+  left join pg_catalog.pg_depend d on d.classid = 'pg_catalog.pg_proc'::regclass and d.objid = p.oid
+    and d.refclassid = 'pg_catalog.pg_extension'::regclass and d.deptype = 'e'
+  left join pg_catalog.pg_extension e on e.oid = d.refobjid
+  -- Internal triggers run after the row, but for those that a partition has from its parent.
+  where t.tgenabled <> 'D' and t.tgtype & 3 = 3 and t.tgtype & 20 <> 0
+), judged as materialized (
+  select code.*,
+    not is_read or body ~* 'u&\s*"|\*/|''|\$\w*\$|\mcall\s+["\w]'
+      or body ~* '\mreturn\M(?!\s*(?:(?:new|old|null)|coalesce\s*\(\s*(?:new|old)\s*,\s*(?:new|old)\s*\))\s*;)' as is_opaque,
+    regexp_replace(body,
+      '(?:\m(?:if|elsif|elseif|when|where|and|or|not|on|while)\M[\s(]*|\(\s*)\m(?:new|old)\M', ' x', 'gi') as statements
+  from code
+), targets as materialized (
+  select judged.*, array(
+    select m[1] from regexp_matches(statements,
+      '\m(?:new|old)\M\s*((?:\.\s*"##,
+    name!(),
+    r"\s*|",
+    subscript!(),
+    r##"\s*)*):?=(?!>)', 'gi') m
+    union
+    select coalesce(m[1], '') from regexp_matches(statements,
+      '\m(?:into|for|foreach)\s+(?:strict\s+)?((?:"##,
+    name!(),
+    "|",
+    subscript!(),
+    r##"|\s*[.,]\s*)+)', 'gi') list,
+      regexp_matches(list[1], '\m(?:new|old)\M\s*(\.\s*"##,
+    name!(),
+    r##")?', 'gi') m
+  ) as places
+  from judged
+)
+select tgrelid, nspname, proname, tgtype & 4 <> 0, tgtype & 16 <> 0,
+       named is null and (is_opaque or exists (select from unnest(places) place where place !~ '^\.')),
+       coalesce(named, array(
+         select distinct case when m[1] like '"%' then replace(substr(m[1], 2, length(m[1]) - 2), '""', '"')
+                              else lower(m[1] collate "C") end
+         from unnest(places) place, regexp_matches(place, '^\.\s*("##,
+    name!(),
+    r##")') m order by 1))
+from targets order by tgrelid, nspname, proname, tgtype"##
+);
+
 /// Functions of every schema, and whether they belong to an extension of PostgreSQL's own whose functions compute and do no more. An aggregate is as volatile as the worst of the functions that it is made of.
 pub(super) const FUNCTIONS: &str = "
 select p.oid, n.nspname, p.proname, p.prokind,

@@ -160,6 +160,7 @@ pub(super) fn relation(oid: Oid, name: &str, kind: RelationKind) -> Relation {
         definition: None,
         writes: vec![oid],
         writes_opaque: false,
+        row_triggers: Vec::new(),
         foreign_keys: Vec::new(),
         is_referenced: false,
         is_judged_late: false,

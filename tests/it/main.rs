@@ -35,6 +35,7 @@ mod reading;
 mod relay;
 mod replay;
 mod replication;
+mod row_triggers;
 mod servers;
 mod tenants;
 mod tpch;

@@ -1,6 +1,7 @@
 //! Which functions a statement over shards may call.
 
 use crate::catalog::model::{Catalog, Function, FunctionKind, Oid, Volatility};
+use crate::config::names;
 use crate::plan::{Refusal, shard_key};
 
 use super::refuse::refuse;
@@ -178,6 +179,17 @@ impl Functions<'_> {
             listed.trim() == full
                 && arguments.len() == function.arguments.len()
                 && arguments.iter().zip(&function.arguments).all(|(text, &oid)| self.is_type(text, oid))
+        };
+        self.pure_functions.iter().any(is_listed)
+    }
+
+    /// Whether `pure_functions` lists the function of a trigger, as `schema.name()`.
+    pub(super) fn is_declared_trigger(&self, schema: &str, name: &str) -> bool {
+        let is_listed = |declared: &String| {
+            let (listed, arguments) = declared.split_once('(').unwrap_or((declared, ")"));
+            let listed = names::qualified(listed).ok();
+            let is_it = listed.is_some_and(|(of, listed)| of.is_none_or(|of| of == schema) && listed == name);
+            is_it && arguments.trim_end_matches(')').trim().is_empty()
         };
         self.pure_functions.iter().any(is_listed)
     }

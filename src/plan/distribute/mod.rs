@@ -40,6 +40,7 @@ mod split;
 mod steady;
 mod stream;
 mod tie;
+mod triggers;
 mod views;
 mod write;
 
@@ -230,6 +231,14 @@ enum Shape<'t> {
 }
 
 fn walk<'t>(analysis: &mut Analysis<'_>, tree: &'t Statement) -> Result<Shape<'t>, Refusal> {
+    let shape = walk_statement(analysis, tree)?;
+    if let Shape::Write(Written::Sharded(written)) = &shape {
+        triggers::check(analysis.constants.input, tree, &written.relation)?;
+    }
+    Ok(shape)
+}
+
+fn walk_statement<'t>(analysis: &mut Analysis<'_>, tree: &'t Statement) -> Result<Shape<'t>, Refusal> {
     match tree {
         Statement::Query(query) => {
             let block = analysis.statement(query)?;

@@ -99,6 +99,7 @@ impl Part {
             definition: None,
             writes: Vec::new(),
             writes_opaque: false,
+            row_triggers: Vec::new(),
             foreign_keys: Vec::new(),
             is_referenced: false,
             is_judged_late: false,

@@ -26,4 +26,5 @@ mod recovery;
 mod settings;
 mod several;
 mod stage;
+mod triggers;
 mod types;
