@@ -81,6 +81,7 @@ impl Session {
     }
 
     async fn carry_out(&mut self, execution: &Execution<'_>, described: bool, way: Way) -> Result<Carried, Error> {
+        self.spill();
         self.has_read_aside |= self.status == TransactionStatus::InTransaction
             && matches!(way, Way::ReadOnly(_) | Way::Fill(..) | Way::Hit(..) | Way::FanOut(_) | Way::Gather(_));
         let types = Box::pin(self.types_over_servers(execution, &way)).await?;
@@ -137,8 +138,6 @@ impl Session {
                 self.answer_tag(execution, described, tag_of(execution));
             }
             Way::RollbackTo(kept) => {
-                // Which of them were there before the savepoint is not known.
-                self.close_halted(None).await;
                 self.lazy_begin.truncate(kept);
                 self.status = TransactionStatus::InTransaction;
                 self.answer_tag(execution, described, "ROLLBACK");
@@ -147,11 +146,8 @@ impl Session {
                 release(&mut self.lazy_begin, at);
                 self.answer_tag(execution, described, tag_of(execution));
             }
-            Way::End(commit) => {
-                self.close_halted(None).await;
-                self.end(execution, described, commit);
-            }
-            Way::EndAndChain(commit) => self.end_and_chain(execution, described, commit).await,
+            Way::End(commit) => self.end(execution, described, commit),
+            Way::EndAndChain(commit) => self.end_and_chain(execution, described, commit),
             Way::ChainEverywhere(commit, begin) => {
                 if let Err(message) = Box::pin(self.chain_everywhere(execution, described, (commit, begin))).await? {
                     self.fail_with(message);
@@ -176,6 +172,9 @@ impl Session {
                     return Ok(Carried::Failed);
                 }
             },
+        }
+        if self.suspended.is_some() {
+            Box::pin(self.portals_after(execution.facts)).await;
         }
         Ok(Carried::Answered)
     }

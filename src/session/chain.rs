@@ -58,8 +58,7 @@ impl Session {
     }
 
     /// Ends a transaction that no server knew of, and begins its like.
-    pub(super) async fn end_and_chain(&mut self, execution: &Execution<'_>, described: bool, commit: bool) {
-        self.close_halted(None).await;
+    pub(super) fn end_and_chain(&mut self, execution: &Execution<'_>, described: bool, commit: bool) {
         let begin = std::mem::take(&mut self.lazy_begin);
         let begin = self.repeated_of(begin.iter()).unwrap_or(begin);
         let like = (self.isolated, self.read_only);

@@ -352,6 +352,9 @@ impl Session {
             }
         }
         self.after_listening().await?;
+        if let Some(facts) = facts.as_ref().filter(|_| self.suspended.is_some()) {
+            Box::pin(self.settle_portals(facts)).await?;
+        }
         self.after_deallocation().await
     }
 

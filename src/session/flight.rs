@@ -536,7 +536,7 @@ impl Session {
         let Some(asked) = self.asked_of_portal(unit, execute.portal, bound.statement)? else {
             return Err(Error::internal("a planned portal has no statement"));
         };
-        self.forget_suspended(execute.portal);
+        self.begin_halted(execute.portal);
         let execution = Execution {
             facts: &asked.facts,
             text: &asked.text,
@@ -545,7 +545,9 @@ impl Session {
             max_rows: execute.max_rows,
             unanswered,
         };
-        Box::pin(self.go(&execution, described, way)).await
+        Box::pin(self.go(&execution, described, way)).await?;
+        self.forget_begun(execute.portal);
+        Ok(())
     }
 }
 

@@ -440,7 +440,7 @@ fn step(effect: &Effect) -> Option<Step> {
 }
 
 /// A name as long as PostgreSQL keeps it, cut between two characters.
-fn truncated(name: &str) -> &str {
+pub(super) fn truncated(name: &str) -> &str {
     let end = (0..=NAME_BYTES.min(name.len())).rev().find(|&at| name.is_char_boundary(at)).unwrap_or(0);
     &name[..end]
 }

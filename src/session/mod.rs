@@ -28,6 +28,7 @@ mod key_move;
 mod late_begin;
 mod lease;
 mod legs;
+mod levels;
 mod listen;
 mod maintain;
 mod meaning;

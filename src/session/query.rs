@@ -66,6 +66,9 @@ impl Session {
             // What the client sends next must find the statements gone, or its LISTEN done.
             self.wait_for_answers().await?;
         }
+        if self.suspended.is_some() {
+            Box::pin(self.settle_portals(facts)).await?;
+        }
         Ok(())
     }
 
@@ -149,8 +152,6 @@ impl Session {
                 Class::Transaction(TransactionControl::BeginReadOnly | TransactionControl::SetTransactionReadOnly) => {
                     self.read_only = true
                 }
-                // Which portals were there before the savepoint is not known.
-                Class::Transaction(TransactionControl::RollbackTo) => self.suspended = None,
                 _ => {}
             }
         }

@@ -427,7 +427,8 @@ impl Session {
         self.db.two_phase.clone().filter(|it| shards > 1 && it.latch.is_on())
     }
 
-    fn spill(&mut self) {
+    /// What the server at hand has said goes before whatever pgherd says itself.
+    pub(super) fn spill(&mut self) {
         if let Some(attached) = &mut self.server {
             attached.lease.server().spill(&mut self.client.outbuf);
         }

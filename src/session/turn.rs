@@ -363,6 +363,9 @@ impl Session {
             self.db.metrics.transactions.inc();
         }
         if status == TransactionStatus::Idle && !more {
+            if self.suspended.is_some() {
+                Box::pin(self.close_halted(None)).await;
+            }
             self.transaction_is_over();
             self.settle_writes();
             self.release_if_at_rest(now).await?;

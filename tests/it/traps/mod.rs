@@ -11,5 +11,6 @@ mod rows;
 mod sessions;
 mod settings;
 mod spanning;
+mod suspended;
 mod transactions;
 mod wrapped;

@@ -530,3 +530,49 @@ async fn sums_within_transfers_are_whole_and_nobody_waits_for_ever() {
     assert_eq!(say(&mut client, "select sum(balance) from accounts").await.column(0), [Some("4000".into())]);
     twins.stage.is_clean().await;
 }
+
+#[tokio::test]
+async fn going_back_to_a_savepoint_of_several_servers_takes_only_portals_behind_it() {
+    let twins = Twins::set(3).await;
+    let mut clients = twins.clients().await;
+    let mut said = Vec::new();
+    for client in [&mut clients.0, &mut clients.1] {
+        let mut answers = Vec::new();
+        ok(client, "begin").await;
+        answers.push(executed(client, "p", Some("select id from accounts order by id"), 3).await);
+        for sql in ["update accounts set balance = balance + 1 where id in (1, 2, 3, 4, 5, 6)", "savepoint a"] {
+            ok(client, sql).await;
+        }
+        answers.push(executed(client, "p", None, 2).await);
+        answers.push(executed(client, "q", Some("select id, balance from accounts order by id"), 50).await);
+        ok(client, "update accounts set balance = 7 where id < 9").await;
+        for _ in 0..2 {
+            ok(client, "rollback to a").await;
+            answers.push(executed(client, "p", None, 2).await);
+            answers.push(executed(client, "q", None, 2).await);
+        }
+        ok(client, "rollback to a").await;
+        ok(client, "release a").await;
+        answers.push(executed(client, "p", None, 0).await);
+        ok(client, "commit").await;
+        said.push(answers);
+    }
+    assert_eq!(said[1], said[0]);
+    assert_eq!(said[0].iter().filter(|answer| answer.code() == Some("34000")).count(), 2, "{:?}", said[0]);
+    twins.is_same().await;
+}
+
+/// Executes a portal up to a row limit, bound to that statement if there is one.
+async fn executed(client: &mut WireClient, portal: &str, sql: Option<&str>, rows: i32) -> Answer {
+    client
+        .say(|out| {
+            if let Some(sql) = sql {
+                writer::parse(out, b"", sql.as_bytes(), &[]);
+                bind(out, portal, "", &[], 0);
+            }
+            writer::execute(out, portal.as_bytes(), rows);
+            writer::sync(out);
+        })
+        .await;
+    Answer::read(&client.until_ready().await)
+}
