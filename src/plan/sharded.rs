@@ -71,7 +71,7 @@ fn is_bound_wrongly(input: &Input<'_>, statement: &Statement) -> bool {
     input.bound.is_some_and(|bound| bound.values.len() != bound.types.len().max(statement.parameters.into()))
 }
 
-/// Operators and types in schemas that search_path names before `pg_catalog` are taken for PostgreSQL's own: a key that is compared by
+/// Comparisons and types in schemas that search_path names before `pg_catalog` would be taken for PostgreSQL's own: a key that is compared by
 /// `=` would not be compared by the key's equality.
 fn shadows(input: &Input<'_>) -> Option<Refusal> {
     let path = input.session.search_path;
@@ -80,10 +80,11 @@ fn shadows(input: &Input<'_>) -> Option<Refusal> {
     let own: HashSet<&str> =
         shards.types.values().filter(|it| &*it.schema == "pg_catalog").map(|it| &*it.name).collect();
     let hides = |it: &Type| own.contains(&*it.name) && before.contains(&it.schema);
-    if shards.user_operators.is_empty() && !shards.types.values().any(hides) {
+    let compares = |name: &&str| shards.user_operators.contains_key(*name);
+    if !["=", "<>", "<", "<=", ">", ">="].iter().any(compares) && !shards.types.values().any(hides) {
         return None;
     }
-    let message = "operators or types of a user's that search_path puts before those of pg_catalog, over shards";
+    let message = "comparisons or types of a user's that search_path puts before those of pg_catalog, over shards";
     Some(refusal("shadowed", message.into(), "Leave pg_catalog out of search_path: then it comes first."))
 }
 

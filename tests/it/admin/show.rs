@@ -163,12 +163,19 @@ async fn drivers_that_speak_the_extended_protocol_get_typed_values() {
     let (database, pgherd, console) = scene().await;
     let client = pgherd.client(&database.name).await;
     client.simple_query("select 1").await.expect("an answer");
-    let pools = console.query("SHOW POOLS", &[]).await.expect("pools");
-    let pool = pools
-        .iter()
-        .find(|row| row.get::<_, &str>("database") == database.name && row.get::<_, &str>("user") == "postgres");
-    let pool = pool.expect("the pool");
-    assert_eq!((pool.get::<_, i32>("cl_active"), pool.get::<_, i32>("sv_idle")), (1, 1));
+    let asked = async || {
+        let pools = console.query("SHOW POOLS", &[]).await.expect("pools");
+        let is_it = |row: &tokio_postgres::Row| {
+            row.get::<_, &str>("database") == database.name && row.get::<_, &str>("user") == "postgres"
+        };
+        pools.into_iter().find(is_it).expect("the pool")
+    };
+    eventually(PATIENCE, "the server connection is given back", async || {
+        let pool = asked().await;
+        (pool.get::<_, i32>("cl_active"), pool.get::<_, i32>("sv_idle")) == (1, 1)
+    })
+    .await;
+    let pool = asked().await;
     assert_eq!(pool.get::<_, Option<&str>>("load_balance_hosts"), None);
     let statement = console.prepare("show databases").await.expect("prepared");
     assert_eq!(statement.columns().len(), 18);
