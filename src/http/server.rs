@@ -10,6 +10,7 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use hyper::server::conn::http1;
+use hyper::service::{Service as _, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::net::{TcpListener, TcpStream};
@@ -28,6 +29,8 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 const CONNECTION_LIFETIME: Duration = Duration::from_secs(120);
 /// How long an answer under way may take to be read once its connection is to end.
 const END_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long a client that has just come may take for its request once its connection is to end.
+const HEARING_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long to wait after `accept` failed for want of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -85,11 +88,21 @@ pub async fn serve(
 async fn connection(socket: TcpStream, router: Router, stop: CancellationToken) {
     let mut http = http1::Builder::new();
     http.timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT).max_buf_size(limits::HTTP_HEAD_BYTES);
-    let served = http.serve_connection(TokioIo::new(socket), TowerToHyperService::new(router));
+    let (answers, heard) = (TowerToHyperService::new(router), CancellationToken::new());
+    let service = service_fn(|request| {
+        heard.cancel();
+        answers.call(request)
+    });
+    let served = http.serve_connection(TokioIo::new(socket), service);
     let mut served = std::pin::pin!(served);
     let ended = tokio::select! {
         ended = &mut served => ended,
         () = async { tokio::select! { () = stop.cancelled() => {}, () = tokio::time::sleep(CONNECTION_LIFETIME) => {} } } => {
+            // Whoever has come and not been heard yet is answered, too.
+            let hearing = async { tokio::select! { _ = &mut served => true, () = heard.cancelled() => false } };
+            if tokio::time::timeout(HEARING_TIMEOUT, hearing).await == Ok(true) {
+                return;
+            }
             served.as_mut().graceful_shutdown();
             match tokio::time::timeout(END_TIMEOUT, served).await {
                 Ok(ended) => ended,

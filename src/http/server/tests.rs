@@ -167,3 +167,21 @@ async fn it_stops_with_an_idle_connection_open() {
     server.stop.cancel();
     timeout(DEADLINE, server.task).await.expect("in time").expect("no panic");
 }
+
+#[tokio::test]
+async fn who_came_before_it_stopped_is_answered_still() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let address = listener.local_addr().expect("an address");
+    let (mut client, accepted) = tokio::join!(TcpStream::connect(address), listener.accept());
+    let client = client.as_mut().expect("a connection");
+    let stop = CancellationToken::new();
+    stop.cancel();
+    let shared =
+        Shared { metrics: Arc::new(Metrics::new()), readiness: Readiness::default(), world: Arc::new(Empty(None)) };
+    let serving = tokio::spawn(connection(accepted.expect("accepted").0, router(shared), stop));
+    client.write_all(b"GET /healthz/live HTTP/1.1\r\nHost: x\r\n\r\n").await.expect("a request");
+    let mut answer = String::new();
+    timeout(DEADLINE, client.read_to_string(&mut answer)).await.expect("in time").expect("an answer");
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    timeout(DEADLINE, serving).await.expect("in time").expect("no panic");
+}
