@@ -380,11 +380,12 @@ async fn servers_that_cannot_commit_together_are_found() {
 const OWN: &str = "create type mood as enum ('sad', 'ok', 'happy'); create domain positive as int check (value > 0);
     create function slug(text) returns text immutable language sql as 'select lower($1)';
     create table moods (id bigint not null, feeling mood, feelings mood[], n positive);
+    create function touch() returns trigger language plpgsql as 'begin return new; end';
     create view happy as select id from moods where feeling = 'happy'; create view very_happy as select id from happy where id > 0;";
 const MOODS: &str = r#"
     table = [{ name = "moods", shard_key = "id", method = "hash" }]
     [fanout]
-    pure_functions = ["public.slug(text)"]
+    pure_functions = ["public.slug(text)", "public.touch()"]
 "#;
 
 #[tokio::test]
@@ -420,5 +421,6 @@ async fn definitions_that_differ_are_named() {
     assert_fault(&report, "coordinator", "type public.mood is e: 'sad', 'ok', 'happy', 'new'");
     assert_fault(&report, "coordinator", "there is no type public.positive");
     assert_fault(&report, "coordinator", "there is no function public.slug(text)");
+    assert!(!found(&report, Level::Fault, "coordinator", "touch"), "no table there fires a trigger: {report}");
     assert!(!found(&report, Level::Fault, "primary", "type"), "the primary is not the coordinator: {report}");
 }

@@ -51,9 +51,12 @@ const TYPE: &str = "\
     FROM pg_catalog.pg_type AS t JOIN pg_catalog.pg_namespace AS n ON n.oid = t.typnamespace \
     WHERE n.nspname = $schema AND t.typname = $name";
 
+/// What begins the behaviour of a trigger's function.
+const TRIGGER: &str = "trigger ";
+
 /// A function's behaviour, in a hash.
 const FUNCTION: &str = "\
-    SELECT pg_catalog.md5(pg_catalog.concat_ws('/', p.provolatile, p.proisstrict, p.prokind, l.lanname, p.prosrc, \
+    SELECT CASE p.prorettype WHEN 'pg_catalog.trigger'::pg_catalog.regtype THEN 'trigger ' ELSE '' END || pg_catalog.md5(pg_catalog.concat_ws('/', p.provolatile, p.proisstrict, p.prokind, l.lanname, p.prosrc, \
       pg_catalog.pg_get_function_result(p.oid))) \
     FROM pg_catalog.pg_proc AS p JOIN pg_catalog.pg_language AS l ON l.oid = p.prolang \
     WHERE p.oid = pg_catalog.to_regprocedure($function)";
@@ -128,8 +131,14 @@ impl Looked<'_> {
             faults += self.compare(format!("view {schema}.{name}"), &of(VIEW, schema, name)).await?;
         }
         for function in pure_functions {
+            let what = format!("function {function}");
+            let is_known = |it: &Option<String>| it.as_ref().is_some_and(|it| it.starts_with(TRIGGER));
+            if !self.is_shard && self.known.get(&what).is_some_and(is_known) {
+                // The coordinator has no table that would fire it.
+                continue;
+            }
             let sql = FUNCTION.replace("$function", &literal(function));
-            faults += self.compare(format!("function {function}"), &sql).await?;
+            faults += self.compare(what, &sql).await?;
         }
         let row = self.client.rows(DATABASE).await?.into_iter().next().unwrap_or_default();
         if self.is_shard {
