@@ -20,6 +20,7 @@ use crate::backend::reset;
 use crate::backend::server::ServerConn;
 use crate::backend::settings::{Settings, SharedSettings, literal};
 use crate::backend::statements::Identity;
+use crate::catalog::model::FIRST_USER_OID;
 use crate::error::Error;
 use crate::plan::search_path;
 use crate::wire::writer::{self, TransactionStatus};
@@ -87,7 +88,7 @@ impl Session {
         };
         let (identity, read_under) = if then.is_same_beyond_path(&now) {
             // Where names are looked up elsewhere now, the server sees for itself.
-            (identity, now)
+            (self.by_path(&prepared, identity, &now), now)
         } else if self.path_has_moved(&then, &now, target).await? {
             let before = self.keep_as_read(name, &prepared, &identity, then);
             return self.read_elsewhere(name, &before, now, target).await;
@@ -95,6 +96,22 @@ impl Session {
             (self.db.statements.intern_used_under(&identity, &then, &now), then)
         };
         Ok(self.keep_as_read(name, &prepared, &identity, read_under))
+    }
+
+    /// What a statement is on servers that is read as it was, but for where names are looked up. Where schemas lie on different shards it
+    /// cannot be read there first as it was: the schemas of then need not be there.
+    fn by_path(&self, prepared: &Prepared, identity: Arc<Identity>, now: &SharedSettings) -> Arc<Identity> {
+        let has_moved = identity.parsed_under().is_some_and(|then| !then.has_same_path(now));
+        let is_known = now.get("search_path") != Some(UNKNOWN_PATH);
+        if self.db.config.schemas.is_none() || !has_moved || !is_known {
+            return identity;
+        }
+        // They stay of the types that they were of. What users make has other oids on each shard.
+        let told = prepared.told.parameters().unwrap_or_default().iter();
+        let told = told.map(|&oid| if oid < FIRST_USER_OID { oid } else { 0 });
+        let declared = prepared.types.iter().copied();
+        let types: Vec<u32> = declared.chain(told.skip(prepared.types.len())).collect();
+        self.db.statements.intern(identity.text().clone(), &types, now)
     }
 
     /// A statement that PostgreSQL reads anew under all that is set now. It must still give what it gave, which only a server can tell,
@@ -157,7 +174,8 @@ impl Session {
         {
             if let Some(identity) = &prepared.identity {
                 // Names may be looked up elsewhere now: PostgreSQL has read it anew by then.
-                self.keep_as_read(name, &prepared, identity.own(), now);
+                let identity = self.by_path(&prepared, Arc::clone(identity.own()), &now);
+                self.keep_as_read(name, &prepared, &identity, now);
             }
             return Ok(way);
         }

@@ -200,6 +200,57 @@ async fn search_path_says_whose_names_without_a_schema_are() {
 }
 
 #[tokio::test]
+async fn a_prepared_statement_follows_search_path_from_tenant_to_tenant() {
+    let stage = stage(false).await;
+    let mut client = stage.pgherd.wire("app").await;
+    let names: Vec<String> = (1..=6).map(|at| format!("t_{at}")).collect();
+    for name in &names {
+        ok(&mut client, &format!("create schema {name}")).await;
+        ok(&mut client, &format!("create table {name}.notes (id int4, note text)")).await;
+    }
+    ok(&mut client, &format!("set search_path to {}", names[0])).await;
+    client
+        .say(|out| {
+            writer::parse(out, b"put", b"insert into notes values ($1, $2)", &[]);
+            writer::parse(out, b"get", b"select id, note from notes order by id", &[]);
+            for name in ["put", "get"] {
+                writer::describe(out, b'S', name.as_bytes());
+            }
+            writer::sync(out);
+        })
+        .await;
+    assert_eq!(Answer::read(&client.until_ready().await).error, None);
+    for round in 0..3 {
+        for (at, name) in names.iter().enumerate() {
+            let within = round == 2;
+            ok(&mut client, if within { "begin" } else { "set search_path to public" }).await;
+            let local = if within { "local " } else { "" };
+            ok(&mut client, &format!("set {local}search_path to {name}, public")).await;
+            let id = format!("{at}");
+            client
+                .say(|out| {
+                    bind(out, "", "put", &[Some(&id), Some(name)], 0);
+                    writer::execute(out, b"", 0);
+                    bind(out, "", "get", &[], 0);
+                    writer::execute(out, b"", 0);
+                    writer::sync(out);
+                })
+                .await;
+            let messages = client.until_ready().await;
+            assert_eq!(Answer::read(&messages).error, None, "{name}, round {round}");
+            let wanted = vec![vec![Some(id), Some(name.clone())]; round + 1];
+            assert_eq!(rows(&messages), wanted, "{name}, round {round}");
+            if within {
+                ok(&mut client, "commit").await;
+            }
+        }
+    }
+    for name in &names {
+        assert_eq!(rows(&client.query(&format!("select count(*) from {name}.notes")).await), [[Some("3".to_owned())]]);
+    }
+}
+
+#[tokio::test]
 async fn a_search_path_set_within_a_transaction_is_followed_or_refused() {
     let stage = stage(true).await;
     stage.primary.execute("create table notes (id int4, what text)").await;
