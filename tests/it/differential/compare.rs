@@ -139,7 +139,7 @@ pub(super) fn comparable(select: &Select, mut answer: Answer) -> Answer {
 /// Whether they differ in nothing but the order of the rows of grouping sets (with a limit: in which rows come first). PostgreSQL 15
 /// takes columns for equal there that are so below the grouping alone (one column twice, or by a join's condition), one of which is NULL
 /// in some sets: it does not sort by the second then, and in what order rows come is its planner's choice.
-fn differ_by_order_of_sets(select: &Select, wanted: &Answer, given: &Answer) -> bool {
+pub(super) fn differ_by_order_of_sets(select: &Select, wanted: &Answer, given: &Answer) -> bool {
     let has = |words: &[&str]| words.iter().any(|word| select.text.contains(word));
     let heads = |answer: &Answer| (answer.columns.clone(), answer.tag.clone(), answer.error.clone(), answer.status);
     has(&["rollup (", "cube (", "grouping sets ("])

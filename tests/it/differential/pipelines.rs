@@ -4,7 +4,7 @@ use pgherd::wire::writer;
 use rand::Rng;
 use rand::rngs::StdRng;
 
-use super::compare::{Outcome, Pair, Tally, comparable};
+use super::compare::{Outcome, Pair, Tally, comparable, differ_by_order_of_sets};
 use super::statements::Select;
 use crate::answers::Answer;
 use crate::harness::wire::{Message, WireClient, bind};
@@ -66,8 +66,18 @@ impl Pair {
             tally.left_out += 1;
             return Outcome::Apart;
         }
-        let differs = given.iter().zip(&wanted).position(|(given, wanted)| given != wanted);
-        let at = differs.unwrap_or(given.len().min(wanted.len()));
+        let by_order_of_sets = |at: usize| {
+            let ((told, given), (wanted_told, wanted)) = (&given[at], &wanted[at]);
+            told == wanted_told && differ_by_order_of_sets(&flight[at], wanted, given)
+        };
+        let both = given.len().min(wanted.len());
+        let differs: Vec<usize> = (0..both).filter(|&at| given[at] != wanted[at]).collect();
+        let is_alike_beside = own == status && given.len() == wanted.len();
+        if is_alike_beside && !differs.is_empty() && differs.iter().all(|&at| by_order_of_sets(at)) {
+            tally.left_out += 1;
+            return Outcome::Alike;
+        }
+        let at = differs.first().copied().unwrap_or(both);
         tally.wrong.push(format!(
             "in one flight {forms:?}: {}\n  statement {at}, then {own}: {:?}\n  instead of {status}: {:?}",
             texts(),
